@@ -1,0 +1,98 @@
+"""Files that are whole or absent, digests, and where published weight files are looked for."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alitok.common.errors import BadInput
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that is moved over it when the block ends without an error.
+
+    Raises BadInput where the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private; a user's output is not
+        temporary.replace(path)
+    except OSError as error:
+        raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes its place when the block ends without an error.
+
+    Raises BadInput where the parent folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hub_checkpoints() -> Path:
+    """The folder where torch.hub and torchvision keep weight files: $TORCH_HOME/hub/checkpoints."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def find_weights(name: str, given: str | Path | None, folder: Path, origin: str) -> Path:
+    """The path of a published weight file: `given` if it is not None, else `folder / name`.
+
+    Args:
+        name: file name as published.
+        given: a path chosen by the user (the file, or a folder that holds it).
+        folder: the usual cache folder.
+        origin: address the file comes from, for the message.
+
+    Raises:
+        BadInput: it is not there; says which file, where it was looked for and where it comes from.
+    """
+    path = folder / name if given is None else Path(given).expanduser()
+    if path.is_dir():
+        path = path / name
+    if not path.is_file():
+        raise BadInput(f"Missing weight file {name}: looked for {path}; download it from {origin} and put it there.")
+    return path

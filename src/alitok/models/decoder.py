@@ -1,0 +1,90 @@
+"""The ViT decoder: causal with a prefix head in stage 1, bidirectional with buffer tokens in stage 2."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from alitok.models.transformer import Block, init_weights
+
+
+class PixelHead(nn.Module):
+    """(B, h * w, width) -> (B, 3, h * patch, w * patch) in [0, 1]: linear, patches laid out, 1x1 convolution, sigmoid."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.linear = nn.Linear(width, 3 * patch_size**2)
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, rows: int) -> Tensor:
+        x = rearrange(
+            self.linear(x),
+            "b (h w) (ph pw c) -> b c (h ph) (w pw)",
+            h=rows,
+            ph=self.patch_size,
+            pw=self.patch_size,
+        )
+        return self.conv(x).sigmoid()
+
+
+class Decoder(nn.Module):
+    """Latents -> image, and in stage 1 the strip that the prefix tokens are held to.
+
+    Args:
+        image_size: height and width of the images in pixels.
+        patch_size: side of a patch in pixels.
+        num_prefix: K, the tokens in front of the image tokens.
+        code_dim: D, channels of a latent.
+        width, depth, heads: of the transformer.
+        causal: output i sees tokens 1..i (its own included) and the tokens in front.
+        buffer_tokens: learned tokens in front of the sequence (stage 1: one, stage 2: B).
+        prefix_head: decode the prefix tokens, with a head of their own, to a strip.
+        drop_prefix: take the prefix tokens out of the input (the paper's stage 2).
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        num_prefix: int,
+        code_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        causal: bool,
+        buffer_tokens: int = 1,
+        prefix_head: bool = False,
+        drop_prefix: bool = False,
+    ) -> None:
+        super().__init__()
+        if prefix_head and (drop_prefix or num_prefix == 0):
+            raise ValueError("prefix_head needs prefix tokens: num_prefix > 0 and drop_prefix false")
+        self.rows = image_size // patch_size
+        self.image_tokens = self.rows**2
+        self.num_prefix = num_prefix
+        self.drop_prefix = drop_prefix
+        inputs = self.image_tokens + (0 if drop_prefix else num_prefix)
+        self.embed = nn.Linear(code_dim, width)
+        self.buffer_tokens = nn.Parameter(torch.randn(buffer_tokens, width) * width**-0.5)
+        self.positions = nn.Parameter(torch.randn(buffer_tokens + inputs, width) * width**-0.5)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads, causal) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width)
+        self.image_head = PixelHead(width, patch_size)
+        self.prefix_head = PixelHead(width, patch_size) if prefix_head else None
+        self.apply(init_weights)
+
+    def forward(self, latents: Tensor) -> dict[str, Tensor]:
+        """(B, N, D) -> {"image": (B, 3, H, W), with a prefix head also "prefix": (B, 3, patch, patch * K)}."""
+        if self.drop_prefix:
+            latents = latents[:, self.num_prefix :]
+        x = self.embed(latents)
+        front = self.buffer_tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+        x = self.norm_in(torch.cat([front, x], dim=1) + self.positions)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm_out(x[:, self.buffer_tokens.shape[0] :])
+        outputs = {"image": self.image_head(x[:, -self.image_tokens :], self.rows)}
+        if self.prefix_head is not None:
+            outputs["prefix"] = self.prefix_head(x[:, : self.num_prefix], 1)
+        return outputs

@@ -1,0 +1,54 @@
+"""The bidirectional ViT encoder: images -> latents."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from alitok.models.transformer import Block, init_weights
+
+
+class Encoder(nn.Module):
+    """A ViT over [patches ; learned latent tokens] that keeps the latents (AliTok, section 3; TiTok's wiring).
+
+    Args:
+        image_size: height and width of the images in pixels.
+        patch_size: side of a patch in pixels.
+        num_latents: N, prefix tokens included.
+        code_dim: D, channels of a latent.
+        width, depth, heads: of the transformer.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        num_latents: int,
+        code_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image_size {image_size} does not divide into patches of {patch_size}")
+        self.image_size = image_size
+        self.num_latents = num_latents
+        patches = (image_size // patch_size) ** 2
+        self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.patch_positions = nn.Parameter(torch.randn(patches, width) * width**-0.5)
+        self.latent_tokens = nn.Parameter(torch.randn(num_latents, width) * width**-0.5)
+        self.latent_positions = nn.Parameter(torch.randn(num_latents, width) * width**-0.5)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width)
+        self.to_code = nn.Linear(width, code_dim)
+        self.apply(init_weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D)."""
+        patches = rearrange(self.patch_embed(images), "b d h w -> b (h w) d") + self.patch_positions
+        latents = (self.latent_tokens + self.latent_positions).expand(images.shape[0], -1, -1)
+        x = self.norm_in(torch.cat([patches, latents.to(patches.dtype)], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        return self.to_code(self.norm_out(x[:, -self.num_latents :]))

@@ -1,0 +1,134 @@
+"""Vector quantization whose codebook is kept in use by online clustering (CVQ-VAE)."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alitok.models.transformer import init_weights
+
+# Distances are computed for blocks of tokens so that no (tokens, V) matrix larger than this many numbers exists.
+BLOCK_ELEMENTS = 1 << 24
+
+
+@dataclass
+class ClusterStatistics:
+    """What the clustering update needs of a set of features; sets merge in any grouping, and in order.
+
+    Attributes:
+        count: (V,) how many features chose each code.
+        distance: (V,) squared distance of the feature nearest to each code.
+        feature: (V, D) that feature.
+    """
+
+    count: Tensor
+    distance: Tensor
+    feature: Tensor
+
+    def merge(self, other: Self) -> Self:
+        """Statistics of both sets together; the feature of `self` is kept where the distances are equal."""
+        closer = other.distance < self.distance
+        return type(self)(
+            count=self.count + other.count,
+            distance=torch.where(closer, other.distance, self.distance),
+            feature=torch.where(closer[:, None], other.feature, self.feature),
+        )
+
+
+@dataclass
+class QuantizerOutput:
+    """What a quantizer returns.
+
+    Attributes:
+        quantized: (B, N, D) float32, with the straight-through gradient to the latents.
+        ids: (B, N) int64, or (B, N, S) where a token has S sub-codes.
+        losses: scalars by name, weighted.
+        statistics: what `update` needs, in training mode; it has `merge`. None where nothing is to be updated.
+    """
+
+    quantized: Tensor
+    ids: Tensor
+    losses: dict[str, Tensor]
+    statistics: ClusterStatistics | None = None
+
+
+class ClusteredQuantizer(nn.Module):
+    """Nearest code by squared L2 distance, with the online clustering of CVQ-VAE (Zheng & Vedaldi 2023).
+
+    `forward` changes no state: in training mode it returns the statistics of its batch, and `update` applies those of
+    the whole global batch, merged over micro-batches and processes, once.
+
+    Args:
+        codebook_size: V.
+        code_dim: D.
+        commitment: weight of the commitment loss.
+        clustering: return statistics in training mode, so that unused codes are moved to where features are.
+        decay: of the running share of tokens that chose each code.
+    """
+
+    usage: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        code_dim: int,
+        commitment: float = 0.25,
+        clustering: bool = True,
+        decay: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.commitment = commitment
+        self.clustering = clustering
+        self.decay = decay
+        self.codebook = nn.Embedding(codebook_size, code_dim)
+        self.register_buffer("usage", torch.zeros(codebook_size))
+        self.apply(init_weights)
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """(B, N, D) -> quantized latents, ids (B, N), losses "codebook" and "commitment" (means over all elements)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            ids, statistics = self._search(latents.detach())
+            quantized = self.codebook(ids)
+            losses = {
+                "codebook": F.mse_loss(quantized, latents.detach()),
+                "commitment": self.commitment * F.mse_loss(latents, quantized.detach()),
+            }
+            straight_through = latents + (quantized - latents).detach()
+        return QuantizerOutput(straight_through, ids, losses, statistics)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """ids (B, N) -> latents (B, N, D) float32."""
+        return self.codebook(ids).float()
+
+    @torch.no_grad()
+    def _search(self, latents: Tensor) -> tuple[Tensor, ClusterStatistics | None]:
+        features = latents.flatten(0, -2)
+        codes = self.codebook.weight.detach().float()
+        collect = self.training and self.clustering
+        code_norms = codes.square().sum(1)
+        ids, statistics = [], None
+        for block in features.split(max(1, BLOCK_ELEMENTS // len(codes))):
+            distances = torch.addmm(code_norms, block, codes.T, alpha=-2).add_(block.square().sum(1, keepdim=True))
+            chosen = distances.argmin(1)
+            ids.append(chosen)
+            if collect:
+                nearest, which = distances.min(0)
+                part = ClusterStatistics(chosen.bincount(minlength=len(codes)), nearest, block[which])
+                statistics = part if statistics is None else statistics.merge(part)
+        return torch.cat(ids).view(latents.shape[:-1]), statistics
+
+    @torch.no_grad()
+    def update(self, statistics: ClusterStatistics) -> None:
+        """Applies the clustering update for one global batch (CVQ-VAE, equations 5 and 6).
+
+        p <- decay p + (1 - decay) share; a = exp(-10 V p / (1 - decay) - 1e-3); code <- (1 - a) code + a feature.
+        """
+        share = statistics.count / statistics.count.sum()
+        self.usage.mul_(self.decay).add_(share, alpha=1 - self.decay)
+        rate = torch.exp(-10 * self.codebook_size * self.usage / (1 - self.decay) - 1e-3)[:, None]
+        weight = self.codebook.weight
+        weight.copy_((1 - rate) * weight + rate * statistics.feature)

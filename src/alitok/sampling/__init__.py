@@ -1,0 +1,1 @@
+"""Drawing tokens: guidance schedules, the key/value cache, the loop."""
