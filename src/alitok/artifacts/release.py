@@ -6,14 +6,9 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file
 
 # (release, ours): prefixes or whole names. A name is rewritten by the first rule that fits.
 _BLOCK = {"ln_1": "norm1", "attn.in_proj": "attention.qkv", "attn.out_proj": "attention.proj", "ln_2": "norm2"}

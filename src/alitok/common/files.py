@@ -96,3 +96,10 @@ def find_weights(name: str, given: str | Path | None, folder: Path, origin: str)
     if not path.is_file():
         raise BadInput(f"Missing weight file {name}: looked for {path}; download it from {origin} and put it there.")
     return path
+
+
+def experiments_folder() -> Path:
+    """The YAML files that ship with the project: in the repository, or inside the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parents[1] / "experiments"

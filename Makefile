@@ -1,0 +1,65 @@
+# `make help` lists the targets. Variables: see the README.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= data/imagenet
+EXPERIMENT ?= $(if $(filter shapes,$(DATA)),demo,imagenet256)
+SIZE ?= 662M
+RUN ?= runs
+DEVICES ?= auto
+NODES ?= 1
+STRATEGY ?=
+PIP_ARGS ?=
+ARGS ?=
+HERE := $(RUN)/$(EXPERIMENT)
+CONFIGS := experiments/$(EXPERIMENT)
+SIZED := $(wildcard $(CONFIGS)/sizes/$(SIZE).yaml)
+TOKENIZER ?= $(HERE)/stage2/artifact
+CACHE ?= $(HERE)/tokens
+GENERATOR ?= $(HERE)/generator$(if $(SIZED),-$(SIZE))/artifact
+REFERENCE ?= data/VIRTUAL_imagenet256_labeled.npz
+EXTRACTOR ?=
+COUNT ?= 50000
+FIT := $(BIN)/alitok fit
+TRAINER := --define.run $(HERE) --trainer.devices $(DEVICES) --trainer.num_nodes $(NODES)
+OVERLAY := $(if $(STRATEGY),-c experiments/strategies/$(STRATEGY).yaml)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+setup: $(VENV)/installed  ## create .venv and install (PIP_ARGS: a CPU-only torch, a mirror)
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## the whole line on embedded data: ten minutes on two CPU cores, ends in runs/demo/report.html
+	$(BIN)/alitok demo --out $(RUN)/demo $(ARGS)
+
+test: setup  ## the tests, on CPU without network
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup  ## the long tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup  ## ruff, mypy, import-linter
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+train-tokenizer: setup  ## stage 1, then stage 2 (EXPERIMENT, DATA, RUN, DEVICES, STRATEGY)
+	$(FIT) -c $(CONFIGS)/tokenizer-stage1.yaml $(OVERLAY) $(TRAINER) --define.source $(DATA) $(ARGS)
+	$(FIT) -c $(CONFIGS)/tokenizer-stage2.yaml $(OVERLAY) $(TRAINER) --define.source $(DATA) $(ARGS)
+
+tokenize: setup  ## the ten-crop token cache of DATA
+	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE)
+
+train-ar: setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises first where there is no cache
+	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) $(ARGS)
+
+eval-fid: setup  ## gFID and IS: COUNT samples against REFERENCE
+	$(BIN)/alitok sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz
+	$(BIN)/alitok evaluate $(HERE)/samples-$(SIZE).npz --reference $(REFERENCE) $(if $(EXTRACTOR),--extractor $(EXTRACTOR)) --json $(HERE)/gfid-$(SIZE).json

@@ -1,0 +1,285 @@
+"""The artifact: the folder that one stage hands to the next and that can be uploaded to the Hugging Face hub as it is.
+
+`config.yaml` (class_path + init_args), `model.safetensors`, `card.json`; beside them, where a stage carries over
+another module, `NAME.yaml` and `NAME.safetensors`. Nothing in it needs pickle, and nothing but
+torch modules is built from it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alitok.artifacts.digest import module_digest, tokenizer_digest
+from alitok.common.build import build, import_class, is_class_block
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_folder
+from alitok.models.generator import Generator
+from alitok.models.tokenizer import Tokenizer
+
+KINDS = ("tokenizer", "generator")
+CARD = "card.json"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMON: dict[str, Any] = {"data": None, "class_names": None, "steps": None, "images_seen": None}
+_OF_GENERATOR: dict[str, Any] = {"tokenizer": None, "guidance": None, "power": None, "seed": None}
+
+Block = Mapping[str, Any]
+
+
+def save_artifact(
+    folder: str | Path,
+    block: Block,
+    module: nn.Module,
+    card: Mapping[str, Any],
+    extra: Mapping[str, tuple[Block, nn.Module]] | None = None,
+) -> dict[str, Any]:
+    """Writes an artifact; the folder is whole or absent, and takes the place of an older artifact.
+
+    Args:
+        block: {"class_path", "init_args"} from which `alitok.common.build.build` makes a module like `module`.
+        module: its whole state dict is saved, on whatever device it is.
+        card: `kind` ("tokenizer" or "generator") and what is known of: `parents` (name -> digest), `data`,
+            `class_names`, `steps`, `images_seen`, `metrics`; for a generator also `tokenizer` (digest of the tokenizer
+            whose tokens it was trained on), `guidance`, `power`, `seed`. Other entries are kept.
+        extra: by name, modules that travel along, e.g. "discriminator".
+
+    Returns:
+        The card as written: with `version`, `digest` and every entry above.
+
+    Raises:
+        BadInput: the folder holds something else than an artifact, or cannot be written.
+    """
+    folder = Path(folder)
+    if card.get("kind") not in KINDS:
+        raise ValueError(f"an artifact's card needs a kind of {KINDS}, not {card.get('kind')!r}")
+    if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} holds something else than an artifact; choose another folder or empty it.")
+    is_tokenizer = card["kind"] == "tokenizer"
+    full = {
+        "kind": card["kind"],
+        "version": version("alitok"),
+        "digest": tokenizer_digest(module) if is_tokenizer else module_digest(module),
+        "parents": {},
+        "metrics": {},
+        **_COMMON,
+        **({} if is_tokenizer else _OF_GENERATOR),
+    }
+    full |= {key: value for key, value in card.items() if key not in ("version", "digest")}
+    with atomic_folder(folder) as temporary:
+        _write(temporary, "config.yaml", "model.safetensors", block, module)
+        for name, (extra_block, extra_module) in (extra or {}).items():
+            _write(temporary, f"{name}.yaml", f"{name}.safetensors", extra_block, extra_module)
+        # numbers of numpy and torch become floats
+        (temporary / CARD).write_text(json.dumps(full, indent=2, ensure_ascii=False, default=float) + "\n", "utf-8")
+    return full
+
+
+def load_artifact(path: str | Path, kind: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """The module of an artifact, in eval mode, with its card and block as `module.card` and `module.block`.
+
+    Args:
+        path: a folder, or `owner/name` on the Hugging Face hub.
+        kind: "tokenizer" or "generator" where only that will do.
+
+    Raises:
+        BadInput: no artifact there, another kind, a class that cannot be built, weights that are damaged or do not fit.
+    """
+    folder = locate(path)
+    card = read_card(folder)
+    if kind is not None and card.get("kind") != kind:
+        raise BadInput(f"{path} is a {card.get('kind')}, but a {kind} is needed here; give the folder of a {kind}.")
+    block, module = _read(folder, "config.yaml", "model.safetensors")
+    module.to(device)
+    vars(module).update(card=card, block=block)
+    return module
+
+
+def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """A tokenizer in eval mode from a folder, or `owner/name` on the Hugging Face hub; raises as `load_artifact`."""
+    return cast(Tokenizer, load_artifact(path, "tokenizer", device))
+
+
+def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Generator:
+    """A generator in eval mode from a folder, or `owner/name` on the Hugging Face hub; raises as `load_artifact`."""
+    return cast(Generator, load_artifact(path, "generator", device))
+
+
+def load_extra(path: str | Path, name: str) -> nn.Module | None:
+    """A module that travels with an artifact (e.g. "discriminator"), with its `block`; None where there is none."""
+    folder = locate(path)
+    read_card(folder)
+    if not (folder / f"{name}.yaml").is_file():
+        return None
+    block, module = _read(folder, f"{name}.yaml", f"{name}.safetensors")
+    vars(module).update(block=block)
+    return module
+
+
+def check_pair(generator: nn.Module, tokenizer: nn.Module) -> None:
+    """Refuses a tokenizer whose tokens are not those that the generator was trained on.
+
+    A generator whose card names no tokenizer (published weights) is only held to the number of tokens and codes.
+
+    Raises:
+        BadInput: they do not belong together.
+    """
+    wanted = (getattr(generator, "card", None) or {}).get("tokenizer")
+    if wanted is not None and (digest := tokenizer_digest(tokenizer)) != wanted:
+        raise BadInput(
+            f"The generator was trained on tokens of tokenizer {wanted[:12]}, but this tokenizer is {digest[:12]}; "
+            "give the tokenizer (of stage 1 or 2) that made its token cache."
+        )
+    for name, words in (("codebook_size", "codes"), ("num_tokens", "tokens an image")):
+        ours, theirs = getattr(generator, name), getattr(tokenizer, name)
+        if ours != theirs:
+            raise BadInput(
+                f"The generator knows {ours} {words} and the tokenizer has {theirs}; give a pair that fits together."
+            )
+
+
+def locate(path: str | Path) -> Path:
+    """The local folder of an artifact; `owner/name` that is no folder here is fetched from the Hugging Face hub.
+
+    Raises:
+        BadInput: there is no such folder, and the hub does not give it.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() or not _HUB_NAME.fullmatch(str(path)) or set(str(path).split("/")) & {".", ".."}:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.yaml", "*.safetensors", CARD]))
+    except Exception as error:  # offline, no such repository, no permission, ...: each library layer has its own class
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise BadInput(f"{path} is no folder here and the Hugging Face hub does not give it: {reason}.") from error
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of an artifact folder.
+
+    Raises:
+        BadInput: the folder or one of its files is missing, or the card is damaged.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not an artifact: there is no such folder; give the folder that a run exported.")
+    for name in ("config.yaml", "model.safetensors", CARD):
+        if not (folder / name).is_file():
+            raise BadInput(f"{folder} is not an artifact: {name} is missing; give the folder that a run exported.")
+    try:
+        card = json.loads((folder / CARD).read_text("utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{folder / CARD} is not readable JSON ({error}); export or download it again.") from error
+    if not isinstance(card, dict):
+        raise BadInput(f"{folder / CARD} should hold a map of names to values; export or download it again.")
+    return card
+
+
+def owned_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU, contiguous, each with a storage of its own and no larger than itself."""
+    seen: set[int] = set()
+    owned = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        owned[name] = tensor
+    return owned
+
+
+def plain_block(block: Block) -> dict[str, Any]:
+    """A class block as plain dicts and lists, whatever kind of map it came as."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(block)), resolve=True))
+
+
+def fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raises BadInput at the first name that is absent from, too much in, or of another shape than `expected`."""
+    for name in [*expected, *state]:
+        have, want = ("absent" if name not in side else str(tuple(side[name].shape)) for side in (state, expected))
+        if have != want:
+            raise BadInput(f"The weights in {source} do not fit the model: {name} is {have} and should be {want}.")
+
+
+def _write(folder: Path, config: str, weights: str, block: Block, module: nn.Module) -> None:
+    (folder / config).write_text(OmegaConf.to_yaml(OmegaConf.create(plain_block(block))), "utf-8")
+    same = _tied(module)
+    state = {name: tensor for name, tensor in module.state_dict().items() if name not in same}
+    save_file(owned_tensors(state), folder / weights, metadata={"format": "pt"})
+
+
+def _read(folder: Path, config: str, weights: str) -> tuple[dict[str, Any], nn.Module]:
+    """The block and the module, in eval mode, its weights taken from the file without a copy."""
+    block = _read_block(folder / config)
+    module = _construct(block, "meta", folder / config)
+    if any(buffer.is_meta and name not in module.state_dict() for name, buffer in module.named_buffers()):
+        # what is computed in the constructor and not saved has to be computed in earnest
+        module = _construct(block, "cpu", folder / config)
+    try:
+        state = load_file(folder / weights)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{folder / weights} is missing or damaged ({error}); export or download it again.") from error
+    same = _tied(module)
+    expected = module.state_dict()
+    fit(state, {name: tensor for name, tensor in expected.items() if name not in same}, folder / weights)
+    parameters = dict(module.named_parameters())
+    for name, first in same.items():
+        if not isinstance(state[first], nn.Parameter) and first in parameters:
+            state[first] = nn.Parameter(state[first], requires_grad=parameters[first].requires_grad)
+        state[name] = state[first]  # the very same object, so that they stay tied
+    module.load_state_dict(state, assign=True)
+    return block, module.eval()
+
+
+def _read_block(path: Path) -> dict[str, Any]:
+    try:
+        block = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise BadInput(f"{path} is not readable YAML ({' '.join(str(error).split())}); export it again.") from error
+    if not is_class_block(block):
+        raise BadInput(f"{path} should hold class_path and init_args; export the artifact again.")
+    return cast(dict[str, Any], block)
+
+
+def _construct(block: Block, device: str, source: Path) -> nn.Module:
+    for class_path in _class_paths(block):
+        # a file from the hub must not be able to call any function that is installed here
+        target = import_class(class_path)
+        if not (isinstance(target, type) and issubclass(target, nn.Module)):
+            raise BadInput(f"{source} names {class_path}, which is no torch module; an artifact holds modules only.")
+    try:
+        with torch.device(device):
+            return build(block)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{source} cannot be built: {error}; it was made for another version.") from error
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    if is_class_block(value):
+        yield str(value["class_path"])
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _class_paths(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _class_paths(item)
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Name -> the first name of the same parameter or buffer, for the entries of the state dict that repeat one."""
+    first: dict[int, str] = {}
+    repeated = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if first.setdefault(id(tensor), name) != name:
+            repeated[name] = first[id(tensor)]
+    return repeated

@@ -1,0 +1,299 @@
+"""Files of the public release -> artifacts, and back, tensor by tensor without a change.
+
+Every size is read from the tensors' shapes; what shapes do not tell is the release's: heads of 64 channels in the
+tokenizer, 17 prefix tokens in front of 16 x 16 image tokens in the generator.
+"""
+
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alitok.artifacts.folder import fit, load_artifact, load_extra, owned_tensors, save_artifact
+from alitok.artifacts.release import (
+    generator_from_release,
+    generator_to_release,
+    tokenizer_from_release,
+    tokenizer_to_release,
+)
+from alitok.common.build import build
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file, sha256
+from alitok.models.decoder import Decoder
+from alitok.models.discriminator import BlurDiscriminator
+from alitok.models.encoder import Encoder
+from alitok.models.generator import Generator
+from alitok.models.quantizer import ClusteredQuantizer
+from alitok.models.tokenizer import Tokenizer
+
+State = Mapping[str, Tensor]
+
+HEAD_DIM = 64
+NUM_PREFIX = 17
+GRID = (16, 16)
+EXPECTED = "AliTok.pth, alitok_b.bin, alitok_l.bin, alitok_xl.bin or a stage-1 training checkpoint of the release"
+# (width, layers) -> what the release samples with and what it reports: 50,000 samples, ADM's evaluator, ImageNet 256.
+PUBLISHED: dict[tuple[int, int], dict[str, Any]] = {
+    (768, 24): {"size": "177M", "guidance": 16.0, "power": 1.8, "seed": 42, "fid": 1.50, "inception_score": 305.9},
+    (1024, 24): {"size": "318M", "guidance": 6.0, "power": 0.7, "seed": 42, "fid": 1.42, "inception_score": 326.6},
+    (1280, 32): {"size": "662M", "guidance": 13.0, "power": 1.4, "seed": 2, "fid": 1.35, "inception_score": 318.8},
+}
+# Names that tell the two kinds of file apart and give the sizes.
+_SIGNATURES = {
+    "tokenizer": (
+        "latent_tokens",
+        "encoder.positional_embedding",
+        "encoder.patch_embed.weight",
+        "encoder.conv_out.weight",
+        "decoder.class_embedding",
+        "decoder.decoder_embed.weight",
+        "decoder.ffn.0.weight",
+        "quantize.embedding.weight",
+    ),
+    "generator": ("embeddings.weight", "blocks.0.attn.q_norm.weight", "norm.weight", "output.weight", "output.bias"),
+}
+_DISCRIMINATOR = "discriminator."
+
+
+def import_release(file: str | Path, out: str | Path) -> Path:
+    """Writes the artifact of a file of the public release.
+
+    Args:
+        file: `AliTok.pth`, `alitok_{b,l,xl}.bin` (state dicts) or a stage-1 training checkpoint (tensors under
+            `model_state`, other entries are ignored; `discriminator.*` among them becomes an extra of the artifact).
+        out: the artifact's folder.
+
+    Raises:
+        BadInput: the file is missing, damaged or something else; objects in it that are no tensors are never executed.
+    """
+    file, out = Path(file), Path(out)
+    state = _read(file)
+    disc = {name.removeprefix(_DISCRIMINATOR): t for name, t in state.items() if name.startswith(_DISCRIMINATOR)}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(_DISCRIMINATOR)}
+    block, module = _recognise(state, file)
+    is_tokenizer = isinstance(module, Tokenizer)
+    module.load_state_dict((tokenizer_from_release if is_tokenizer else generator_from_release)(state), assign=True)
+    extra = {}
+    if disc:
+        disc_block, discriminator = _discriminator(disc, file)
+        discriminator.load_state_dict(disc, assign=True)
+        extra["discriminator"] = (disc_block, discriminator)
+    card = _tokenizer_card(module) if isinstance(module, Tokenizer) else _generator_card(module)
+    save_artifact(out, block, module, {**card, "parents": {file.name: sha256(file)}}, extra)
+    return out
+
+
+def export_release(folder: str | Path, file: str | Path) -> Path:
+    """Writes an artifact as the public release would: the inverse of `import_release`.
+
+    A tokenizer of stage 1, or one that its discriminator travels with, becomes a training checkpoint with
+    `model_state`; every other model a plain state dict. A discriminator that is not the release's stays behind.
+
+    Raises:
+        BadInput: no artifact there, or a model that importing the file again would not give back.
+    """
+    file = Path(file)
+    module = load_artifact(folder)
+    own = owned_tensors(module.state_dict())
+    stage1, discriminator = False, None
+    if type(module) is Tokenizer:
+        state = tokenizer_to_release(own)
+        discriminator = load_extra(folder, "discriminator")
+        stage1 = "decoder.ffn_aux.0.weight" in state
+    elif type(module) is Generator:
+        state = generator_to_release(own)
+    else:
+        raise BadInput(f"{folder} holds a {type(module).__name__}, which the release's files do not know.")
+    try:
+        same = _form(_recognise(state, folder)[1]) == _form(module)
+    except BadInput as error:
+        raise BadInput(f"{folder} has a form that the release's files do not know: {error}") from error
+    if not same:
+        raise BadInput(
+            f"{folder} has a form that the release's files do not know: heads, positions, causality or "
+            "classes differ from the release's, and its files record none of them."
+        )
+    if isinstance(discriminator, BlurDiscriminator):
+        state |= {_DISCRIMINATOR + name: t for name, t in owned_tensors(discriminator.state_dict()).items()}
+        stage1 = True
+    with atomic_file(file) as temporary:
+        torch.save({"model_state": state} if stage1 else state, temporary)
+    return file
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise BadInput(f"There is no file {file}; expected {EXPECTED}.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError) as error:
+        reason = "it is damaged or no PyTorch file"
+        if "Unsupported global" in str(error):
+            reason = "it holds Python objects besides tensors, which are never executed"
+        raise BadInput(f"{file} cannot be read: {reason}; expected {EXPECTED}, tensors only.") from error
+    if isinstance(content, Mapping) and isinstance(content.get("model_state"), Mapping):
+        content = content["model_state"]
+    if not isinstance(content, Mapping) or not content:
+        raise BadInput(f"{file} holds no map of names to tensors; expected {EXPECTED}.")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise BadInput(f"{file}: its entry {name!r} is no tensor; expected {EXPECTED}.")
+    return dict(content)
+
+
+def _recognise(state: State, source: str | Path) -> tuple[dict[str, Any], nn.Module]:
+    """The block and the module (on the meta device) whose tensors in the release's names are exactly those given."""
+    missing = {kind: [name for name in names if name not in state] for kind, names in _SIGNATURES.items()}
+    kind = min(missing, key=lambda kind: len(missing[kind]) / len(_SIGNATURES[kind]))
+    if missing[kind]:
+        raise BadInput(
+            f"{source} is not {EXPECTED}: it is nearest to a {kind}, but has no tensor {missing[kind][0]!r}."
+        )
+    block = (_tokenizer_block if kind == "tokenizer" else _generator_block)(state, source)
+    module = _build(block, source)
+    to_release = tokenizer_to_release if kind == "tokenizer" else generator_to_release
+    fit(state, to_release(module.state_dict()), source)
+    return block, module
+
+
+def _build(block: dict[str, Any], source: str | Path) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build(block)
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise BadInput(f"{source} holds a model of a form that the release does not know: {error}.") from error
+
+
+def _shape(state: State, name: str, dims: int, source: str | Path) -> tuple[int, ...]:
+    shape = tuple(state[name].shape)
+    if len(shape) != dims:
+        raise BadInput(f"{source}: the tensor {name!r} has shape {shape} and should have {dims} dimensions.")
+    return shape
+
+
+def _count(state: State, prefix: str) -> int:
+    """How many layers there are: names `prefix` + number + '.' ..."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _heads(width: int, source: str | Path) -> int:
+    if width % HEAD_DIM:
+        raise BadInput(f"{source}: a width of {width} does not divide into the release's heads of {HEAD_DIM} channels.")
+    return width // HEAD_DIM
+
+
+def _block(target: type, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"{target.__module__}.{target.__qualname__}", "init_args": arguments}
+
+
+def _tokenizer_block(state: State, source: str | Path) -> dict[str, Any]:
+    tokens, _ = _shape(state, "latent_tokens", 2, source)
+    patches, _ = _shape(state, "encoder.positional_embedding", 2, source)
+    width, _, _, patch = _shape(state, "encoder.patch_embed.weight", 4, source)
+    code_dim = _shape(state, "encoder.conv_out.weight", 4, source)[0]
+    buffer_tokens, decoder_width = _shape(state, "decoder.class_embedding", 2, source)
+    codes, _ = _shape(state, "quantize.embedding.weight", 2, source)
+    size = {"image_size": math.isqrt(patches) * patch, "patch_size": patch}
+    stage1 = "decoder.ffn_aux.0.weight" in state
+    encoder = _block(
+        Encoder,
+        **size,
+        num_latents=tokens,
+        code_dim=code_dim,
+        width=width,
+        depth=_count(state, "encoder.transformer."),
+        heads=_heads(width, source),
+    )
+    decoder = _block(
+        Decoder,
+        **size,
+        num_prefix=tokens - patches,
+        code_dim=code_dim,
+        width=decoder_width,
+        depth=_count(state, "decoder.transformer."),
+        heads=_heads(decoder_width, source),
+        causal=stage1,
+        buffer_tokens=buffer_tokens,
+        prefix_head=stage1,
+    )
+    quantizer = _block(ClusteredQuantizer, codebook_size=codes, code_dim=code_dim, clustering=stage1)
+    return _block(Tokenizer, encoder=encoder, quantizer=quantizer, decoder=decoder)
+
+
+def _generator_block(state: State, source: str | Path) -> dict[str, Any]:
+    rows, width = _shape(state, "embeddings.weight", 2, source)
+    codes, _ = _shape(state, "output.weight", 2, source)
+    (head_dim,) = _shape(state, "blocks.0.attn.q_norm.weight", 1, source)
+    return _block(
+        Generator,
+        codebook_size=codes,
+        num_classes=rows - codes - 2,
+        num_prefix=NUM_PREFIX,
+        grid=list(GRID),
+        width=width,
+        depth=_count(state, "blocks."),
+        heads=width // head_dim,
+    )
+
+
+def _discriminator(state: State, source: str | Path) -> tuple[dict[str, Any], nn.Module]:
+    convolutions = [f"blocks.{index}.0.weight" for index in range(_count(state, "blocks."))]
+    for name in ("block_in.0.weight", *convolutions):
+        if name not in state:
+            raise BadInput(f"{source} holds a discriminator that is not the release's: {name!r} is missing.")
+    stages = [_shape(state, name, 4, source)[0] for name in convolutions]
+    block = _block(BlurDiscriminator, width=_shape(state, "block_in.0.weight", 4, source)[0], stages=stages)
+    module = _build(block, source)
+    fit(state, module.state_dict(), source)
+    return block, module
+
+
+def _form(module: nn.Module) -> dict[str, Any]:
+    """What decides a model's outputs and does not show in its tensors' names and shapes."""
+    if isinstance(module, Generator):
+        return {"heads": module.heads, "rope": module.rope.tolist()}
+    assert isinstance(module, Tokenizer)
+    parts = (module.encoder, module.quantizer, module.bottleneck, module.decoder)
+    return {
+        "classes": [type(part) for part in parts],
+        "image_size": module.image_size,
+        "heads": [layer.heads for layer in module.modules() if hasattr(layer, "heads")],
+        "causal": [layer.causal for layer in module.modules() if hasattr(layer, "causal")],
+        "drop_prefix": getattr(module.decoder, "drop_prefix", None),
+    }
+
+
+def _tokenizer_card(module: Tokenizer) -> dict[str, Any]:
+    stage = 1 if getattr(module.decoder, "prefix_head", None) is not None else 2
+    return {
+        "kind": "tokenizer",
+        "description": f"AliTok's public release: tokenizer of stage {stage}, {module.num_tokens} tokens of "
+        f"{module.codebook_size} codes for {module.image_size} x {module.image_size} pixels",
+        "data": "ImageNet-1k",
+    }
+
+
+def _generator_card(module: nn.Module) -> dict[str, Any]:
+    assert isinstance(module, Generator)
+    known = PUBLISHED.get((module.output.in_features, len(module.blocks)), {})
+    card: dict[str, Any] = {
+        "kind": "generator",
+        "description": f"AliTok's public release: generator {known.get('size', 'of another size')}",
+        "data": "ImageNet-1k" if known else None,
+        "class_names": _imagenet_names() if known and module.num_classes == 1000 else None,
+        **{key: known.get(key) for key in ("guidance", "power", "seed")},
+    }
+    if known:
+        card["metrics"] = {"published": {key: known[key] for key in ("fid", "inception_score")}}
+    return card
+
+
+def _imagenet_names() -> list[str]:
+    from torchvision.models import ConvNeXt_Small_Weights
+
+    return list(ConvNeXt_Small_Weights.IMAGENET1K_V1.meta["categories"])

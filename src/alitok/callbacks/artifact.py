@@ -1,0 +1,40 @@
+"""At the end of a run: the artifact that the next stage starts from."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from alitok.artifacts.folder import save_artifact
+from alitok.callbacks.progress import images_seen
+
+
+class ExportArtifact(Callback):
+    """Writes what was trained to `folder` (default: `artifact` in the run's folder) when all steps are done."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.interrupted or trainer.global_step < trainer.max_steps or not trainer.is_global_zero:
+            return
+        module = getattr(pl_module, "tokenizer", None) or pl_module.generator
+        card: dict[str, Any] = {
+            "kind": "tokenizer" if hasattr(pl_module, "tokenizer") else "generator",
+            "data": trainer.datamodule.description,  # type: ignore[attr-defined]
+            "class_names": trainer.datamodule.class_names,  # type: ignore[attr-defined]
+            "steps": trainer.global_step,
+            "images_seen": images_seen(trainer),
+            "parents": pl_module.parents,
+            "metrics": {
+                name.removeprefix("val/"): float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/")
+            },
+        }
+        if card["kind"] == "generator":
+            card |= pl_module.recommended  # type: ignore[operator]
+            card["tokenizer"] = pl_module.parents.get("tokenizer")  # type: ignore[union-attr, operator]
+        discriminator = getattr(pl_module, "discriminator", None)
+        extra = {"discriminator": (discriminator.block, discriminator)} if discriminator is not None else None
+        save_artifact(self.folder or Path(trainer.default_root_dir) / "artifact", module.block, module, card, extra)

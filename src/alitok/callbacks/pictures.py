@@ -1,0 +1,85 @@
+"""Picture grids of a run, written at each validation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from alitok.artifacts.folder import load_tokenizer
+from alitok.common.files import atomic_file
+from alitok.sampling.images import sample_images
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int = 8, titles: list[str] | None = None) -> None:
+    """Writes (B, 3, H, W) in [0, 1] as one PNG, `columns` pictures a row, each column under its title."""
+    from PIL import Image, ImageDraw, ImageFont
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    grid = to_pil_image(make_grid(images.float().cpu().clamp(0, 1), nrow=columns, padding=2, pad_value=1.0))
+    if titles:
+        cell = images.shape[-1] + 2
+        font = ImageFont.load_default(size=max(9, cell // 8))
+        page = Image.new("RGB", (grid.width, grid.height + cell // 4), "white")
+        page.paste(grid, (0, cell // 4))
+        pen = ImageDraw.Draw(page)
+        for column, title in enumerate(titles[:columns]):
+            while title and pen.textlength(title, font=font) > cell:
+                title = title[:-1]
+            pen.text((2 + column * cell, cell // 16), title, fill="black", font=font)
+        grid = page
+    with atomic_file(path) as temporary:
+        grid.save(temporary, format="PNG")
+
+
+def picture_path(trainer: Trainer, name: str) -> Path:
+    """Where a run keeps the picture of its present step."""
+    return Path(trainer.default_root_dir) / "pictures" / f"{name}-{trainer.global_step:07d}.png"
+
+
+class ReconstructionGrid(Callback):
+    """Rows of originals, each above its reconstructions, from the first validation batch."""
+
+    def __init__(self, count: int = 16, columns: int = 8) -> None:
+        self.count, self.columns = count, columns
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        originals = batch["image"][: self.count].split(self.columns)
+        copies = outputs["image"][: self.count].split(self.columns)
+        rows = [row for pair in zip(originals, copies, strict=True) for row in pair]
+        save_grid(torch.cat(rows), picture_path(trainer, "reconstruction"), self.columns)
+
+
+class SampleGrid(Callback):
+    """Samples of the first classes, a column each, at each validation.
+
+    Args:
+        tokenizer: artifact that decodes them.
+        classes: how many classes; `rows` samples of each.
+        guidance, power: of the sampling.
+    """
+
+    def __init__(
+        self, tokenizer: str, classes: int = 10, rows: int = 4, guidance: float = 0.0, power: float = 1.0, seed: int = 0
+    ) -> None:
+        self.tokenizer, self.classes, self.rows = tokenizer, classes, rows
+        self.guidance, self.power, self.seed = guidance, power, seed
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        generator: Any = pl_module.generator
+        classes = min(self.classes, generator.num_classes)
+        labels = [index % classes for index in range(classes * self.rows)]
+        tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
+        batches = sample_images(
+            generator, tokenizer, labels, guidance=self.guidance, power=self.power, seed=self.seed
+        )
+        save_grid(torch.cat([images for _, _, images in batches]), picture_path(trainer, "samples"), classes)

@@ -1,0 +1,70 @@
+"""The one door: `alitok VERB ...`, a file per verb under commands/, imported when its verb is called."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from alitok.common.build import nearest
+from alitok.common.errors import BadInput
+
+VERBS = {
+    "demo": "the whole line on embedded data: tokenizer, generator, samples, a report",
+    "fit": "train what a configuration describes (Lightning CLI)",
+    "validate": "measure a trained run on the validation split (Lightning CLI)",
+    "test": "the same on the test split (Lightning CLI)",
+    "tokenize": "encode a data set to a token cache",
+    "sample": "draw pictures from a generator",
+    "reconstruct": "send pictures through a tokenizer and back",
+    "evaluate": "FID and Inception Score of samples against a reference",
+    "import-release": "turn a published weight file into an artifact",
+    "export-release": "turn an artifact into a file in the published form",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """One clear line for wrong usage, instead of a dump of the whole usage."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise BadInput(f"{message}; see `{self.prog} --help`.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one verb. Exits with 0 on success, 2 for wrong usage or bad input, 1 for a fault of ours."""
+    debug = os.environ.get("ALITOK_DEBUG") == "1"
+    try:
+        run(list(sys.argv[1:] if arguments is None else arguments))
+    except BadInput as error:
+        if debug:
+            raise
+        print(f"alitok: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("alitok: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(words: list[str]) -> None:
+    """Dispatches the words after `alitok`; raises BadInput for an unknown verb."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print("usage: alitok VERB ...   (alitok VERB --help says more)\n")
+        for verb, text in VERBS.items():
+            print(f"  {verb:<16}{text}")
+        return
+    verb = words[0]
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(version("alitok"))
+        return
+    if verb not in VERBS:
+        raise BadInput(f"unknown verb {verb!r}{nearest(verb, VERBS)} (`alitok --help` lists them)")
+    module = importlib.import_module(f"alitok.commands.{verb.replace('-', '_')}")
+    parser = Parser(prog=f"alitok {verb}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    module.add_arguments(parser)
+    if getattr(module, "TAKES_OVERRIDES", False):
+        args, args.overrides = parser.parse_known_args(words[1:])
+    else:
+        args = parser.parse_args(words[1:])
+    module.run(args)

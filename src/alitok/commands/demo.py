@@ -1,0 +1,310 @@
+"""The whole line on embedded data, in minutes on a CPU: two tokenizer stages, token cache, generator, samples, report.
+
+Interrupted and started again, it goes on where it stopped.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CLASSIFIER_STEPS = 400
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="(default runs/demo)")
+    parser.add_argument("--config", metavar="DIR", help="folder of the three YAML files (default: the demo's own)")
+    parser.add_argument("--images", type=int, default=3000, help="images in the token cache (default 3000)")
+    parser.add_argument("--samples", type=int, default=1000, help="samples that are measured (default 1000)")
+    parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from alitok.common.errors import BadInput
+    from alitok.common.files import experiments_folder
+
+    if args.samples < 20 or args.images < 20:
+        raise BadInput("The demo needs at least 20 --images and 20 --samples.")
+    out = Path(args.out)
+    configs = Path(args.config) if args.config else experiments_folder() / "demo"
+    clock = Clock(out / "seconds.json")
+    precision = faster_precision() if args.precision == "auto" else args.precision
+    print(f"Demo in {out}: {precision}, {torch.get_num_threads()} threads. About ten minutes on two cores.", flush=True)
+    overrides = ["--define.run", str(out), "--trainer.precision", precision]
+
+    with clock("classifier"):
+        classifier(out / "classifier")
+    for stage in ("stage1", "stage2"):
+        with clock(stage):
+            fit(configs / f"tokenizer-{stage}.yaml", overrides)
+    with clock("tokenise"):
+        cache_tokens(out, args.images)
+    with clock("generator"):
+        fit(configs / "generator.yaml", overrides)
+    with clock("samples and measures"):
+        report(out, args.samples, precision, clock)
+
+
+class Clock:
+    """Seconds of each step, kept in a file so that an interrupted demo still reports them all."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        from alitok.common.files import atomic_file
+
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+            with atomic_file(self.file) as file:
+                file.write_text(json.dumps(self.seconds, indent=2))
+
+
+def faster_precision() -> str:
+    """bf16-mixed where this processor multiplies bfloat16 matrices faster than float32; many laptops are far slower."""
+    import torch
+
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.randn(512, 512).to(dtype)
+        matrix @ matrix
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < 0.4:
+            matrix @ matrix
+            count += 1
+        rates[dtype] = count
+    return "bf16-mixed" if rates[torch.bfloat16] > 1.3 * rates[torch.float32] else "32-true"
+
+
+def fit(config: Path, overrides: list[str]) -> None:
+    """One stage, as `alitok fit` would run it."""
+    from alitok.commands.lightning import run as launch
+    from alitok.config import compose_run
+
+    launch("fit", compose_run([config], overrides))
+
+
+def classifier(folder: Path) -> None:
+    """Trains the small classifier that stands in for Inception; done when its folder is there."""
+    from rich.progress import Progress
+
+    from alitok.data.shapes import Shapes
+    from alitok.evaluation.classifier import array_batches, train_classifier
+
+    if folder.is_dir():
+        return
+    images, labels = pictures(Shapes("train", count=6000, seed=1))
+    with Progress() as progress:
+        task = progress.add_task("Classifier", total=CLASSIFIER_STEPS)
+        network = train_classifier(
+            array_batches(images, labels),
+            num_classes=10,
+            steps=CLASSIFIER_STEPS,
+            progress=lambda step, loss: progress.update(task, completed=step),
+        )
+    network.save(folder)
+
+
+def pictures(source: Any) -> tuple[Any, Any]:
+    """All images of a source (B, 3, H, W) uint8, and labels (B,)."""
+    import torch
+
+    from alitok.data.transforms import to_tensor
+
+    items = [source[index] for index in range(len(source))]
+    return torch.stack([to_tensor(image) for image, _ in items]), torch.tensor([label for _, label in items])
+
+
+def cache_tokens(out: Path, images: int) -> None:
+    """The ten-crop token cache of the training pictures, made with stage 1's encoder and codebook."""
+    from alitok.artifacts.folder import load_tokenizer
+    from alitok.commands.tokenize import tokenize
+    from alitok.data.shapes import Shapes
+
+    if (out / "tokens").is_dir():
+        return
+    tokenizer = load_tokenizer(out / "stage1" / "artifact")
+    tokenize(tokenizer, Shapes("train", tokenizer.image_size, count=images), out / "tokens", batch=200)
+
+
+def report(out: Path, count: int, precision: str, clock: Clock) -> None:
+    """Samples, measures, and the page; always made anew."""
+    import resource
+
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    import alitok
+    from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+    from alitok.callbacks.curves import read_curves
+    from alitok.callbacks.metrics import open_extractor
+    from alitok.callbacks.pictures import save_grid
+    from alitok.commands.report import write_report
+    from alitok.common.files import atomic_file
+    from alitok.data.shapes import Shapes
+    from alitok.evaluation.generation import GenerationMetrics
+    from alitok.evaluation.quantise import to_uint8
+    from alitok.evaluation.reconstruction import ReconstructionMetrics
+    from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+    from alitok.sampling.images import sample_images
+
+    start = time.perf_counter()
+    stages = [load_tokenizer(out / name / "artifact") for name in ("stage1", "stage2")]
+    generator = load_generator(out / "generator" / "artifact")
+    check_pair(generator, stages[1])
+    size, names = stages[0].image_size, generator.card["class_names"]  # type: ignore[index]
+    extractor = open_extractor(str(out / "classifier"), "cpu")
+
+    # Two sets of pictures that no stage has seen: one to measure against, one to say how far real is from real.
+    held_out, _ = pictures(Shapes("val", size, count=count, seed=0))
+    others, other_labels = pictures(Shapes("val", size, count=count, seed=1))
+    reference, real = FeatureStatistics(extractor.num_features), FeatureStatistics(extractor.num_features)
+    correct = 0
+    for part, other, labels in zip(held_out.split(100), others.split(100), other_labels.split(100), strict=True):
+        reference.update(extractor(part).pooled)
+        features = extractor(other)
+        real.update(features.pooled)
+        correct += int((features.probabilities.argmax(1) == labels).sum())
+
+    numbers: dict[str, Any] = {}
+    copies = []
+    for name, tokenizer in zip(("stage1", "stage2"), stages, strict=True):
+        metrics = ReconstructionMetrics(extractor)
+        for part in held_out[:500].split(100):
+            images = part.float() / 255
+            metrics.update(images, tokenizer.decode(tokenizer.encode(images)))
+        for metric, value in metrics.compute().items():
+            numbers[f"{metric}_{name}"] = value
+        shown = held_out[:20].float() / 255
+        copies.append(tokenizer.decode(tokenizer.encode(shown)))
+    numbers["codebook_usage"] = stages[0].card["metrics"]["codebook_usage"]  # type: ignore[index]
+    numbers["ar_accuracy"] = generator.card["metrics"]["token_accuracy"]  # type: ignore[index]
+
+    generation = GenerationMetrics(extractor, reference)
+    labels = [index % len(names) for index in range(count)]
+    samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    first_ids, agreed = [], 0
+    batch = 100
+    with Progress() as progress:
+        task = progress.add_task("Sampling", total=-(-count // batch) * generator.num_tokens)
+        for indices, ids, images in sample_images(
+            generator, stages[1], labels, batch=batch, on_step=lambda step: progress.advance(task)
+        ):
+            pixels = to_uint8(images)
+            generation.update(pixels)
+            wanted = torch.tensor([labels[index] for index in indices])
+            agreed += int((extractor(pixels).probabilities.argmax(1) == wanted).sum())
+            first_ids.append(ids)
+            for index, image in zip(indices, images, strict=True):
+                samples[names[labels[index]]].append(image)
+    results = generation.compute()
+    numbers |= {
+        "class_agreement": agreed / count,
+        "class_agreement_real": correct / count,
+        "fid": results["fid"],
+        "fid_real": frechet_distance(reference, real),
+        "inception_score": results["inception_score"],
+        "samples": count,
+        "extractor": extractor.name,
+        "comparable": False,
+    }
+    few = {name: torch.stack(images[:8]) for name, images in samples.items() if images}
+    save_grid(torch.cat([torch.stack(list(row)) for row in zip(*few.values(), strict=False)]), out / "samples.png", 10, names)
+    clock.seconds["samples and measures"] = time.perf_counter() - start
+    numbers["seconds"] = {step: round(seconds, 1) for step, seconds in clock.seconds.items()}
+    numbers["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with atomic_file(out / "report.json") as file:
+        file.write_text(json.dumps(numbers, indent=2))
+
+    ids = torch.cat(first_ids)
+    write_report(
+        out / "report.html",
+        originals=held_out[:20].float() / 255,
+        stage1=copies[0],
+        stage2=copies[1],
+        samples=few,
+        forming=[(names[labels[i]], *forming(*stages, ids[i])) for i in range(min(5, count))],
+        curves={
+            "Stage 1: causal decoder": read_curves(out / "stage1"),
+            "Stage 2: bidirectional decoder": read_curves(out / "stage2"),
+            "Generator": read_curves(out / "generator"),
+        },
+        numbers=numbers,
+        seconds=clock.seconds,
+        facts={
+            "Data": f"{stages[0].card['data']}",  # type: ignore[index]
+            "Tokens": f"{stages[0].num_tokens} an image, codebook of {stages[0].codebook_size}",
+            "Parameters": ", ".join(
+                f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
+                for name, module in (("tokenizer", stages[1]), ("generator", generator))
+            ),
+            "Machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+            "Precision": precision,
+            "Versions": f"alitok {alitok.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        },
+        next_steps=[
+            ("Draw more of two classes.", sample_command(out, "star,heart")),
+            ("Send your own pictures through the tokenizer.", reconstruct_command(out)),
+            ("Train on your own folder of class folders.", "make train-tokenizer DATA=path/to/folder EXPERIMENT=cifar10"),
+            ("Change one number and train again.", f"alitok fit -c experiments/demo/generator.yaml --define.run {out}-2"),
+        ],
+    )
+    table = Table(title=f"{out / 'report.html'}")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name in ("psnr_stage1", "psnr_stage2", "codebook_usage", "ar_accuracy", "class_agreement", "fid", "fid_real"):
+        table.add_row(name, f"{numbers[name]:.3f}")
+    Console().print(table)
+
+
+def sample_command(out: Path, classes: str) -> str:
+    parts = f"--generator {out}/generator/artifact --tokenizer {out}/stage2/artifact"
+    return f"alitok sample {parts} --classes {classes} --out {out}/more.png"
+
+
+def reconstruct_command(out: Path) -> str:
+    return f"alitok reconstruct --tokenizer {out}/stage2/artifact picture.jpg --out {out}/mine"
+
+
+def forming(stage1: Any, stage2: Any, ids: Any) -> tuple[list[int], Any]:
+    """A picture token by token: what the first k ids (N,) fix.
+
+    Stage 1's decoder is causal, so each patch is final as soon as its token is there; until then it is grey. The first
+    tokens are the prefix: they show, by their own head, the first row. The last frame is stage 2's decoding.
+
+    Returns:
+        numbers of tokens, and frames (T, 3, H, W).
+    """
+    import torch
+
+    decoder = stage1.decoder
+    with torch.no_grad():
+        outputs = decoder(stage1.quantizer.lookup(ids[None]))
+    image, strip = outputs["image"][0], outputs["prefix"][0]
+    patch, prefix, total = strip.shape[1], decoder.num_prefix, len(ids)
+    counts = sorted({1, 2, 4, prefix, *range(prefix, total, max(1, (total - prefix) // 8)), total})
+    frames = []
+    for count in counts:
+        frame = torch.full_like(image, 0.5)
+        row = min(count, decoder.rows)
+        frame[:, :patch, : row * patch] = strip[:, :, : row * patch]
+        for place in range(max(0, count - prefix)):
+            y, x = divmod(place, decoder.rows)
+            cell = (slice(None), slice(y * patch, (y + 1) * patch), slice(x * patch, (x + 1) * patch))
+            frame[cell] = image[cell]
+        frames.append(frame)
+    frames[-1] = stage2.decode(ids[None])[0]
+    return counts, torch.stack(frames)

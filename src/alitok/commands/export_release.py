@@ -1,0 +1,15 @@
+"""Write an artifact as a file that the code of AliTok's public release loads."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="artifact folder, or owner/name on the Hugging Face hub")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    from alitok.artifacts.published import export_release
+
+    print(f"Wrote {export_release(args.folder, args.out)}")

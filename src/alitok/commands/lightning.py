@@ -1,0 +1,119 @@
+"""What fit, validate and test share: one composed configuration, handed to the Lightning CLI."""
+
+import argparse
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alitok.common.build import build, import_class, is_class_block
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file
+from alitok.config import compose_run
+
+TAKES_OVERRIDES = True
+
+_runs = itertools.count()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="YAML; laid in order")
+    parser.epilog = "any --key value overrides the files, e.g. --data.global_batch 32 --trainer.devices 2"
+
+
+def launch(verb: str, args: argparse.Namespace) -> None:
+    """Composes the configuration and runs it; a finished fit says so, an interrupted one goes on."""
+    run(verb, compose_run(args.config, args.overrides))
+
+
+def run(verb: str, config: dict[str, Any]) -> None:
+    """Runs `fit`, `validate` or `test` for a composed configuration."""
+    check_weight_files(config)
+    root = Path(config["trainer"]["default_root_dir"])
+    total = total_steps(config)
+    config.pop("define", None)
+    if verb == "fit":
+        if finished(root, total):
+            print(f"{root / 'artifact'} is finished ({total:,} steps); name another folder to train anew.")
+            return
+        with atomic_file(root / "config.yaml") as file:
+            file.write_text(yaml.safe_dump(config, sort_keys=False))
+    if "ckpt_path" not in config:
+        last = root / "checkpoints" / "last.ckpt"
+        if last.exists():
+            config["ckpt_path"] = str(last)
+        elif verb != "fit":
+            raise BadInput(f"No checkpoint in {root / 'checkpoints'}: train first, or give --ckpt_path.")
+    _lightning_cli(verb, config, total)
+
+
+def check_weight_files(config: Mapping[str, Any]) -> None:
+    """Raises BadInput for a loss term whose weight file is missing, before anything slow is imported."""
+    arguments = config["model"].get("init_args") or {}
+    phases = (arguments.get("phases") or {}).values()
+    for name, block in (arguments.get("losses") or {}).items():
+        if is_class_block(block) and any((phase.get("weights") or {}).get(name, 1) for phase in phases):
+            build(block).check()
+
+
+def total_steps(config: Mapping[str, Any]) -> int:
+    """Steps of the whole schedule, or `trainer.max_steps` where it is given."""
+    from alitok.training.schedule import Schedule
+
+    given = config["trainer"].get("max_steps")
+    return given or Schedule(config["model"]["init_args"]["phases"]).total_steps
+
+
+def finished(root: Path, total: int) -> bool:
+    """Whether the run's artifact holds all its steps."""
+    import json
+
+    card = root / "artifact" / "card.json"
+    return card.is_file() and json.loads(card.read_text()).get("steps", 0) >= total
+
+
+def _lightning_cli(verb: str, config: dict[str, Any], total: int) -> None:
+    import logging
+    import warnings
+
+    from lightning import LightningDataModule, LightningModule
+    from lightning.pytorch.cli import LightningCLI
+
+    # Advice that does not hold here (the configuration comes composed, workers are the user's choice), and advertising.
+    warnings.filterwarnings("ignore", message="(?s)LightningCLI's args parameter.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    trainer = dict(config["trainer"])
+    for name in ("callbacks", "logger"):
+        if isinstance(trainer.get(name), Mapping):
+            trainer[name] = list(trainer[name].values())
+    trainer |= {"max_steps": total, "max_epochs": -1, "use_distributed_sampler": False}
+    trainer["check_val_every_n_epoch"] = None  # an endless loader has one epoch; validation goes by steps
+    def model() -> LightningModule:
+        return _shallow(config["model"])
+
+    def data() -> LightningDataModule:
+        return _shallow(config["data"])
+
+    # The parser keeps a class for each factory by name: a second run in this process (the demo has three) needs others.
+    for factory in (model, data):
+        factory.__qualname__ = f"{factory.__name__}_{next(_runs)}"
+
+    # Model and data are made by factories without arguments: their keys are composed and checked already, and the CLI's
+    # parser would build the class blocks inside, which the modules want as they are (artifacts are written with them).
+    options = {key: config[key] for key in ("seed_everything", "ckpt_path") if key in config}
+    LightningCLI(
+        model,
+        data,
+        save_config_callback=None,
+        args={"subcommand": verb, verb: {**options, "trainer": trainer}},
+    )
+
+
+def _shallow(block: Mapping[str, Any]) -> Any:
+    """The object of a class block; blocks inside are its arguments as they are."""
+    return import_class(block["class_path"])(**(block.get("init_args") or {}))

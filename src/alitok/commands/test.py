@@ -1,0 +1,11 @@
+"""Measure the last checkpoint of a run on the test split (the validation split where there is none)."""
+
+import argparse
+
+from alitok.commands.lightning import TAKES_OVERRIDES, add_arguments, launch
+
+__all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
+
+
+def run(args: argparse.Namespace) -> None:
+    launch("test", args)

@@ -1,0 +1,195 @@
+"""The one DataModule: images of any data spec, or tokens of a cache."""
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from alitok.common import distributed
+from alitok.common.errors import BadInput
+from alitok.common.random import stream
+from alitok.data.batches import (
+    Batch,
+    FiniteLoader,
+    ImageBatches,
+    Loader,
+    TokenBatches,
+    TrainOrder,
+    ValidationOrder,
+)
+from alitok.data.sources import NoValidation, Source, Split, held_out, open_source
+from alitok.data.token_cache import TokenCache
+
+
+class ImageNetDataModule(LightningDataModule):
+    """Batches of images, {image (B, 3, H, W) float32 in [0, 1], label, index, position}, or of tokens, {tokens ...}.
+
+    A training batch is one process's share of a *global* batch; the training step cuts it into micro-batches. The
+    training loader has no end; it begins at `start_step`, or at the trainer's global step where that is later, so a
+    resumed run goes on with the very next batch. Which image comes when, and how it is cut, depends on seed and
+    position alone, not on devices or loader processes. `index` is the image's number in its split (in token mode:
+    in the cache).
+
+    Args:
+        source: a data spec: `shapes`, a folder, or owner/name on the Hugging Face hub. Not opened in token mode.
+        cache: a token cache folder: turns on token mode.
+        val_cache: token cache of the validation split; None holds out a share of `cache`.
+        image_size: side of the crops, pixels.
+        global_batch: images per optimizer step over all devices.
+        micro_batch: the most that one device holds at a time (here: the size of a validation batch), None = its share.
+        num_workers: loader processes per device.
+        seed: of order, crops, flips and views. Which images there are and which are held out does not depend on it.
+        image_column, label_column: for tables, where the types leave a choice.
+        train_split, val_split: the data set's own names of its splits.
+        count, val_count: at most so many images of each split; for shapes how many are drawn.
+        val_fraction: share of train held out where there is no validation split; 0 = no validation then.
+        augment: random crops in training (else centre crops). flip: mirror half of the training images.
+
+    Raises (in setup and when a loader is asked for):
+        BadInput: missing or unusable data, a global batch that does not divide by the number of devices.
+    """
+
+    def __init__(
+        self,
+        source: str = "shapes",
+        cache: str | None = None,
+        val_cache: str | None = None,
+        image_size: int = 256,
+        global_batch: int = 256,
+        micro_batch: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        count: int | None = None,
+        val_count: int | None = None,
+        val_fraction: float = 0.05,
+        augment: bool = True,
+        flip: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("image_size", image_size), ("global_batch", global_batch), ("micro_batch", micro_batch)):
+            if value is not None and value < 1:
+                raise BadInput(f"{name} must be at least 1, not {value}.")
+        self.source, self.cache, self.val_cache = source, cache, val_cache
+        self.image_size, self.global_batch, self.micro_batch = image_size, global_batch, micro_batch
+        self.num_workers, self.seed = num_workers, seed
+        self.image_column, self.label_column = image_column, label_column
+        self.train_split, self.val_split = train_split, val_split
+        self.count, self.val_count, self.val_fraction = count, val_count, val_fraction
+        self.augment, self.flip = augment, flip
+        self.start_step = 0
+        self.splits: dict[Split, ImageBatches | TokenBatches] = {}
+        self.descriptions: dict[Split, str] = {}
+        self.token_cache: TokenCache | None = None
+        self._class_names: list[str] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens what the stage needs (fit: both splits; validate, test: the validation split)."""
+        if not self.splits and self.cache is not None:
+            self._open_caches(self.cache)
+        elif self.cache is None:
+            if stage in (None, "fit") and "train" not in self.splits:
+                source = self._open("train")
+                self.splits["train"] = ImageBatches(
+                    source, self.image_size, self.seed, True, crop=self.augment, flip=self.flip
+                )
+            if "val" not in self.splits:
+                try:
+                    self.splits["val"] = ImageBatches(self._open("val"), self.image_size, self.seed, False)
+                except NoValidation:
+                    if stage not in (None, "fit"):
+                        raise
+
+    def _open(self, split: Split) -> Source:
+        source = open_source(
+            self.source,
+            split,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            split_name=self.train_split if split == "train" else self.val_split,
+            val_fraction=self.val_fraction,
+            size=self.image_size,
+            count=self.count if split == "train" else self.val_count,
+        )
+        if self._class_names and source.class_names != self._class_names:
+            raise BadInput(f"The splits of {source.name} do not have the same classes; put that right in the data.")
+        self._class_names = source.class_names
+        self.descriptions[split] = source.description
+        return source
+
+    def _open_caches(self, folder: str) -> None:
+        cache = TokenCache(folder)
+        everything = torch.arange(len(cache))
+        chosen: dict[Split, tuple[TokenCache, Tensor]] = {"train": (cache, everything)}
+        if self.val_cache is not None:
+            other = TokenCache(self.val_cache)
+            form, other_form = [(c.digest, c.num_tokens, c.sub_codes, c.class_names) for c in (cache, other)]
+            if form != other_form:
+                raise BadInput(f"Token caches {folder} and {self.val_cache} differ in tokenizer, length or classes.")
+            chosen["val"] = (other, torch.arange(len(other)))
+        elif self.val_fraction > 0:
+            mask = held_out(len(cache), self.val_fraction, 0)
+            chosen = {"train": (cache, everything[~mask]), "val": (cache, everything[mask])}
+        for split, (part, images) in chosen.items():
+            count = self.count if split == "train" else self.val_count
+            if count is not None and count < len(images):
+                images = images[torch.randperm(len(images), generator=stream(0, "limit"))[:count]].sort().values
+            self.splits[split] = TokenBatches(part, images, self.seed, self.global_batch if split == "train" else None)
+            self.descriptions[split] = f"{len(images):,} of {len(part):,} images in token cache {part.folder}"
+        self.token_cache, self._class_names = cache, cache.class_names
+
+    def train_dataloader(self) -> Loader:
+        """Endless; has no length."""
+        self.setup("fit")
+        rank, world_size = self._place()
+        data = self.splits["train"]
+        order = TrainOrder(self._total("train"), self.global_batch, self.seed, rank, world_size, self._first_step)
+        return Loader(data, order, self.num_workers)
+
+    def val_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
+        """Each image once over all ranks; an empty list where there is no validation split."""
+        if "val" not in self.splits:
+            return []
+        rank, world_size = self._place()
+        share = max(1, self.global_batch // world_size)
+        order = ValidationOrder(self._total("val"), min(self.micro_batch or share, share), rank, world_size)
+        return FiniteLoader(self.splits["val"], order, self.num_workers)
+
+    def test_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
+        return self.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Bytes become float32 in [0, 1] on the device, after the transfer."""
+        image = batch.get("image")
+        if image is not None and image.dtype == torch.uint8:
+            return {**batch, "image": image.float() / 255}
+        return batch
+
+    @property
+    def class_names(self) -> list[str]:
+        return self._class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self._class_names)
+
+    @property
+    def description(self) -> str:
+        """What is trained and validated on, with what is held out, in one line."""
+        return "; ".join(f"{split}: {text}" for split, text in self.descriptions.items())
+
+    def _total(self, split: Split) -> int:
+        data = self.splits[split]
+        return len(data.source) if isinstance(data, ImageBatches) else len(data.chosen)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of processes."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        return distributed.rank(), distributed.world_size()
+
+    def _first_step(self) -> int:
+        # asked at each iteration: the trainer's step is restored after the loader may have been made
+        return max(self.start_step, 0 if self.trainer is None else self.trainer.global_step)

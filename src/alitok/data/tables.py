@@ -1,0 +1,250 @@
+"""Data sets of rows, read through `datasets`: .parquet, .arrow and .tar files, saved datasets, the hub."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alitok.common.errors import BadInput
+from alitok.data.pictures import read_picture
+
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+SPLIT_FOLDERS = ("data", "train", "val", "validation", "test")
+LABEL_NAMES = ("label", "labels", "cls", "class", "target", "class_id")
+
+Load = Callable[[str], Any]  # the name of a split -> datasets.Dataset
+
+
+class TableSource:
+    """Rows of a `datasets.Dataset` with an image and a label.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        class_names: None = from the label column.
+
+    Raises:
+        BadInput: no image or label column, several to choose from, rows without a label or with an unknown one.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        import datasets
+
+        if len(dataset) == 0:
+            raise BadInput(f"{name} has no rows.")
+        self.name = name
+        self.image_column = _choose(dataset.features, image_column, "image", _is_image, name)
+        label_column = _choose(dataset.features, label_column, "label", _is_label, name)
+        self.class_names, self.labels = _read_labels(dataset, label_column, class_names, name)
+        self.rows = dataset.select_columns([self.image_column])
+        if isinstance(dataset.features[self.image_column], datasets.Image):
+            self.rows = self.rows.cast_column(self.image_column, datasets.Image(decode=False))
+        self.description = f"{len(dataset):,} images of {len(self.class_names):,} classes in {name}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        value = self.rows[index][self.image_column]
+        if isinstance(value, dict):
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        where = f"in row {index:,} of {self.name}"
+        if value is None:
+            raise BadInput(f"There is no image {where}; replace or remove the row.")
+        return read_picture(value, where), int(self.labels[index])
+
+
+def has_tables(folder: Path) -> bool:
+    """Whether a folder is one of table files rather than of class folders."""
+    return bool(_table_files(folder)[1]) or (folder / "dataset_dict.json").is_file()
+
+
+def open_tables(
+    folder: Path, split: str, split_name: str | None, image_column: str | None, label_column: str | None
+) -> tuple[TableSource, bool]:
+    """A split of a folder of tables, and whether it is the whole split (False: validation must be held out of it).
+
+    Files belong to the split that their name, or else their folder's, begins with (train, val, test); a folder made
+    by `save_to_disk` is opened as such.
+
+    Raises:
+        BadInput: damaged files, a missing split, or as `TableSource`.
+    """
+    import datasets
+
+    columns = (image_column, label_column)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        with _or_bad_input(f"Cannot open the saved dataset {folder}"):
+            saved = datasets.load_from_disk(str(folder))
+        groups = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        return _open(lambda name: groups[name], list(groups), str(folder), split, split_name, columns)
+
+    ending, files = _table_files(folder)
+    by_split = _group(folder, files, split_name)
+
+    def load(name: str) -> Any:
+        paths = [str(path) for path in by_split[name]]
+        with _or_bad_input(f"Cannot read the {ending} files of {folder}"):
+            return datasets.load_dataset(BUILDERS[ending], data_files={"train": paths}, split="train")
+
+    return _open(load, list(by_split), str(folder), split, split_name, columns)
+
+
+def open_hub(
+    name: str, split: str, split_name: str | None, image_column: str | None, label_column: str | None
+) -> tuple[TableSource, bool]:
+    """A split of the Hugging Face dataset `owner/name`; else as `open_tables`.
+
+    Raises:
+        BadInput: no network, no such dataset, no access, or as `TableSource`.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    problem = (
+        f"Cannot load the Hugging Face dataset {name} (it must exist, be open to you and be reachable, or be in the "
+        "cache with HF_HUB_OFFLINE=1; DATA= also takes a local copy)"
+    )
+    with _or_bad_input(problem):
+        if not datasets.config.HF_HUB_OFFLINE:
+            HfApi().dataset_info(name, timeout=10)  # without this, no network means half a minute of retries
+        available = [split_name] if split_name is not None else datasets.get_dataset_split_names(name)
+
+    def load(part: str) -> Any:
+        with _or_bad_input(problem):
+            return datasets.load_dataset(name, split=part)
+
+    return _open(load, available, name, split, split_name, (image_column, label_column))
+
+
+def _open(
+    load: Load,
+    available: Sequence[str],
+    name: str,
+    split: str,
+    split_name: str | None,
+    columns: tuple[str | None, str | None],
+) -> tuple[TableSource, bool]:
+    validation = next((part for part in ("validation", "val", "valid", "test") if part in available), None)
+    chosen = split_name or ("train" if split == "train" or validation is None else validation)
+    if chosen not in available:
+        raise BadInput(f"{name} has no split {chosen!r}; it has {', '.join(available)}.")
+    dataset = load(chosen)
+    class_names = None
+    if split == "val" and chosen != "train" and "train" in available:
+        # numbers or words as labels: which classes there are is what training says
+        label_column = _choose(dataset.features, columns[1], "label", _is_label, name)
+        if not hasattr(dataset.features[label_column], "names"):
+            class_names = TableSource(load("train"), name, columns[0], label_column).class_names
+    source = TableSource(dataset, name, *columns, class_names)
+    return source, split_name is not None or validation is not None
+
+
+def _table_files(folder: Path) -> tuple[str, list[Path]]:
+    # only folders that may hold shards are listed: looking into a thousand class folders takes seconds
+    places = [folder, *(folder / name for name in SPLIT_FOLDERS)]
+    for ending in BUILDERS:
+        files = [path for place in places if place.is_dir() for path in sorted(place.glob(f"*{ending}"))]
+        if files:
+            return ending, files
+    return "", []
+
+
+def _group(folder: Path, files: list[Path], split_name: str | None) -> dict[str, list[Path]]:
+    """Files by split, from the beginnings of the names of file and folder."""
+    words = {"train": "train", "val": "val", "test": "test"}
+    if split_name is not None:
+        words = {split_name: split_name, **words}
+    groups: dict[str, list[Path]] = {}
+    rest: list[Path] = []
+    for path in files:
+        parts = [part.lower() for part in reversed(path.relative_to(folder).parts)]
+        found = next((words[word] for part in parts for word in words if part.startswith(word.lower())), None)
+        (rest if found is None else groups.setdefault(found, [])).append(path)
+    if rest and "train" in groups:
+        raise BadInput(f"Cannot tell the split of {rest[0]}; let its name begin with train, val or test.")
+    if rest:
+        groups["train"] = rest
+    return groups
+
+
+def _is_image(feature: Any) -> bool:
+    import datasets
+
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    return binary or isinstance(feature, datasets.Image)
+
+
+def _is_label(feature: Any) -> bool:
+    import datasets
+
+    integer = isinstance(feature, datasets.Value) and "int" in feature.dtype
+    return integer or isinstance(feature, datasets.ClassLabel)
+
+
+def _choose(features: Any, given: str | None, what: str, fits: Callable[[Any], bool], name: str) -> str:
+    """The column given, or the only one of the right type; among labels, class labels and usual names go first."""
+    columns = list(features)
+    if given is not None:
+        if given not in columns:
+            raise BadInput(f"{name} has no column {given!r}; its columns are {', '.join(columns)}.")
+        return given
+    fitting = [column for column in columns if fits(features[column])]
+    if what == "label" and len(fitting) > 1:
+        named = [column for column in fitting if hasattr(features[column], "names")]
+        usual = [column for column in fitting if column.lower() in LABEL_NAMES]
+        fitting = named or usual or fitting
+    if len(fitting) != 1:
+        found = "none" if not fitting else "several: " + ", ".join(fitting)
+        raise BadInput(
+            f"{name} needs one {what} column and has {found} (columns: {', '.join(columns)}); "
+            f"name it with {what}_column."
+        )
+    return fitting[0]
+
+
+def _read_labels(dataset: Any, column: str, class_names: list[str] | None, name: str) -> tuple[list[str], np.ndarray]:
+    feature = dataset.features[column]
+    values = dataset.with_format("arrow")[:][column] if dataset._indices else dataset.data.column(column)
+    if values.null_count:
+        raise BadInput(f"{name} has {values.null_count:,} rows without a label in column {column!r}.")
+    labels = values.to_numpy()
+    if labels.dtype.kind not in "iu":
+        words = labels.astype(str)
+        class_names = sorted(set(words)) if class_names is None else class_names
+        numbers = {word: number for number, word in enumerate(class_names)}
+        strangers = sorted(set(words) - set(numbers))
+        if strangers:
+            raise BadInput(f"{name} has a class {strangers[0]!r} that the training split does not have.")
+        return class_names, np.array([numbers[word] for word in words], dtype=np.int64)
+    if labels.min() < 0:
+        raise BadInput(f"{name} has images without a class (label {labels.min()}); use a labelled split.")
+    if class_names is None:
+        class_names = list(getattr(feature, "names", None) or map(str, range(int(labels.max()) + 1)))
+    if labels.max() >= len(class_names):
+        raise BadInput(f"{name} has the label {labels.max()}, but there are only {len(class_names)} classes.")
+    return class_names, labels.astype(np.int64)
+
+
+@contextmanager
+def _or_bad_input(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # datasets raises dozens of kinds, its own and those of the libraries below it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise BadInput(f"{what}: {reason}.") from error

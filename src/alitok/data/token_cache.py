@@ -1,0 +1,272 @@
+"""The token cache: an Arrow dataset of ids, views x N (x S) for each image, and the metadata beside it."""
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_folder
+
+METADATA_FILE = "alitok.json"
+DATA_FILE = "data-00000-of-00001.arrow"
+ROWS_PER_BLOCK = 4096
+
+
+def id_type(codebook_size: int) -> type[np.unsignedinteger[Any]]:
+    """The narrowest unsigned integers that hold ids below `codebook_size`."""
+    return np.uint8 if codebook_size <= 2**8 else np.uint16 if codebook_size <= 2**16 else np.uint32
+
+
+def write_token_cache(
+    folder: str | Path,
+    tokens_by_image: Iterable[tuple[int, NDArray[Any]]],
+    *,
+    codebook_size: int,
+    digest: str,
+    class_names: list[str],
+    recipe: Mapping[str, Any],
+    total: int,
+) -> None:
+    """Writes a cache that `datasets.load_from_disk` and `TokenCache` read; the folder appears only when whole.
+
+    Args:
+        tokens_by_image: for each image its label and its ids, (views, N) or (views, N, S), the same shape for all.
+        digest: of the tokenizer that made the ids.
+        recipe: how the views were cut, e.g. {"crop": "ten", "resize": 281, "size": 256}.
+        total: number of images to expect.
+
+    Raises:
+        BadInput: the folder cannot be written.
+        ValueError: fewer or more images than `total`, another shape, an id or a label out of range.
+    """
+    import datasets
+
+    kind = pa.from_numpy_dtype(id_type(codebook_size))
+    with atomic_folder(folder) as temporary:
+        shape, rows = _write_rows(temporary / DATA_FILE, tokens_by_image, codebook_size, len(class_names))
+        if rows != total:
+            raise ValueError(f"The token cache was to hold {total} images and got {rows}.")
+        feature: Any = datasets.Value(str(kind))
+        for _ in shape:
+            feature = datasets.List(feature)
+        features = datasets.Features({"label": datasets.Value("int64"), "tokens": feature})
+        datasets.DatasetInfo(features=features).write_to_directory(str(temporary))
+        # the keys that datasets.load_from_disk asks for
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": DATA_FILE}],
+            "_fingerprint": f"alitok{digest}"[:64],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        metadata = {
+            "digest": digest,
+            "codebook_size": codebook_size,
+            "images": rows,
+            "shape": list(shape),
+            "recipe": dict(recipe),
+            "class_names": class_names,
+        }
+        (temporary / "state.json").write_text(json.dumps(state, indent=2))
+        text = json.dumps(metadata, indent=2, ensure_ascii=False)
+        (temporary / METADATA_FILE).write_text(text, encoding="utf-8")
+
+
+def _write_rows(
+    path: Path, tokens_by_image: Iterable[tuple[int, NDArray[Any]]], codebook_size: int, classes: int
+) -> tuple[tuple[int, ...], int]:
+    """Streams the rows into one Arrow file; returns the shape of a row and their number."""
+    dtype = id_type(codebook_size)
+    shape: tuple[int, ...] = ()
+    rows = 0
+    labels: list[int] = []
+    block: list[NDArray[Any]] = []
+    writer: pa.RecordBatchStreamWriter | None = None
+    try:
+        for label, tokens in tokens_by_image:
+            shape = shape or tokens.shape
+            if tokens.shape != shape or tokens.ndim not in (2, 3):
+                raise ValueError(f"Ids of image {rows} have the shape {tokens.shape}, expected {shape}.")
+            if tokens.min() < 0 or tokens.max() >= codebook_size or not 0 <= label < classes:
+                raise ValueError(f"An id or the label of image {rows} is out of range.")
+            labels.append(label)
+            block.append(tokens.astype(dtype))
+            rows += 1
+            if len(block) == ROWS_PER_BLOCK:
+                writer = _write_block(path, writer, labels, block)
+                labels, block = [], []
+        if block:
+            writer = _write_block(path, writer, labels, block)
+    finally:
+        if writer is not None:
+            writer.close()
+    return shape, rows
+
+
+def _write_block(
+    path: Path, writer: pa.RecordBatchStreamWriter | None, labels: list[int], block: list[NDArray[Any]]
+) -> pa.RecordBatchStreamWriter:
+    stacked = np.stack(block)
+    nested: pa.Array = pa.array(stacked.reshape(-1))
+    for length in reversed(stacked.shape[1:]):
+        nested = pa.ListArray.from_arrays(pa.array(np.arange(0, len(nested) + 1, length, dtype=np.int32)), nested)
+    batch = pa.record_batch([pa.array(labels, type=pa.int64()), nested], names=["label", "tokens"])
+    writer = pa.ipc.new_stream(str(path), batch.schema) if writer is None else writer
+    writer.write_batch(batch)
+    return writer
+
+
+class TokenCache:
+    """Reads a token cache through memory-mapped files; only what is gathered comes into memory.
+
+    Caches of the same form made elsewhere, without our metadata, are accepted with a warning: `digest` and
+    `codebook_size` are then None, and classes are named by their numbers.
+
+    Attributes:
+        views, num_tokens: per image. sub_codes: S, or None where a token is one id.
+        labels: (images,) int64.
+        recipe: how the views were cut; empty if not known.
+
+    Raises:
+        BadInput: the folder is no token cache, is damaged, or its lists differ in length.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        dataset = _load(self.folder)
+        table = dataset.data.table
+        self._blocks = [_as_array(block, self.folder) for block in table.column("tokens").chunks if len(block)]
+        shapes = {block.shape[1:] for block in self._blocks}
+        if len(shapes) != 1:
+            raise BadInput(f"Token cache {folder} must hold lists of one length, not {len(shapes)} different ones.")
+        shape = shapes.pop()
+        if len(shape) not in (2, 3):
+            raise BadInput(f"Token cache {folder} must hold views x tokens (x sub-codes) per image, not {shape}.")
+        self.views, self.num_tokens = int(shape[0]), int(shape[1])
+        self.sub_codes: int | None = int(shape[2]) if len(shape) == 3 else None
+        self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
+        self.labels = torch.from_numpy(table.column("label").to_numpy().astype(np.int64))
+
+        metadata = _read_metadata(self.folder)
+        self.digest: str | None = metadata.get("digest")
+        self.codebook_size: int | None = metadata.get("codebook_size")
+        self.recipe: dict[str, Any] = metadata.get("recipe", {})
+        names = metadata.get("class_names") or getattr(dataset.features["label"], "names", None)
+        self.class_names: list[str] = names or [str(label) for label in range(int(self.labels.max()) + 1)]
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.class_names):
+            raise BadInput(f"Token cache {folder} has labels outside its {len(self.class_names)} classes.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path]]:
+        return TokenCache, (self.folder,)  # loader processes map the files again in place of copying them
+
+    def gather(self, indices: Tensor, views: Tensor) -> Tensor:
+        """Ids of image indices[b] in view views[b].
+
+        Args:
+            indices, views: (B,) int64.
+
+        Returns:
+            (B, N) or (B, N, S) int64.
+
+        Raises:
+            BadInput: an id is not below the codebook size.
+        """
+        numbers, chosen = indices.numpy(), views.numpy()
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self)):
+            raise IndexError(f"image indices must be in [0, {len(self)})")
+        places = np.searchsorted(self._starts, numbers, side="right") - 1
+        rows = numbers - self._starts[places]
+        shape = (self.num_tokens,) if self.sub_codes is None else (self.num_tokens, self.sub_codes)
+        ids = np.empty((len(numbers), *shape), dtype=np.int64)
+        for target, place, row, view in zip(ids, places, rows, chosen, strict=True):
+            target[...] = self._blocks[place][row, view]
+        if ids.size and (ids.min() < 0 or (self.codebook_size is not None and ids.max() >= self.codebook_size)):
+            raise BadInput(f"Token cache {self.folder} has ids outside its codebook of {self.codebook_size}.")
+        return torch.from_numpy(ids)
+
+
+def _load(folder: Path) -> Any:
+    """The `datasets.Dataset` behind a cache folder (for a foreign one: its train split, or parquet files)."""
+    import datasets
+
+    if not folder.is_dir():
+        raise BadInput(f"Token cache {folder} does not exist; make it with `make tokenize`, or name one with CACHE=.")
+    parquet = sorted(str(path) for place in (folder, folder / "data") for path in place.glob("*.parquet"))
+    try:
+        if parquet:
+            dataset = datasets.load_dataset("parquet", data_files={"train": parquet}, split="train")
+        else:
+            dataset = datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets and pyarrow raise many kinds on damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise BadInput(f"{folder} is no readable token cache: {reason}.") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if "train" not in dataset:
+            raise BadInput(f"Token cache {folder} has no split train; name one of {', '.join(dataset)} as its folder.")
+        dataset = dataset["train"]
+    missing = {"label", "tokens"} - set(dataset.column_names)
+    if missing:
+        raise BadInput(f"{folder} is no token cache: it has no column {' or '.join(sorted(missing))}.")
+    if len(dataset) == 0:
+        raise BadInput(f"Token cache {folder} is empty.")
+    labels = dataset.data.column("label")
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        raise BadInput(f"Token cache {folder} must have a whole number as the label of each image.")
+    return dataset
+
+
+def _as_array(block: pa.Array, folder: Path) -> NDArray[Any]:
+    """A block of nested lists as one array that shares the file's memory."""
+    shape = [len(block)]
+    while pa.types.is_nested(block.type):
+        if not (_is_list(block.type) or pa.types.is_fixed_size_list(block.type)):
+            raise BadInput(f"Token cache {folder} has tokens of the type {block.type}, not lists of integers.")
+        if block.null_count:
+            raise BadInput(f"Token cache {folder} has images without tokens.")
+        if pa.types.is_fixed_size_list(block.type):
+            length = block.type.list_size
+        else:
+            lengths = np.diff(block.offsets.to_numpy())
+            length = int(lengths[0])
+            if (lengths != length).any():
+                raise BadInput(f"Token cache {folder} has lists of different lengths; make it anew.")
+        if length == 0:
+            raise BadInput(f"Token cache {folder} has empty lists of tokens; make it anew.")
+        shape.append(length)
+        block = block.flatten()
+    if not pa.types.is_integer(block.type) or block.null_count:
+        raise BadInput(f"Token cache {folder} has tokens of the type {block.type}, or missing ones, not integers.")
+    return block.to_numpy(zero_copy_only=True).reshape(shape)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        warnings.warn(
+            f"Token cache {folder} has no {METADATA_FILE}: which tokenizer made it cannot be checked.", stacklevel=3
+        )
+        return {}
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({error}); make the token cache anew.") from error
+    if not isinstance(metadata, dict):
+        raise BadInput(f"{path} must hold a JSON object; make the token cache anew.")
+    return metadata

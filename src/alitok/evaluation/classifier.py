@@ -1,0 +1,204 @@
+"""A small classifier whose features stand in for Inception's where that file is not at hand."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_folder
+from alitok.common.random import derive_seed, stream
+from alitok.evaluation.extractors import Features, check_images
+
+Batch = tuple[Tensor, Tensor]
+
+
+def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Classifier(nn.Module):
+    """Five 3x3 convolutions (BatchNorm, ReLU; 1/8 of the size), mean over positions, one linear layer.
+
+    Images (B, 3, H, W) in [0, 1], H and W at least 16; features (B, 4 width), logits (B, C).
+    """
+
+    def __init__(self, num_classes: int, width: int = 24) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.width = width
+        self.body = nn.Sequential(
+            *_block(3, width, 2),
+            *_block(width, 2 * width, 2),
+            *_block(2 * width, 2 * width, 1),
+            *_block(2 * width, 4 * width, 2),
+            *_block(4 * width, 4 * width, 1),
+        )
+        self.head = nn.Linear(4 * width, num_classes)
+
+    @property
+    def num_features(self) -> int:
+        return self.head.in_features
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled penultimate features (B, 4 width)."""
+        return self.body(images * 2 - 1).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        return self.head(self.features(images))
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and values of all weights."""
+        result = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            result.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return result.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors` into a folder, whole or not at all."""
+        from safetensors.torch import save_file
+
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        with atomic_folder(folder) as temporary:
+            save_file(weights, temporary / "model.safetensors")
+            config = {"num_classes": self.num_classes, "width": self.width}
+            (temporary / "config.json").write_text(json.dumps(config) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Classifier":
+        """Reads what `save` wrote, in eval mode.
+
+        Raises:
+            BadInput: the folder or its files are missing, broken or do not belong together.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            classifier = cls(**json.loads((Path(folder) / "config.json").read_text()))
+            classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise BadInput(
+                f"{folder} holds no readable classifier (config.json, model.safetensors): train it again."
+            ) from error
+        return classifier.eval()
+
+
+def array_batches(images: Tensor, labels: Tensor, batch_size: int = 64, seed: int = 0) -> Iterator[Batch]:
+    """Endless shuffled batches from a data set in memory.
+
+    Args:
+        images: (M, 3, H, W) uint8, or float in [0, 1].
+        labels: (M,) int64.
+
+    Raises:
+        BadInput: no images, or another number of labels.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise BadInput(f"{len(images)} images with {len(labels)} labels: give as many labels as images, at least one.")
+    for epoch in itertools.count():
+        order = torch.randperm(len(images), generator=stream(seed, "classifier order", epoch))
+        for rows in order.split(batch_size):
+            yield images[rows], labels[rows]
+
+
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images flipped, the batch shifted by up to an eighth, noise of up to 0.05."""
+    flipped = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    images = torch.where(flipped.to(images.device), images.flip(-1), images)
+    height, width = images.shape[-2:]
+    reach = max(1, min(height, width) // 8)
+    top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
+    images = F.pad(images, (reach, reach, reach, reach), mode="replicate")
+    images = images[..., top : top + height, left : left + width]
+    strength = torch.rand(len(images), 1, 1, 1, generator=generator) * 0.05
+    noise = torch.randn(images.shape, generator=generator) * strength
+    return (images + noise.to(images.device)).clamp(0, 1)
+
+
+def train_classifier(
+    batches: Iterable[Batch],
+    num_classes: int,
+    *,
+    steps: int = 800,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    width: int = 24,
+    learning_rate: float = 6e-3,
+    progress: Callable[[int, float], None] | None = None,
+) -> Classifier:
+    """A classifier trained by AdamW with a one-cycle rate on lightly augmented batches, in eval mode.
+
+    Args:
+        batches: (images (B, 3, H, W) uint8 or float in [0, 1], labels (B,)); gone through again as often as needed
+            (an iterator that ends early ends in an error).
+        progress: called with the step (from 1) and the loss after every step.
+
+    Raises:
+        BadInput: no steps, no batches, labels outside [0, C), or fewer batches than steps in an iterator.
+    """
+    if steps < 1:
+        raise BadInput(f"A classifier cannot be trained for {steps} steps: give at least 1.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "classifier"))
+        classifier = Classifier(num_classes, width).to(device)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    source = iter(batches)
+    for step in range(steps):
+        batch = next(source, None)
+        if batch is None:
+            source = iter(batches)
+            batch = next(source, None)
+        if batch is None:
+            raise BadInput(
+                f"The classifier's data ended after {step} of {steps} batches: give more, or a list of them."
+            )
+        images, labels = batch[0].to(device), batch[1].to(device)
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise BadInput(
+                f"Labels run from {int(labels.min())} to {int(labels.max())}, there are {num_classes} classes."
+            )
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        loss = F.cross_entropy(classifier(_augment(images, stream(seed, "classifier step", step))), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(step + 1, float(loss.detach()))
+    return classifier.eval()
+
+
+class ClassifierExtractor:
+    """A trained classifier as an `Extractor`; its FID compares runs of ours with one another and with nothing else."""
+
+    stand_in = True
+    resize = "none"
+
+    def __init__(self, classifier: Classifier, name: str, device: torch.device | str = "cpu") -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.digest = classifier.digest()
+        self.num_features = classifier.num_features
+        self._classifier = classifier.to(self.device).eval()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 images (B, 3, H, W).
+
+        Raises:
+            BadInput: other images.
+        """
+        check_images(images)
+        with torch.autocast(self.device.type, enabled=False):
+            pooled = self._classifier.features(images.to(self.device).float() / 255)
+            return Features(pooled, self._classifier.head(pooled).softmax(dim=1))

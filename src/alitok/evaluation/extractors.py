@@ -1,0 +1,148 @@
+"""What turns images into features: a protocol, and TensorFlow's Inception of 2015 in its TorchScript form."""
+
+import platform
+import warnings
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from alitok.common.errors import BadInput
+from alitok.common.files import find_weights, sha256
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_ORIGIN = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
+POOLED_WIDTH, NUM_CLASSES = 2048, 1008
+# Convolutions of the 2015 graph, (out, in, height, width), by module name below `layers`.
+INCEPTION_CONVOLUTIONS = {
+    "conv": (32, 3, 3, 3),
+    "conv_1": (32, 32, 3, 3),
+    "conv_2": (64, 32, 3, 3),
+    "conv_3": (80, 64, 1, 1),
+    "conv_4": (192, 80, 3, 3),
+    "mixed_6.conv": (192, 768, 1, 1),
+}
+INCEPTION_MODULES = {"pool0", "pool1", "mixed", *(f"mixed_{i}" for i in range(1, 7))}
+
+
+class Features(NamedTuple):
+    """`pooled` (B, F) float32, `probabilities` (B, C) float32 with rows that sum to 1."""
+
+    pooled: Tensor
+    probabilities: Tensor
+
+
+class Extractor(Protocol):
+    """A frozen network behind FID and Inception Score; `stand_in` says that it is not the 2015 Inception."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def num_features(self) -> int: ...
+
+    @property
+    def stand_in(self) -> bool: ...
+
+    @property
+    def resize(self) -> str:
+        """How images are brought to the network's size, in words, for the record."""
+        ...
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 images (B, 3, H, W)."""
+        ...
+
+
+def check_images(images: Tensor) -> None:
+    """Refuses what is not a batch of uint8 images (B, 3, H, W), with BadInput."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise BadInput(
+            f"Extractors take uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}: use to_uint8."
+        )
+
+
+def clean_fid_folder() -> Path:
+    """The folder in which clean-fid keeps the Inception file."""
+    return Path("." if platform.system() == "Windows" else "/tmp")
+
+
+class InceptionExtractor:
+    """The 2015 Inception, called as the ADM evaluator's numbers need it: softmax of the logits without their bias.
+
+    The file resizes to 299 x 299 and normalises inside. `stand_in` is false only where the module names and weight
+    shapes are those of the genuine network.
+
+    Args:
+        path: the file or its folder; None = where clean-fid keeps it.
+        device: where it runs.
+
+    Raises:
+        BadInput: the file is missing, is no TorchScript, or answers another interface.
+    """
+
+    name = "inception-2015-12-05"
+    resize = "bilinear to 299 x 299 inside the network"
+
+    def __init__(self, path: str | Path | None = None, device: torch.device | str = "cpu") -> None:
+        file = find_weights(INCEPTION_FILE, path, clean_fid_folder(), INCEPTION_ORIGIN)
+        self.digest = sha256(file)
+        self.device = torch.device(device)
+        try:
+            # The one exception to 'nothing is unpickled': the genuine network is published as TorchScript only, whose
+            # loader builds TorchScript's own types and runs no Python code from the file.
+            with warnings.catch_warnings():
+                # torch.jit is deprecated in favour of torch.export, in which this network is not published.
+                warnings.simplefilter("ignore", FutureWarning)
+                self._network = torch.jit.load(str(file), map_location=self.device).eval()
+        except (RuntimeError, ValueError) as error:
+            raise BadInput(f"{file} is not a TorchScript file: download it from {INCEPTION_ORIGIN}.") from error
+        try:
+            probe = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        except (RuntimeError, TypeError) as error:
+            raise BadInput(
+                f"{file} does not answer Inception's calls (return_features, no_output_bias): "
+                f"download it from {INCEPTION_ORIGIN}."
+            ) from error
+        if any(not isinstance(part, Tensor) or part.ndim != 2 or len(part) != 2 for part in probe):
+            raise BadInput(f"{file} returns no (B, F) features and (B, C) probabilities: use the genuine file.")
+        if not torch.allclose(probe.probabilities.sum(dim=1), torch.ones(2, device=self.device), atol=1e-3):
+            raise BadInput(f"{file} returns rows that are no class probabilities: use the genuine file.")
+        self.num_features = probe.pooled.shape[1]
+        self.stand_in = not (
+            has_inception_layers(self._network)
+            and self.num_features == POOLED_WIDTH
+            and probe.probabilities.shape[1] == NUM_CLASSES
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Features of uint8 images (B, 3, H, W), on the extractor's device.
+
+        Raises:
+            BadInput: other images.
+        """
+        check_images(images)
+        pixels = images.to(self.device).float()
+        with torch.autocast(self.device.type, enabled=False):
+            pooled = self._network(pixels, return_features=True)
+            probabilities = self._network(pixels, no_output_bias=True)
+        return Features(pooled, probabilities)
+
+
+def has_inception_layers(network: torch.nn.Module) -> bool:
+    """Whether `network.layers` has the 2015 Inception's module names and convolution shapes."""
+    layers = dict(network.named_children()).get("layers")
+    if layers is None:
+        return False
+    modules = dict(layers.named_modules())
+    if not modules.keys() >= INCEPTION_MODULES | INCEPTION_CONVOLUTIONS.keys():
+        return False
+    return all(
+        [tuple(t.shape) for t in modules[name].state_dict().values() if t.ndim == 4] == [shape]
+        for name, shape in INCEPTION_CONVOLUTIONS.items()
+    )

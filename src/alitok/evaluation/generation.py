@@ -1,0 +1,46 @@
+"""FID and Inception Score of generated images."""
+
+import torch
+from torch import Tensor
+
+from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.inception_score import InceptionScore
+from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+
+
+class GenerationMetrics:
+    """FID against reference statistics (without a reference: none) and Inception Score, from one pass of features."""
+
+    def __init__(
+        self, extractor: Extractor, reference: FeatureStatistics | None = None, split_size: int = 5000
+    ) -> None:
+        self.extractor = extractor
+        self.reference = reference
+        self.statistics = FeatureStatistics(extractor.num_features)
+        self._score = InceptionScore(split_size)
+
+    def reset(self) -> None:
+        self.statistics.reset()
+        self._score.reset()
+
+    @torch.no_grad()
+    def update(self, images: Tensor, index: Tensor | None = None) -> None:
+        """Adds uint8 images (B, 3, H, W) and their positions in the sample (B,), needed with several processes.
+
+        Raises:
+            BadInput: the extractor refuses the images.
+        """
+        features = self.extractor(images)
+        self._score.update(features.probabilities, index)
+        self.statistics.update(features.pooled)
+
+    def compute(self) -> dict[str, float]:
+        """`inception_score` and, with a reference, `fid`, equal on every process.
+
+        Raises:
+            BadInput: no images (for FID: fewer than two), or a reference of another extractor's width.
+        """
+        result = self._score.compute()
+        if self.reference is not None:
+            result["fid"] = frechet_distance(self.statistics.reduce(), self.reference)
+        return result

@@ -1,0 +1,178 @@
+"""Mean and covariance of features in float64, merged over batches and processes, and the Frechet distance."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file
+from alitok.evaluation.metric import sum_over_processes
+
+
+class FeatureStatistics:
+    """Count, mean (F,) and covariance (F, F; N - 1 in the denominator) of feature vectors, in float64.
+
+    Kept as the sum of outer products about the mean; two sets merge exactly (Chan, Golub & LeVeque 1979). The state
+    lies on the CPU, or on the GPU that the features come from.
+    `count` is None for stored statistics that do not tell it (ADM's references): these can only be compared.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self.num_features = num_features
+        self.reset()
+
+    def reset(self) -> None:
+        self.count: int | None = 0
+        self.mean = torch.zeros(self.num_features, dtype=torch.float64)
+        self._scatter = torch.zeros(self.num_features, self.num_features, dtype=torch.float64)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(F, F) float64.
+
+        Raises:
+            BadInput: fewer than two samples.
+        """
+        if self.count is None:
+            return self._scatter
+        if self.count < 2:
+            raise BadInput(f"A covariance needs at least 2 samples, there are {self.count}: give more images.")
+        return self._scatter / (self.count - 1)
+
+    def update(self, features: Tensor) -> None:
+        """Adds a batch of features (B, F) of any float type.
+
+        Raises:
+            BadInput: another feature width, or stored statistics without a count.
+        """
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise BadInput(
+                f"Features have shape {tuple(features.shape)}, these statistics hold width {self.num_features}: "
+                "use one extractor throughout."
+            )
+        if len(features) == 0:
+            return
+        batch = features.detach().to(features.device if features.is_cuda else "cpu").double()
+        mean = batch.mean(dim=0)
+        centred = batch - mean
+        self._merge(len(batch), mean, centred.T @ centred)
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Adds the samples behind another set of statistics.
+
+        Raises:
+            BadInput: another feature width, or statistics without a count.
+        """
+        _same_width(self, other)
+        if other.count is None:
+            raise BadInput("Stored statistics without a sample count cannot be merged: only compared.")
+        if other.count:
+            self._merge(other.count, other.mean, other._scatter)
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if self.count is None:
+            raise BadInput("Stored statistics without a sample count cannot grow: only be compared.")
+        total = self.count + count
+        old_mean, old_scatter = self.mean.to(mean.device), self._scatter.to(mean.device)
+        delta = mean - old_mean
+        self.mean = old_mean + delta * (count / total)
+        self._scatter = old_scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
+        self.count = total
+
+    def reduce(self) -> "FeatureStatistics":
+        """The statistics of all processes together, equal on each; a collective that leaves this object as it is."""
+        if self.count is None:
+            raise BadInput("Stored statistics without a sample count cannot be reduced over processes.")
+        total = int(sum_over_processes(torch.tensor(self.count)))
+        result = FeatureStatistics(self.num_features)
+        if total == 0:
+            return result
+        result.count = total
+        result.mean = sum_over_processes(self.mean.cpu() * (self.count / total))
+        delta = self.mean.cpu() - result.mean
+        result._scatter = sum_over_processes(self._scatter.cpu() + self.count * torch.outer(delta, delta))
+        return result
+
+    def to_dict(self) -> dict[str, np.ndarray]:
+        """Arrays `mu` (F,), `sigma` (F, F) (ADM's names) and `count`, where it is known."""
+        arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
+        return arrays if self.count is None else {**arrays, "count": np.asarray(self.count, dtype=np.int64)}
+
+    @classmethod
+    def from_dict(
+        cls, arrays: Mapping[str, np.ndarray], mean: str = "mu", covariance: str = "sigma", where: str = "statistics"
+    ) -> "FeatureStatistics":
+        """Statistics from stored arrays, e.g. an ADM reference (`mean="mu_s", covariance="sigma_s"` for sFID).
+
+        Raises:
+            BadInput: an array is missing or its shape does not fit.
+        """
+        missing = [name for name in (mean, covariance) if name not in arrays]
+        if missing:
+            raise BadInput(f"{where} holds no {' and no '.join(missing)}: give a reference with stored statistics.")
+        mu = torch.from_numpy(np.asarray(arrays[mean], dtype=np.float64).copy())
+        sigma = torch.from_numpy(np.asarray(arrays[covariance], dtype=np.float64).copy())
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise BadInput(
+                f"{where}: {mean} has shape {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)}, "
+                "expected (F,) and (F, F)."
+            )
+        result = cls(len(mu))
+        result.count = int(arrays["count"]) if "count" in arrays else None
+        result.mean = mu
+        result._scatter = sigma if result.count is None else sigma * (result.count - 1)
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Writes an .npz with `mu`, `sigma` and `count`, whole or not at all."""
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path, mean: str = "mu", covariance: str = "sigma") -> "FeatureStatistics":
+        """Reads what `save` wrote, or a reference of the ADM evaluator (its images are not read).
+
+        Raises:
+            BadInput: no such file, no .npz, or no such arrays in it.
+        """
+        try:
+            file = np.load(path, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise BadInput(f"No statistics at {path}: give an .npz with mu and sigma.") from error
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise BadInput(f"{path} is not a readable .npz file: give one with mu and sigma.") from error
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise BadInput(f"{path} is not an .npz archive: give one with mu and sigma.")
+        with file:
+            return cls.from_dict(file, mean, covariance, where=str(path))
+
+
+def _same_width(a: FeatureStatistics, b: FeatureStatistics) -> None:
+    if a.num_features != b.num_features:
+        raise BadInput(
+            f"Statistics of {a.num_features} and of {b.num_features} features cannot be put together: "
+            "use one extractor for both."
+        )
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) in float64 (Dowson & Landau 1982; Heusel et al. 2017).
+
+    Finished by torchmetrics (eigenvalues of the product). Rounding can leave a value just below 0 where the
+    covariances are singular and equal; it is returned as 0.
+
+    Raises:
+        BadInput: different widths, fewer than two samples, or features that are not finite.
+    """
+    # clean-fid's function passes `disp` to scipy.linalg.sqrtm, which scipy 1.17 deprecates and 1.18 is to remove.
+    from torchmetrics.image.fid import _compute_fid
+
+    _same_width(a, b)
+    moments = [part.cpu() for statistics in (a, b) for part in (statistics.mean, statistics.covariance)]
+    if not all(torch.isfinite(part).all() for part in moments):
+        raise BadInput("The features hold NaN or infinity: check the images and the extractor.")
+    return max(0.0, float(_compute_fid(*moments)))

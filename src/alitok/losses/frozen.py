@@ -1,0 +1,129 @@
+"""Frozen networks that losses look through: published weights from a file or, where named, random ones."""
+
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.common.files import find_weights, hub_checkpoints
+from alitok.common.random import stream
+
+RANDOM = "random:"
+_loaded: WeakValueDictionary[tuple[str, str, str], nn.Module] = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of torchvision's: how it is built, the file with its weights, and what of that file is not used."""
+
+    name: str
+    file: str
+    build: Callable[[], nn.Module]
+    unused: str | None = None
+
+    @property
+    def origin(self) -> str:
+        return f"https://download.pytorch.org/models/{self.file}"
+
+
+def _vgg16_features() -> nn.Module:
+    from torchvision.models import vgg16
+
+    return nn.ModuleDict({"features": vgg16(weights=None).features[:30]})  # up to relu5_3
+
+
+def _convnext_small() -> nn.Module:
+    from torchvision.models import convnext_small
+
+    return convnext_small(weights=None)
+
+
+VGG16 = Network("VGG16", "vgg16-397923af.pth", _vgg16_features, unused="classifier.")
+CONVNEXT_SMALL = Network("ConvNeXt-S", "convnext_small-0c510722.pth", _convnext_small)
+
+
+def locate(network: Network, given: str | None) -> str:
+    """Where the weights are: the path of their file, or 'random:SEED' as given.
+
+    Raises:
+        BadInput: the file is missing, or SEED is not a whole number.
+    """
+    if given is not None and given.startswith(RANDOM):
+        if not given.removeprefix(RANDOM).isdecimal():
+            raise BadInput(
+                f"Weights {given!r} of {network.name} should be 'random:' and a whole number, e.g. 'random:0'."
+            )
+        return given
+    return str(find_weights(network.file, given, hub_checkpoints(), network.origin))
+
+
+def load(network: Network, given: str | None, device: torch.device | str) -> nn.Module:
+    """The network on `device`, frozen, in eval mode; the same object for all who ask for the same weights there.
+
+    Args:
+        given: None (torch.hub's folder of checkpoints), a file, a folder that holds it, or 'random:SEED'.
+
+    Raises:
+        BadInput: the file is missing, damaged or holds another network's weights.
+    """
+    where = locate(network, given)
+    key = (network.name, where, str(torch.device(device)))
+    module = _loaded.get(key)
+    if module is None:
+        with torch.device("meta"):
+            module = network.build()
+        expected = module.state_dict()
+        if where.startswith(RANDOM):
+            state = _random_state(expected, int(where.removeprefix(RANDOM)))
+        else:
+            state = read_state(where, expected, network.name, network.unused)
+        module.load_state_dict(state, assign=True)
+        module = module.requires_grad_(False).eval().to(device)
+        _loaded[key] = module
+    return module
+
+
+def read_state(
+    path: str | Path, expected: Mapping[str, Tensor], name: str, unused: str | None = None
+) -> dict[str, Tensor]:
+    """The float32 state dict in a weight file, less the keys that begin with `unused`.
+
+    Raises:
+        BadInput: the file is damaged, or its names and shapes are not those `expected`.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise BadInput(
+            f"{path} is not a readable weight file of {name} ({type(error).__name__}); download it again."
+        ) from error
+    state = content if isinstance(content, Mapping) else {}
+    state = {key: value for key, value in state.items() if unused is None or not str(key).startswith(unused)}
+    for key in sorted(expected.keys() | state.keys(), key=str):
+        have, want = (_shape(tensors.get(key)) for tensors in (state, expected))
+        if have != want:
+            raise BadInput(f"{path} does not hold the weights of {name}: {key} is {have}, should be {want}.")
+    return {key: value.float() for key, value in state.items()}
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(tuple(getattr(tensor, "shape", ())))
+
+
+def _random_state(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """He-scaled normal weights, unit scales and zero shifts, each tensor drawn from the seed and its name alone."""
+    state = {}
+    for key, value in expected.items():
+        if value.ndim == 1:
+            state[key] = torch.full(value.shape, float(key.endswith("weight")))
+        else:
+            noise = torch.randn(value.shape, generator=stream("frozen network", seed, key))
+            state[key] = noise * math.sqrt(2 / math.prod(value.shape[1:]))
+    return state

@@ -1,0 +1,133 @@
+"""Distances between images as frozen networks see them."""
+
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.common.files import find_weights
+from alitok.losses.frozen import CONVNEXT_SMALL, VGG16, load, locate, read_state
+from alitok.losses.term import Batch, LossTerm, Outputs, image_pair
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Perceptual(LossTerm):
+    """Base of the perceptual terms: the batch's mean of `distance`."""
+
+    def compute(self, batch: Batch, outputs: Outputs) -> Tensor:
+        return self.distance(*image_pair(batch, outputs)).mean()
+
+    def distance(self, images: Tensor, targets: Tensor) -> Tensor:
+        """(B, 3, H, W) twice, RGB in [0, 1] -> (B,) float32; gradients flow to `images` only."""
+        raise NotImplementedError(f"{type(self).__name__} must define distance(images, targets).")
+
+
+class ConvNeXtLogits(Perceptual):
+    """Mean squared difference of the 1000 logits of torchvision's ConvNeXt-S (IMAGENET1K_V1).
+
+    Images are resized to 224 x 224 (bilinear, antialiased) and normalised as for ImageNet.
+
+    Args:
+        weights: None (torch.hub's folder of checkpoints), a file, a folder that holds it, or 'random:SEED' for a
+            random network that stands in where the published one is not to be had.
+    """
+
+    def __init__(self, weights: str | None = None) -> None:
+        self.weights = weights
+        self._network: nn.Module | None = None
+
+    def check(self) -> None:
+        locate(CONVNEXT_SMALL, self.weights)
+
+    def setup(self, device: torch.device | str) -> None:
+        self._network = load(CONVNEXT_SMALL, self.weights, device)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), RGB in [0, 1] -> (B, 1000)."""
+        network = _ready(self._network, self)
+        images = F.interpolate(images, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        return network(_standardise(images, IMAGENET_MEAN, IMAGENET_STD))
+
+    def distance(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                expected = self.logits(targets.float())
+            return (self.logits(images.float()) - expected).square().mean(dim=1)
+
+
+class LPIPS(Perceptual):
+    """LPIPS on VGG16 (Zhang et al. 2018, arXiv 1801.03924, version 0.1), at full resolution, without dropout.
+
+    Unit-normalised features after relu1_2, 2_2, 3_3, 4_3 and 5_3; squared differences, weighted by channel, averaged
+    over space and summed over the five layers.
+
+    Args:
+        vgg_weights: as `weights` of `ConvNeXtLogits`, for torchvision's VGG16.
+        linear_weights: file with the five layers' channel weights; None takes the one that torchmetrics ships.
+    """
+
+    TAPS = (0, 4, 9, 16, 23, 30)  # torchvision's VGG16 cut after the last ReLU of each resolution
+    SHIFT = (-0.030, -0.088, -0.188)
+    SCALE = (0.458, 0.448, 0.450)
+
+    def __init__(self, vgg_weights: str | None = None, linear_weights: str | None = None) -> None:
+        self.vgg_weights = vgg_weights
+        self.linear_weights = linear_weights
+        self._network: nn.Module | None = None
+        self._linear: list[Tensor] = []
+
+    def check(self) -> None:
+        locate(VGG16, self.vgg_weights)
+        self._linear_path()
+
+    def setup(self, device: torch.device | str) -> None:
+        self._network = load(VGG16, self.vgg_weights, device)
+        expected = {
+            f"lin{layer}.model.1.weight": torch.empty(1, channels, 1, 1, device="meta")
+            for layer, channels in enumerate((64, 128, 256, 512, 512))
+        }
+        state = read_state(self._linear_path(), expected, "LPIPS's linear layers")
+        self._linear = [state[key].to(device) for key in expected]
+
+    def _linear_path(self) -> Path:
+        spec = find_spec("torchmetrics")
+        if spec is None or spec.origin is None:
+            raise BadInput("LPIPS takes its linear layers from torchmetrics, which is not installed; run `make setup`.")
+        folder = Path(spec.origin).parent / "functional" / "image" / "lpips_models"
+        return find_weights("vgg.pth", self.linear_weights, folder, "the torchmetrics package")
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W), RGB in [0, 1] -> five maps (B, channels, h, w) of unit length at each place."""
+        layers = _ready(self._network, self).get_submodule("features")
+        assert isinstance(layers, nn.Sequential)
+        maps, x = [], _standardise(2 * images - 1, self.SHIFT, self.SCALE)
+        for start, stop in pairwise(self.TAPS):
+            x = layers[start:stop](x)
+            # vector_norm's gradient is 0, not NaN, where all channels are 0
+            maps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
+        return maps
+
+    def distance(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                expected = self.features(targets.float())
+            total = images.new_zeros(len(images), dtype=torch.float32)
+            for ours, theirs, weight in zip(self.features(images.float()), expected, self._linear, strict=True):
+                total = total + F.conv2d((ours - theirs).square(), weight).mean(dim=(1, 2, 3))
+            return total
+
+
+def _standardise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
+
+
+def _ready(network: nn.Module | None, term: LossTerm) -> nn.Module:
+    if network is None:
+        raise RuntimeError(f"{type(term).__name__} has no network yet: call setup(device) first.")
+    return network

@@ -1,0 +1,1 @@
+"""LightningModules (thin), the phase schedule, optimizer groups."""

@@ -1,0 +1,113 @@
+"""One schedule of phases: how long, at which learning rate, with which losses, and whose turn it is."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from alitok.common.build import nearest
+from alitok.common.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a run.
+
+    Attributes:
+        steps: batches; in an adversarial phase half of them are the discriminator's.
+        lr: learning rate at the start and at the end, or one number for both.
+        shape: of the way from start to end.
+        weights: loss weights by the term's name; 1 where a term is not named, 0 switches it off.
+        adversarial: batches alternate: one for the generator, the next for the discriminator.
+        trainable: parts that train, the rest stay bit-identical; None for the run's own choice.
+    """
+
+    steps: int
+    lr: float | tuple[float, float]
+    shape: Literal["linear", "cosine"] = "linear"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    adversarial: bool = False
+    trainable: list[str] | None = None
+
+    def updates(self, steps: int) -> int:
+        """Generator updates among the first `steps` batches; an adversarial phase begins with the generator's."""
+        return (steps + 1) // 2 if self.adversarial else steps
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at progress 0..1 through the phase."""
+        start, end = self.lr if isinstance(self.lr, list | tuple) else (self.lr, self.lr)
+        if self.shape == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return start + (end - start) * progress
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a step stands: its phase, the learning rate of its update, and whether it is the discriminator's."""
+
+    name: str
+    phase: Phase
+    lr: float
+    discriminator: bool
+
+
+class Schedule:
+    """Phases in the order of the YAML.
+
+    Args:
+        phases: name -> arguments of `Phase`.
+        warmup_steps: updates over which the learning rate rises, factor n / warmup_steps at update n (the first has
+            rate 0); the first phase's curve begins after them. The discriminator's rate has no warm-up.
+
+    Raises:
+        BadInput: no phases, an unknown key, a phase without steps.
+    """
+
+    def __init__(self, phases: Mapping[str, Mapping[str, Any]], warmup_steps: int = 0) -> None:
+        if not phases:
+            raise BadInput("phases is empty: a run needs at least one phase with steps and lr.")
+        self.phases = {name: _parse(name, block) for name, block in phases.items()}
+        self.warmup_steps = warmup_steps
+        self.total_steps = sum(phase.steps for phase in self.phases.values())
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether any phase has a discriminator's turn."""
+        return any(phase.adversarial for phase in self.phases.values())
+
+    def uses(self, term: str) -> bool:
+        """Whether a loss term has a weight other than 0 in any phase."""
+        return any(phase.weights.get(term, 1.0) for phase in self.phases.values())
+
+    def at(self, step: int) -> Moment:
+        """The moment of batch `step`, counted from 0; past the end it is the last phase's end."""
+        before = 0  # generator updates in earlier phases: the learning rate moves on these only
+        last = list(self.phases)[-1]
+        for name, phase in self.phases.items():
+            updates = phase.updates(phase.steps)
+            if step < phase.steps or name == last:
+                break
+            before, step = before + updates, step - phase.steps
+        turn = phase.adversarial and step % 2 == 1
+        done = phase.updates(step)
+        skip = max(0, self.warmup_steps - before)
+        progress = min(1.0, max(0, done - skip) / max(1, updates - skip))
+        lr = phase.rate(progress)
+        if self.warmup_steps and not turn:
+            lr *= min(1.0, (before + done) / self.warmup_steps)
+        return Moment(name, phase, lr, turn)
+
+
+def _parse(name: str, block: Mapping[str, Any]) -> Phase:
+    known = [item.name for item in fields(Phase)]
+    for key in block:
+        if key not in known:
+            raise BadInput(f"phases.{name} has no key {key!r}{nearest(key, known)}")
+    if "steps" not in block or "lr" not in block:
+        raise BadInput(f"phases.{name} needs steps and lr.")
+    phase = Phase(**block)
+    if phase.steps < 1:
+        raise BadInput(f"phases.{name}.steps must be at least 1, not {phase.steps}; remove a phase with `{name}: null`.")
+    if phase.shape not in ("linear", "cosine"):
+        raise BadInput(f"phases.{name}.shape must be linear or cosine, not {phase.shape!r}.")
+    return phase

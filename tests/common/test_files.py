@@ -1,0 +1,78 @@
+import stat
+
+import pytest
+
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file, atomic_folder, find_weights, hub_checkpoints, sha256
+
+
+def fail(path):
+    path.write_text("half")
+    raise KeyError
+
+
+def test_file_appears_whole(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("done")
+        assert not path.exists()
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "done"
+    assert stat.S_IMODE(path.stat().st_mode) & 0o400
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_older_file_survives_an_exception(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_file(path) as temporary:
+        fail(temporary)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_folder_replaces_the_older_one_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "run"
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+    with pytest.raises(KeyError), atomic_folder(path) as temporary:
+        fail(temporary / "b")
+    assert [p.name for p in path.iterdir()] == ["a"]
+    with atomic_folder(path) as temporary:
+        (temporary / "b").write_text("2")
+    assert [p.name for p in path.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("make", [atomic_file, atomic_folder])
+def test_place_that_cannot_be_written(tmp_path, make):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="Cannot write"), make(tmp_path / "file" / "below"):
+        pass
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_weights_are_found_by_file_folder_or_default(tmp_path):
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"")
+    for given in (path, str(tmp_path), None):
+        assert find_weights("net.pth", given, tmp_path, "https://example.org") == path
+
+
+def test_missing_weights_say_what_where_and_whence(tmp_path):
+    with pytest.raises(BadInput) as error:
+        find_weights("net.pth", None, tmp_path, "https://example.org/net.pth")
+    for words in ("net.pth", str(tmp_path), "https://example.org/net.pth"):
+        assert words in str(error.value)
+
+
+def test_hub_folder_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert hub_checkpoints() == tmp_path / "hub" / "checkpoints"
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert str(hub_checkpoints()) == "/cache/torch/hub/checkpoints"

@@ -1,0 +1,300 @@
+import io
+import tarfile
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from alitok.common.errors import BadInput
+from alitok.data.folders import FolderSource
+from alitok.data.sources import NoValidation, open_source
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+    datasets.disable_progress_bars()
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def class_folders(root: Path, names: list[str], each: int, first: int = 0) -> None:
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            (root / name / f"{i:03d}.png").write_bytes(png(first + number * each + i))
+
+
+def values(source) -> list[int]:
+    return [source[i][0].getpixel((0, 0))[0] for i in range(len(source))]
+
+
+def parquet(path: Path, start: int, count: int, **columns: pa.Array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = pa.array([{"bytes": png(start + i), "path": None} for i in range(count)])
+    pq.write_table(pa.table({"img": images, **columns}), path)
+
+
+# folders
+
+
+def test_folder_with_splits_keeps_odd_class_names_and_sorted_order(tmp_path):
+    names = ["zèbre gris", "Äpfel", "a cat"]
+    class_folders(tmp_path / "train", names, 2)
+    class_folders(tmp_path / "validation", names[:2], 1, first=100)
+    (tmp_path / "train" / ".hidden").mkdir()
+    (tmp_path / "train" / "a cat" / "notes.txt").write_text("x")
+    train, val = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "val")
+    assert train.class_names == val.class_names == sorted(names)
+    assert [train[i][1] for i in range(6)] == [0, 0, 1, 1, 2, 2]
+    assert values(train) == [4, 5, 0, 1, 2, 3]
+    assert [(val[i][1]) for i in range(2)] == [1, 2]
+    assert train[0][0].mode == "RGB"
+    with pytest.raises(IndexError):
+        train[6]
+
+
+def test_a_seeded_share_is_held_out_and_said_so(tmp_path):
+    class_folders(tmp_path, ["a", "b"], 20)
+    train, val = (open_source(str(tmp_path), split, val_fraction=0.25) for split in ("train", "val"))
+    assert (len(train), len(val)) == (30, 10)
+    assert sorted(values(train) + values(val)) == list(range(40))
+    assert "held out" in train.description
+    assert "held out" in val.description
+    assert values(open_source(str(tmp_path), "val", val_fraction=0.25)) == values(val)
+    assert values(open_source(str(tmp_path), "val", val_fraction=0.25, seed=1)) != values(val)
+    assert len(open_source(str(tmp_path), "train", val_fraction=0)) == 40
+    with pytest.raises(NoValidation, match="no validation split"):
+        open_source(str(tmp_path), "val", val_fraction=0)
+
+
+def test_count_takes_a_seeded_part(tmp_path):
+    class_folders(tmp_path / "train", ["a", "b"], 20)
+    class_folders(tmp_path / "val", ["a", "b"], 1)
+    part = open_source(str(tmp_path), "train", count=10)
+    assert len(part) == 10
+    assert values(part) == sorted(values(part))
+    assert {part[i][1] for i in range(10)} == {0, 1}
+    assert len(open_source(str(tmp_path), "train", count=1000)) == 40
+
+
+def test_the_ilsvrc_tree_and_folders_below_classes(tmp_path):
+    root = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    class_folders(root / "train", ["n01", "n02"], 1)
+    (root / "train" / "n02" / "images").mkdir()
+    (root / "train" / "n02" / "images" / "more.PNG").write_bytes(png(50))
+    (root / "val").mkdir()
+    (root / "val" / "ILSVRC2012_val_00000001.png").write_bytes(png(1))
+    (root / "test").mkdir()
+    assert values(open_source(str(tmp_path), "train")) == [0, 1, 50]
+    with pytest.raises(BadInput, match="one folder per class"):
+        open_source(str(tmp_path), "val")
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    class_folders(tmp_path, ["quiz", "test"], 10)
+    assert open_source(str(tmp_path), "train").class_names == ["quiz", "test"]
+
+
+def test_named_split_of_a_folder(tmp_path):
+    class_folders(tmp_path / "train", ["a", "b"], 1)
+    class_folders(tmp_path / "extra", ["b"], 3, first=20)
+    extra = open_source(str(tmp_path), "val", split_name="extra")
+    assert values(extra) == [20, 21, 22]
+    assert extra[0][1] == 1
+    with pytest.raises(BadInput, match="no folder 'nope'"):
+        open_source(str(tmp_path), "val", split_name="nope")
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="no class folders"):
+        open_source(str(tmp_path / "empty"))
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.png").write_bytes(png(0))
+    with pytest.raises(BadInput, match="no class folders"):
+        open_source(str(tmp_path / "flat"))
+    (tmp_path / "flat2" / "train").mkdir(parents=True)
+    (tmp_path / "flat2" / "train" / "a.png").write_bytes(png(0))
+    with pytest.raises(BadInput, match="train has no class folders"):
+        open_source(str(tmp_path / "flat2"))
+    class_folders(tmp_path / "hole", ["a", "b"], 1)
+    (tmp_path / "hole" / "c").mkdir()
+    with pytest.raises(BadInput, match="hole/c has no images"):
+        open_source(str(tmp_path / "hole"))
+    class_folders(tmp_path / "odd" / "train", ["a"], 1)
+    class_folders(tmp_path / "odd" / "val", ["x"], 1)
+    with pytest.raises(BadInput, match="'x' that the training split does not have"):
+        open_source(str(tmp_path / "odd"), "val")
+    class_folders(tmp_path / "one", ["a"], 1)
+    with pytest.raises(BadInput, match="too few"):
+        open_source(str(tmp_path / "one"))
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    class_folders(tmp_path, ["a", "b"], 2)
+    (tmp_path / "b" / "001.png").write_bytes(b"no image")
+    with pytest.raises(BadInput, match=r"b/001\.png"):
+        FolderSource(tmp_path)[3]
+
+
+@pytest.mark.parametrize("spec", ["data/imagenet", "nowhere", "./x/y", "/no/such/place", "tests/no_such"])
+def test_missing_folder_names_the_variable(spec, tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="DATA="):
+        open_source(spec)
+
+
+def test_wrong_arguments():
+    with pytest.raises(BadInput, match="'train' or 'val'"):
+        open_source("shapes", "test")
+    with pytest.raises(BadInput, match="at least 1"):
+        open_source("shapes", count=0)
+
+
+# tables
+
+
+def test_parquet_by_file_name_with_class_names(tmp_path):
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["big dog", "élan"])})
+    for name, start in [("train-0", 0), ("train-1", 4), ("test", 100)]:
+        rows = {"img": [{"bytes": png(start + i), "path": None} for i in range(4)], "label": [0, 1, 0, 1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{name}.parquet")
+    train, val = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "val")
+    assert train.class_names == ["big dog", "élan"]
+    assert values(train) == list(range(8))
+    assert values(val) == [100, 101, 102, 103]
+    assert [train[i][1] for i in range(4)] == [0, 1, 0, 1]
+
+
+def test_columns_found_by_type(tmp_path):
+    columns = {"id": pa.array(["x"] * 4), "score": pa.array([0.5] * 4), "kind": pa.array([2, 0, 1, 2], pa.int8())}
+    table = pa.table({**columns, "picture": pa.array([png(i) for i in range(4)], pa.binary())})
+    pq.write_table(table, tmp_path / "train.parquet")
+    table = table.slice(0, 1).set_column(2, "kind", pa.array([1], pa.int8()))
+    pq.write_table(table, tmp_path / "val.parquet")
+    train, val = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "val")
+    assert train.class_names == val.class_names == ["0", "1", "2"]
+    assert [train[i][1] for i in range(4)] == [2, 0, 1, 2]
+    assert val[0][1] == 1
+    words = open_source(str(tmp_path), "train", label_column="id")
+    assert words.class_names == ["x"]
+
+
+def test_columns_that_leave_a_choice(tmp_path):
+    parquet(tmp_path / "train.parquet", 0, 3, fine=pa.array([0, 1, 2]), coarse=pa.array([0, 0, 1]))
+    with pytest.raises(BadInput, match="label_column"):
+        open_source(str(tmp_path), val_fraction=0)
+    chosen = open_source(str(tmp_path), val_fraction=0, label_column="coarse")
+    assert chosen.class_names == ["0", "1"]
+    with pytest.raises(BadInput, match="no column 'nope'"):
+        open_source(str(tmp_path), label_column="nope")
+
+
+def test_tables_that_cannot_be_used(tmp_path):
+    parquet(tmp_path / "unlabelled" / "train.parquet", 0, 2, label=pa.array([-1, -1]))
+    with pytest.raises(BadInput, match="without a class"):
+        open_source(str(tmp_path / "unlabelled"))
+    parquet(tmp_path / "holes" / "train.parquet", 0, 2, label=pa.array([0, None]))
+    with pytest.raises(BadInput, match="without a label"):
+        open_source(str(tmp_path / "holes"))
+    (tmp_path / "no_images").mkdir()
+    pq.write_table(pa.table({"label": [0, 1]}), tmp_path / "no_images" / "train.parquet")
+    with pytest.raises(BadInput, match="image column"):
+        open_source(str(tmp_path / "no_images"))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "train.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(BadInput, match="Cannot read") as caught:
+        open_source(str(tmp_path / "damaged"))
+    assert "\n" not in str(caught.value)
+    parquet(tmp_path / "split" / "test.parquet", 0, 2, label=pa.array([0, 1]))
+    with pytest.raises(BadInput, match="no split 'train'"):
+        open_source(str(tmp_path / "split"))
+    parquet(tmp_path / "mixed" / "train.parquet", 0, 2, label=pa.array([0, 1]))
+    parquet(tmp_path / "mixed" / "part.parquet", 0, 2, label=pa.array([0, 1]))
+    with pytest.raises(BadInput, match=r"Cannot tell the split of .*part\.parquet"):
+        open_source(str(tmp_path / "mixed"))
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    images = pa.array([png(0), b"broken"])
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "train.parquet")
+    with pytest.raises(BadInput, match=f"row 1 of {tmp_path}"):
+        open_source(str(tmp_path), val_fraction=0)[1]
+
+
+def test_named_split_of_tables(tmp_path):
+    parquet(tmp_path / "train.parquet", 0, 2, label=pa.array([0, 1]))
+    parquet(tmp_path / "extra.parquet", 50, 2, label=pa.array([1, 1]))
+    with pytest.raises(BadInput, match="Cannot tell"):
+        open_source(str(tmp_path))
+    assert values(open_source(str(tmp_path), "val", split_name="extra")) == [50, 51]
+
+
+def test_webdataset(tmp_path):
+    for name, start in [("train-0000", 0), ("val-0000", 60)]:
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for i in range(6):
+                for ending, content in [("png", png(start + i)), ("cls", str(i % 3).encode())]:
+                    entry = tarfile.TarInfo(f"{i:04d}.{ending}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+    train, val = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "val")
+    assert values(train) == list(range(6))
+    assert values(val) == list(range(60, 66))
+    assert [train[i][1] for i in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_saved_datasets_and_arrow_files(tmp_path, splits):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(4)], "label": [0, 1, 0, 1]}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    saved = datasets.DatasetDict({"train": dataset, "test": dataset.select([3])}) if splits else dataset
+    saved.save_to_disk(str(tmp_path / "saved"))
+    assert values(open_source(str(tmp_path / "saved"), val_fraction=0)) == [0, 1, 2, 3]
+    if splits:
+        assert values(open_source(str(tmp_path / "saved"), "val")) == [3]
+    else:
+        (tmp_path / "saved" / "state.json").unlink()
+        assert values(open_source(str(tmp_path / "saved"), val_fraction=0)) == [0, 1, 2, 3]
+
+
+# the hub, with its doors stubbed
+
+
+def test_hub_dataset(monkeypatch):
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(4)], "label": [0, 1, 0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    asked = []
+
+    def load(name: str, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        return dataset
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "validation", "test"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert values(open_source("some/dataset", "val")) == [0, 1, 2, 3]
+    assert values(open_source("some/dataset", "train", split_name="train[:4]")) == [0, 1, 2, 3]
+    assert asked == [("some/dataset", "validation"), ("some/dataset", "train[:4]")]
+
+
+def test_hub_without_a_network_is_one_sentence(monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(BadInput, match="Cannot load the Hugging Face dataset some/dataset") as caught:
+        open_source("some/dataset")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,30 @@
+"""The demo's configurations at a size that steps in milliseconds, for tests."""
+
+from pathlib import Path
+from typing import Any
+
+from alitok.config import compose_run
+
+DEMO = Path(__file__).parents[1] / "experiments" / "demo"
+SMALL = ["--define.image_size", "32", "--define.patch_size", "8", "--define.num_prefix", "4"]
+SMALL += ["--define.codebook_size", "32", "--define.code_dim", "4", "--model.tokenizer.encoder.num_latents", "20"]
+for part in ("encoder", "decoder"):
+    SMALL += [f"--model.tokenizer.{part}.width", "32", f"--model.tokenizer.{part}.depth", "1"]
+    SMALL += [f"--model.tokenizer.{part}.heads", "2"]
+SMALL += ["--data.global_batch", "8", "--data.count", "64", "--data.val_count", "16"]
+GENERATOR = ["--define.num_prefix", "4", "--define.codebook_size", "32", "--model.generator.grid", "[4, 4]"]
+GENERATOR += ["--model.generator.width", "32", "--model.generator.depth", "2", "--model.generator.heads", "2"]
+GENERATOR += ["--data.global_batch", "8"]
+GAN = [
+    "--model.discriminator",
+    "{class_path: alitok.models.discriminator.BlurDiscriminator,"
+    " init_args: {width: 32, stages: [32, 32], groups: 8, map_size: 4}}",
+    "--model.adversarial",
+    "{class_path: alitok.losses.adversarial.HingeGAN}",
+]
+
+
+def tiny(name: str, run: Path, *overrides: str) -> dict[str, Any]:
+    """The composed configuration `experiments/demo/NAME.yaml`, tiny, with its run under `run`."""
+    small = GENERATOR if name == "generator" else SMALL
+    return compose_run([DEMO / f"{name}.yaml"], ["--define.run", str(run), *small, *overrides])

@@ -1,0 +1,84 @@
+"""Training of the generator on a token cache."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from tiny import tiny
+
+from alitok.common.build import import_class
+from alitok.common.errors import BadInput
+from alitok.data.token_cache import write_token_cache
+from alitok.training.generator import GeneratorTraining
+
+
+def cache(folder: Path, tokens: int = 20, codes: int = 32, classes: int = 10) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [(i % classes, np.tile(rng.integers(0, codes, (1, tokens)), (2, 1))) for i in range(40)]
+    names = [f"class {i}" for i in range(classes)]
+    out = folder / "tokens"
+    write_token_cache(out, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={}, total=40)
+    return out
+
+
+def fit(folder: Path, steps: int, *overrides: str) -> GeneratorTraining:
+    config = tiny("generator", folder, *overrides)
+    torch.manual_seed(0)
+    module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+    data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def test_it_learns_a_small_cache(tmp_path: Path) -> None:
+    cache(tmp_path)
+    module = fit(tmp_path, 60, "--model.generator.dropout", "0.0", "--model.warmup_steps", "5")
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 32, (1, 20)))  # the first image of the cache
+    with torch.no_grad():
+        logits = module.generator.eval()(tokens, torch.tensor([0]))
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    assert float(nats) < 2.5 < np.log(32)
+    assert module.parents == {"tokenizer": "d" * 64}
+
+
+def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    cache(tmp_path)
+    first, second = (fit(tmp_path, 4).generator.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = fit(tmp_path, 4, "--model.seed", "1").generator.state_dict()
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_micro_batches_equal_one_batch(tmp_path: Path) -> None:
+    cache(tmp_path)
+    still = ["--model.generator.dropout", "0.0", "--model.class_dropout", "0.0"]
+    whole = fit(tmp_path, 4, *still).generator.state_dict()
+    parts = fit(tmp_path, 4, *still, "--data.micro_batch", "3").generator.state_dict()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, parts[name], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"tokens": 18}, "18 tokens an image, the generator expects 20"),
+        ({"codes": 64}, "64 codes, the generator's 32"),
+        ({"classes": 11}, "11 classes"),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path, arguments: dict[str, int], words: str) -> None:
+    cache(tmp_path, **arguments)
+    with pytest.raises(BadInput, match=words):
+        fit(tmp_path, 1)
