@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alitok.artifacts.folder import save_artifact
 from alitok.artifacts.release import tokenizer_from_release
+from alitok.common.build import build
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder
 from alitok.models.quantizer import ClusteredQuantizer
@@ -144,3 +146,28 @@ def small_tokenizer_block() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def small_generator_block() -> Callable[..., dict[str, Any]]:
     return generator_block
+
+
+@pytest.fixture(scope="session")
+def artifacts(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tokenizer` and, trained on its tokens, `generator`; and with `stranger`, another tokenizer."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    names = ["circle", "square", "star"]
+    tokenizer = golden.randomise(build(tokenizer_block(2)))
+    card = save_artifact(folder / "tokenizer", tokenizer_block(2), tokenizer, {"kind": "tokenizer"})
+    torch.manual_seed(0)
+    save_artifact(folder / "stranger", tokenizer_block(2), build(tokenizer_block(2)), {"kind": "tokenizer"})
+    save_artifact(
+        folder / "generator",
+        generator_block(),
+        golden.randomise(build(generator_block())),
+        {
+            "kind": "generator",
+            "class_names": names,
+            "tokenizer": card["digest"],
+            "guidance": 3.0,
+            "power": 2.0,
+            "seed": 5,
+        },
+    )
+    return folder

@@ -68,7 +68,8 @@ def test_another_class_keeps_only_the_arguments_it_knows(base: Path, tmp_path: P
     overlay = write(
         tmp_path,
         "overlay.yaml",
-        "model: {init_args: {tokenizer: {class_path: torch.nn.Embedding, init_args: {num_embeddings: 3, embedding_dim: 4}}}}",
+        "model: {init_args: {tokenizer: {class_path: torch.nn.Embedding,"
+        " init_args: {num_embeddings: 3, embedding_dim: 4}}}}",
     )
     block = compose([base, overlay])["model"]["init_args"]["tokenizer"]
     assert block == {"class_path": "torch.nn.Embedding", "init_args": {"num_embeddings": 3, "embedding_dim": 4}}
@@ -79,7 +80,13 @@ def test_another_class_keeps_only_the_arguments_it_knows(base: Path, tmp_path: P
 def test_overrides_may_leave_out_init_args_and_are_read_as_yaml(base: Path) -> None:
     config = compose(
         [base],
-        ["--data.global_batch=8", "--model.phases.main.lr", "[1e-4, 2e-5]", "--model.init_args.phases.main.shape", "cosine"],
+        [
+            "--data.global_batch=8",
+            "--model.phases.main.lr",
+            "[1e-4, 2e-5]",
+            "--model.init_args.phases.main.shape",
+            "cosine",
+        ],
     )
     assert config["data"]["init_args"]["global_batch"] == 8
     assert config["model"]["init_args"]["phases"]["main"] == {"steps": 10, "lr": [1e-4, 2e-5], "shape": "cosine"}

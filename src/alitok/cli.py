@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from alitok.common.build import nearest
 from alitok.common.errors import BadInput
@@ -26,7 +27,7 @@ VERBS = {
 class Parser(argparse.ArgumentParser):
     """One clear line for wrong usage, instead of a dump of the whole usage."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; see `{self.prog} --help`.")
 
 
@@ -64,7 +65,8 @@ def run(words: list[str]) -> None:
     parser = Parser(prog=f"alitok {verb}", description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter)
     module.add_arguments(parser)
     if getattr(module, "TAKES_OVERRIDES", False):
-        args, args.overrides = parser.parse_known_args(words[1:])
+        args, overrides = parser.parse_known_args(words[1:])
+        args.overrides = overrides
     else:
         args = parser.parse_args(words[1:])
     module.run(args)

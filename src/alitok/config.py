@@ -7,7 +7,7 @@ model share through `${...}` is the same in both, whichever file changed it last
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -18,6 +18,7 @@ from alitok.common.errors import BadInput
 
 # What a run's configuration may hold; `define` is free: values that others refer to.
 TOP_LEVEL = ("define", "seed_everything", "model", "data", "trainer", "ckpt_path")
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
 for _name, _function in {
     "add": lambda a, b: a + b,
@@ -41,6 +42,13 @@ def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
         BadInput: a file that is missing or no YAML map, an override without a value, an unknown key (with the nearest
             one), an interpolation that cannot be resolved.
     """
+    config = resolve(files, overrides)
+    check(config)
+    return config
+
+
+def resolve(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """`compose` without the check of the keys, which imports every class that is named (Lightning too: seconds)."""
     merged: dict[str, Any] = {}
     for file in files:
         merge(merged, load_yaml(file))
@@ -52,13 +60,11 @@ def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
         _check_path(merged, path, key)
         merge(merged, block)
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
+        container = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or "?"
         raise BadInput(f"Configuration key {key}: {str(error).splitlines()[0]}.") from error
-    assert isinstance(resolved, dict)
-    check(resolved)
-    return resolved  # type: ignore[return-value]
+    return cast(dict[str, Any], container)
 
 
 def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -67,10 +73,12 @@ def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> d
     Raises:
         BadInput: as `compose`, or the files describe no run (`model` and `data`).
     """
-    config = compose([Path(__file__).with_name("defaults.yaml"), *files], overrides)
+    config = compose([DEFAULTS, *files], overrides)
     for part in ("model", "data"):
         if part not in config:
-            raise BadInput(f"The configuration has no {part!r}: give -c FILE, e.g. experiments/demo/tokenizer-stage1.yaml.")
+            raise BadInput(
+                f"The configuration has no {part!r}: give -c FILE, e.g. experiments/demo/tokenizer-stage1.yaml."
+            )
     return config
 
 
@@ -88,7 +96,7 @@ def load_yaml(file: str | Path) -> dict[str, Any]:
         raise BadInput(f"Configuration {file} is no valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise BadInput(f"Configuration {file} holds no map of keys.")
-    return content  # type: ignore[return-value]
+    return cast(dict[str, Any], content)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -158,7 +166,7 @@ def _check_path(merged: Mapping[str, Any], path: list[str], key: str) -> None:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises BadInput for the first key that nobody knows, with the nearest known one, or an argument that is missing."""
+    """Raises BadInput for the first key that nobody knows, with the nearest known one, or a missing argument."""
     for key in config:
         if key not in TOP_LEVEL:
             raise BadInput(f"Unknown configuration key {key!r}{nearest(key, TOP_LEVEL)}")

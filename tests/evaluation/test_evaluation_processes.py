@@ -61,6 +61,7 @@ def work(rank: int, folder: str) -> None:
             InceptionScore().update(torch.eye(2))
         text = json.dumps([results(uneven), results(nothing)])
         Path(folder, f"{rank}.json").write_text(text)
+        dist.barrier()  # a process that ends while the other still talks to it may abort
     finally:
         dist.destroy_process_group()
 

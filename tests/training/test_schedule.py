@@ -55,7 +55,8 @@ def test_discriminator_has_no_warm_up() -> None:
 
 def test_weights_default_to_one_and_zero_switches_a_term_off() -> None:
     schedule = Schedule({"a": {"steps": 1, "lr": 1, "weights": {"lpips": 0}}, "b": {"steps": 1, "lr": 1}})
-    assert schedule.uses("lpips") and schedule.uses("mse")
+    assert schedule.uses("lpips")
+    assert schedule.uses("mse")
     assert not Schedule({"a": {"steps": 1, "lr": 1, "weights": {"lpips": 0.0}}}).uses("lpips")
 
 

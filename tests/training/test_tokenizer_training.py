@@ -181,5 +181,3 @@ def test_weight_decay_falls_on_every_parameter(tmp_path: Path) -> None:
     (optimizer,) = module.configure_optimizers()
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01]
     assert len(optimizer.param_groups[0]["params"]) == len(list(module.tokenizer.parameters()))
-
-

@@ -18,14 +18,15 @@ class ExportArtifact(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.interrupted or trainer.global_step < trainer.max_steps or not trainer.is_global_zero:
             return
-        module = getattr(pl_module, "tokenizer", None) or pl_module.generator
+        training: Any = pl_module
+        module: Any = getattr(training, "tokenizer", None) or training.generator
         card: dict[str, Any] = {
             "kind": "tokenizer" if hasattr(pl_module, "tokenizer") else "generator",
             "data": trainer.datamodule.description,  # type: ignore[attr-defined]
             "class_names": trainer.datamodule.class_names,  # type: ignore[attr-defined]
             "steps": trainer.global_step,
             "images_seen": images_seen(trainer),
-            "parents": pl_module.parents,
+            "parents": training.parents,
             "metrics": {
                 name.removeprefix("val/"): float(value)
                 for name, value in trainer.callback_metrics.items()
@@ -33,8 +34,8 @@ class ExportArtifact(Callback):
             },
         }
         if card["kind"] == "generator":
-            card |= pl_module.recommended  # type: ignore[operator]
-            card["tokenizer"] = pl_module.parents.get("tokenizer")  # type: ignore[union-attr, operator]
+            card |= training.recommended
+            card["tokenizer"] = training.parents.get("tokenizer")
         discriminator = getattr(pl_module, "discriminator", None)
         extra = {"discriminator": (discriminator.block, discriminator)} if discriminator is not None else None
         save_artifact(self.folder or Path(trainer.default_root_dir) / "artifact", module.block, module, card, extra)

@@ -34,8 +34,14 @@ class ValidationMetric(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.running = self.metrics(trainer, pl_module)
 
-    def on_validation_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self.update(pl_module, outputs, batch)
 
@@ -124,7 +130,7 @@ class Generation(Callback):
 
 
 def open_extractor(spec: str, device: torch.device | str) -> Extractor:
-    """"inception" (where clean-fid keeps it), its TorchScript file, or the folder of a classifier saved by us."""
+    """ "inception" (where clean-fid keeps it), its TorchScript file, or the folder of a classifier saved by us."""
     from pathlib import Path
 
     from alitok.evaluation.classifier import Classifier, ClassifierExtractor

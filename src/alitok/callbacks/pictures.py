@@ -45,7 +45,7 @@ class ReconstructionGrid(Callback):
     def __init__(self, count: int = 16, columns: int = 8) -> None:
         self.count, self.columns = count, columns
 
-    def on_validation_batch_end(  # type: ignore[override]
+    def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
@@ -79,7 +79,5 @@ class SampleGrid(Callback):
         classes = min(self.classes, generator.num_classes)
         labels = [index % classes for index in range(classes * self.rows)]
         tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
-        batches = sample_images(
-            generator, tokenizer, labels, guidance=self.guidance, power=self.power, seed=self.seed
-        )
+        batches = sample_images(generator, tokenizer, labels, guidance=self.guidance, power=self.power, seed=self.seed)
         save_grid(torch.cat([images for _, _, images in batches]), picture_path(trainer, "samples"), classes)

@@ -29,27 +29,30 @@ class Progress(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = {}
-        if hasattr(pl_module, "schedule"):
-            items["phase"] = pl_module.schedule.at(trainer.global_step).name
+        schedule: Any = getattr(pl_module, "schedule", None)
+        if schedule is not None:
+            items["phase"] = schedule.at(trainer.global_step).name
             items["images"] = f"{images_seen(trainer):,}"
         for name in ("train/loss", "val/psnr", "val/loss", "val/token_accuracy"):
             if name in trainer.callback_metrics:
                 items[name] = f"{float(trainer.callback_metrics[name]):.4g}"
         return items
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:  # here, not at the fit's start: the step is that of the checkpoint by now
             data = trainer.datamodule  # type: ignore[attr-defined]
             share = data.global_batch // trainer.world_size
             micro = min(data.micro_batch or share, share)
             print(
                 f"{trainer.default_root_dir}: steps {trainer.global_step:,} to {trainer.max_steps:,} on"
-                f" {trainer.world_size} x {pl_module.device.type}, {trainer.precision}; global batch {data.global_batch}"
+                f" {trainer.world_size} x {pl_module.device.type}, {trainer.precision};"
+                f" global batch {data.global_batch}"
                 f" = {trainer.world_size} devices x {-(-share // micro)} micro-batches of {micro}",
                 flush=True,
             )
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # type: ignore
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
         step = trainer.global_step
         if trainer.is_global_zero and not sys.stdout.isatty() and step % self.line_every == 0:

@@ -165,7 +165,7 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     stages = [load_tokenizer(out / name / "artifact") for name in ("stage1", "stage2")]
     generator = load_generator(out / "generator" / "artifact")
     check_pair(generator, stages[1])
-    size, names = stages[0].image_size, generator.card["class_names"]  # type: ignore[index]
+    size, names = stages[0].image_size, generator.card["class_names"]
     extractor = open_extractor(str(out / "classifier"), "cpu")
 
     # Two sets of pictures that no stage has seen: one to measure against, one to say how far real is from real.
@@ -190,8 +190,8 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
             numbers[f"{metric}_{name}"] = value
         shown = held_out[:20].float() / 255
         copies.append(tokenizer.decode(tokenizer.encode(shown)))
-    numbers["codebook_usage"] = stages[0].card["metrics"]["codebook_usage"]  # type: ignore[index]
-    numbers["ar_accuracy"] = generator.card["metrics"]["token_accuracy"]  # type: ignore[index]
+    numbers["codebook_usage"] = stages[0].card["metrics"]["codebook_usage"]
+    numbers["ar_accuracy"] = generator.card["metrics"]["token_accuracy"]
 
     generation = GenerationMetrics(extractor, reference)
     labels = [index % len(names) for index in range(count)]
@@ -222,7 +222,9 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
         "comparable": False,
     }
     few = {name: torch.stack(images[:8]) for name, images in samples.items() if images}
-    save_grid(torch.cat([torch.stack(list(row)) for row in zip(*few.values(), strict=False)]), out / "samples.png", 10, names)
+    save_grid(
+        torch.cat([torch.stack(list(row)) for row in zip(*few.values(), strict=False)]), out / "samples.png", 10, names
+    )
     clock.seconds["samples and measures"] = time.perf_counter() - start
     numbers["seconds"] = {step: round(seconds, 1) for step, seconds in clock.seconds.items()}
     numbers["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -236,7 +238,7 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
         stage1=copies[0],
         stage2=copies[1],
         samples=few,
-        forming=[(names[labels[i]], *forming(*stages, ids[i])) for i in range(min(5, count))],
+        forming=[(names[labels[i]], *forming(stages[0], stages[1], ids[i])) for i in range(min(5, count))],
         curves={
             "Stage 1: causal decoder": read_curves(out / "stage1"),
             "Stage 2: bidirectional decoder": read_curves(out / "stage2"),
@@ -245,7 +247,7 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
         numbers=numbers,
         seconds=clock.seconds,
         facts={
-            "Data": f"{stages[0].card['data']}",  # type: ignore[index]
+            "Data": f"{stages[0].card['data']}",
             "Tokens": f"{stages[0].num_tokens} an image, codebook of {stages[0].codebook_size}",
             "Parameters": ", ".join(
                 f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
@@ -258,8 +260,14 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
         next_steps=[
             ("Draw more of two classes.", sample_command(out, "star,heart")),
             ("Send your own pictures through the tokenizer.", reconstruct_command(out)),
-            ("Train on your own folder of class folders.", "make train-tokenizer DATA=path/to/folder EXPERIMENT=cifar10"),
-            ("Change one number and train again.", f"alitok fit -c experiments/demo/generator.yaml --define.run {out}-2"),
+            (
+                "Train on your own folder of class folders.",
+                "make train-tokenizer DATA=path/to/folder EXPERIMENT=cifar10",
+            ),
+            (
+                "Change one number and train again.",
+                f"alitok fit -c experiments/demo/generator.yaml --define.run {out}-2",
+            ),
         ],
     )
     table = Table(title=f"{out / 'report.html'}")

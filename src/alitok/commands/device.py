@@ -6,7 +6,7 @@ from alitok.common.errors import BadInput
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" = a GPU where there is one; else the device of that name.
+    """ "auto" = a GPU where there is one; else the device of that name.
 
     Raises:
         BadInput: the device is not there.

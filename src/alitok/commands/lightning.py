@@ -11,7 +11,7 @@ import yaml
 from alitok.common.build import build, import_class, is_class_block
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
-from alitok.config import compose_run
+from alitok.config import DEFAULTS, compose_run, resolve
 
 TAKES_OVERRIDES = True
 
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def launch(verb: str, args: argparse.Namespace) -> None:
     """Composes the configuration and runs it; a finished fit says so, an interrupted one goes on."""
+    # Before compose_run, which takes seconds: it imports Lightning.
+    check_weight_files(resolve([DEFAULTS, *args.config], args.overrides))
     run(verb, compose_run(args.config, args.overrides))
 
 
@@ -50,12 +52,16 @@ def run(verb: str, config: dict[str, Any]) -> None:
 
 
 def check_weight_files(config: Mapping[str, Any]) -> None:
-    """Raises BadInput for a loss term whose weight file is missing, before anything slow is imported."""
-    arguments = config["model"].get("init_args") or {}
-    phases = (arguments.get("phases") or {}).values()
-    for name, block in (arguments.get("losses") or {}).items():
-        if is_class_block(block) and any((phase.get("weights") or {}).get(name, 1) for phase in phases):
+    """Raises BadInput for a loss term whose weight file is missing; what else may be wrong is left to `compose`."""
+    arguments = _map(_map(config.get("model")).get("init_args"))
+    phases = [_map(phase) for phase in _map(arguments.get("phases")).values()]
+    for name, block in _map(arguments.get("losses")).items():
+        if is_class_block(block) and any(_map(phase.get("weights")).get(name, 1) for phase in phases):
             build(block).check()
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def total_steps(config: Mapping[str, Any]) -> int:
@@ -71,7 +77,7 @@ def finished(root: Path, total: int) -> bool:
     import json
 
     card = root / "artifact" / "card.json"
-    return card.is_file() and json.loads(card.read_text()).get("steps", 0) >= total
+    return card.is_file() and (json.loads(card.read_text()).get("steps") or 0) >= total
 
 
 def _lightning_cli(verb: str, config: dict[str, Any], total: int) -> None:
@@ -83,8 +89,11 @@ def _lightning_cli(verb: str, config: dict[str, Any], total: int) -> None:
 
     # Advice that does not hold here (the configuration comes composed, workers are the user's choice), and advertising.
     warnings.filterwarnings("ignore", message="(?s)LightningCLI's args parameter.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="(?s).*ModelCheckpoint with manual optimization.*")
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     trainer = dict(config["trainer"])
@@ -93,6 +102,7 @@ def _lightning_cli(verb: str, config: dict[str, Any], total: int) -> None:
             trainer[name] = list(trainer[name].values())
     trainer |= {"max_steps": total, "max_epochs": -1, "use_distributed_sampler": False}
     trainer["check_val_every_n_epoch"] = None  # an endless loader has one epoch; validation goes by steps
+
     def model() -> LightningModule:
         return _shallow(config["model"])
 

@@ -13,11 +13,10 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
+from alitok.commands.charts import Curve, chart, number
 from alitok.common.files import atomic_file
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import psnr
-
-Curve = list[tuple[int, float]]
 
 # key of report.json -> label, kind of number, what it means and how to read it
 MEANINGS: dict[str, tuple[str, str, str]] = {
@@ -108,7 +107,7 @@ def write_report(
             "reconstructions",
             "A picture, its tokens, the picture again",
             "Each original beside what is redrawn from its tokens alone: by the causal decoder of stage 1, where a "
-            "patch sees only the tokens up to its own, and by the bidirectional decoder of stage 2, which sees them all.",
+            "patch sees only the tokens up to its own, and by the bidirectional decoder of stage 2, which sees all.",
             _reconstructions(originals, stage1, stage2),
         ),
         samples=_section(
@@ -180,12 +179,11 @@ def _images(images: Tensor, alts: Iterable[str]) -> list[str]:
     tags = []
     for pixels, alt in zip(to_uint8(images, "round").cpu(), alts, strict=True):
         buffer = io.BytesIO()
-        Image.fromarray(rearrange(pixels, "c h w -> h w c").squeeze(-1).numpy()).save(buffer, format="PNG", optimize=True)
+        array = rearrange(pixels, "c h w -> h w c").squeeze(-1).numpy()
+        Image.fromarray(array).save(buffer, format="PNG", optimize=True)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         height, width = pixels.shape[1:]
-        tags.append(
-            f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">'
-        )
+        tags.append(f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">')
     return tags
 
 
@@ -212,7 +210,7 @@ def _reconstructions(originals: Tensor, stage1: Tensor, stage2: Tensor) -> str:
         f"<li>{''.join(f'<figure>{cell}</figure>' for cell in card)}</li>" for card in zip(*columns, strict=True)
     )
     return (
-        '<label class="switch"><input type="checkbox" id="errors"> Show the errors instead, four times as bright</label>'
+        '<label class="switch"><input type="checkbox" id="errors"> Show the errors, four times as bright</label>'
         f'<ul class="triples">{cards}</ul>'
     )
 
@@ -232,8 +230,9 @@ def _forming_card(name: str, counts: list[int], frames: Tensor) -> str:
     # the slider works only with scripts, so it shows only with them; the strip is always there
     return (
         f'<article class="player" data-total="{total}"><h3>{escape(name)}</h3><div class="stage" hidden>'
-        f'<img class="screen" src="data:," alt=""><div class="controls"><div class="ruler" style="--n:{total}"><i></i></div>'
-        f'<p><output>{_tokens(total)}</output> of {total}</p>'
+        '<img class="screen" src="data:," alt=""><div class="controls">'
+        f'<div class="ruler" style="--n:{total}"><i></i></div>'
+        f"<p><output>{_tokens(total)}</output> of {total}</p>"
         f'<input type="range" min="0" max="{len(counts) - 1}" value="{len(counts) - 1}" '
         f'aria-label="How many tokens of {escape(name)} are drawn"><button type="button">Play</button></div></div>'
         f'<ol class="strip" tabindex="0" aria-label="{escape(name)}, by number of tokens">{strip}</ol></article>'
@@ -250,7 +249,7 @@ def _tokens(count: int) -> str:
 def _headline(numbers: dict[str, Any], seconds: dict[str, float]) -> str:
     """The few numbers that a reader wants first."""
     tiles = [
-        (_value(numbers[key], MEANINGS[key][1]), label)
+        (number(numbers[key], MEANINGS[key][1]), label)
         for key, label in (
             ("psnr_stage2", "closeness of redrawn pictures (PSNR)"),
             ("ar_accuracy", "of next tokens guessed at first try"),
@@ -269,26 +268,11 @@ def _numbers(numbers: dict[str, Any]) -> str:
     rows = []
     for key in known + [key for key in numbers if key not in MEANINGS and key != "seconds"]:
         label, unit, meaning = MEANINGS.get(key, (key, "", ""))
-        value = '<span class="absent">not measured</span>' if numbers[key] is None else _value(numbers[key], unit)
+        value = '<span class="absent">not measured</span>' if numbers[key] is None else number(numbers[key], unit)
         rows.append(
             f'<tr><th scope="row">{escape(label)}</th><td class="value">{value}</td><td>{escape(meaning)}</td></tr>'
         )
     return f'<table class="numbers"><tbody>{"".join(rows)}</tbody></table>' if rows else ""
-
-
-def _value(value: Any, unit: str) -> str:
-    """A number with its unit, as HTML text."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return escape(str(value))
-    if not math.isfinite(value):
-        return str(value)
-    if unit == "%":
-        return f"{100 * value:.1f}&nbsp;%"
-    if unit == "dB":
-        return f"{value:.1f}&nbsp;dB"
-    if unit == "bytes":
-        return f"{value / 1e9:.2f}&nbsp;GB"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _duration(seconds: float) -> str:
@@ -305,7 +289,8 @@ def _seconds(seconds: dict[str, float]) -> str:
         return ""
     longest = max(*seconds.values(), 1e-9)
     rows = "".join(
-        f'<tr><th scope="row">{escape(step)}</th><td class="bar"><i style="width:{100 * value / longest:.1f}%"></i></td>'
+        f'<tr><th scope="row">{escape(step)}</th>'
+        f'<td class="bar"><i style="width:{100 * value / longest:.1f}%"></i></td>'
         f'<td class="value">{_duration(value)}</td></tr>'
         for step, value in seconds.items()
     )
@@ -326,96 +311,14 @@ def _curves(title: str, stage: dict[str, Curve]) -> str:
             panels.setdefault(metric, {})[split] = points
     if not panels:
         return ""
-    # a stage that predicts tokens has a cross entropy for its loss
-    loss_unit = "nats per token" if "token_accuracy" in panels else ""
-    charts = {
-        metric: chart(f"{title}: ", *METRICS.get(metric, (metric.replace("_", " "), "")), lines, metric not in NOT_LOSSES)
-        if metric != "loss"
-        else chart(f"{title}: ", "Loss", loss_unit, lines, True)
-        for metric, lines in panels.items()
-    }
+    charts = {}
+    for metric, lines in panels.items():
+        name, unit = METRICS.get(metric, (metric.replace("_", " "), ""))
+        if metric == "loss" and "token_accuracy" in panels:  # the cross entropy of a stage that predicts tokens
+            unit = "nats per token"
+        charts[metric] = chart(title, name, unit, lines, may_be_log=metric not in NOT_LOSSES)
     main = "".join(charts[metric] for metric in METRICS if metric in charts)
     rest = [charts[metric] for metric in sorted(charts) if metric not in METRICS]
-    more = f'<details><summary>{len(rest)} more of this stage</summary><div class="charts">{"".join(rest)}</div></details>'
+    summary = f"{len(rest)} more curve{'s' if len(rest) != 1 else ''}"
+    more = f'<details><summary>{summary}</summary><div class="charts">{"".join(rest)}</div></details>'
     return f'<h3>{escape(title)}</h3><div class="charts">{main}</div>{more if rest else ""}'
-
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 48, 14, 10, 34
-
-
-def chart(prefix: str, title: str, unit: str, lines: dict[str, Curve], may_be_log: bool) -> str:
-    """A line chart as inline SVG, coloured by the page's style sheet.
-
-    Args:
-        lines: "train" or "val" -> [(step, value), ...], at least one point each, finite.
-        may_be_log: take a logarithmic axis where all values are positive and span a decade.
-    """
-    steps = [step for points in lines.values() for step, _ in points]
-    values = [value for points in lines.values() for _, value in points]
-    log = may_be_log and min(values) > 0 and max(values) >= 10 * min(values)
-    y_ticks = log_ticks(min(values), max(values)) if log else linear_ticks(min(values), max(values), 4)
-    x_ticks = [tick for tick in linear_ticks(0, max(steps), 4) if tick <= max(steps)]
-    if unit == "%":  # no share exceeds the whole
-        y_ticks = [tick for tick in y_ticks if tick < 1 + 1e-9]
-    low, high = min(y_ticks[0], min(values)), max(y_ticks[-1], max(values))
-
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / max(*steps, 1)
-
-    def y(value: float) -> float:
-        share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
-
-    parts = []
-    for tick in y_ticks:
-        parts.append(f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{_tick(tick, unit)}</text>')
-    for tick in x_ticks:
-        parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:,.0f}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
-    for split in sorted(lines):  # validation over training
-        kind = "val" if split == "val" else "train"
-        dots = lines[split][:: -(-len(lines[split]) // 400)]
-        path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in dots)
-        parts.append(f'<path class="{kind}" d="M{path}"/>')
-        if len(dots) <= 25:
-            parts.extend(f'<circle class="{kind}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.4"/>' for s, v in dots)
-    ends = {split: _value(lines[split][-1][1], unit) for split in sorted(lines, reverse=True)}
-    spoken = ", ".join(f"{split} ends at {end}" for split, end in ends.items())
-    key = "".join(f'<span class="{split}">{split} {end}</span>' for split, end in ends.items())
-    units = ", ".join(filter(None, (unit if unit not in ("%",) else "", "log scale" if log else "")))
-    return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{f" <small>{units}</small>" if units else ""}'
-        f'<span class="key">{key}</span></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(prefix + title)}, {spoken}">{"".join(parts)}</svg></figure>'
-    )
-
-
-def linear_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]; at least two."""
-    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-        margin = abs(low) * 0.05 or 1.0
-        low, high = low - margin, high + margin
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    gap = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9)
-    return [index * gap for index in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that cover [low, high], with 2 and 5 between them where they are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks = [10.0**power for power in range(first, last + 1)]
-    if last - first > 2:
-        return ticks[:: -(-len(ticks) // 6)]
-    fine = sorted(factor * 10.0**power for power in range(first, last) for factor in (1, 2, 5)) + ticks[-1:]
-    start = max(index for index, tick in enumerate(fine) if tick <= low * (1 + 1e-9))
-    stop = min(index for index, tick in enumerate(fine) if tick >= high * (1 - 1e-9))
-    return fine[start : stop + 1]
-
-
-def _tick(value: float, unit: str) -> str:
-    if unit == "%":
-        return f"{100 * value:.4g} %"
-    return f"{value:,.4g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")

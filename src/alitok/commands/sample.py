@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
     check_pair(generator, tokenizer)
-    card: dict[str, Any] = generator.card  # type: ignore[assignment]
+    card = generator.card
     names = card.get("class_names") or [str(index) for index in range(generator.num_classes)]
     if args.count:
         classes = list(range(len(names)))
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     columns = min(len(classes), 10) if args.count else len(classes)
     titles = [names[label] for label in labels[:columns]] if columns <= len(classes) else None
-    seed = args.seed if args.seed is not None else card.get("seed", 0)
+    seed = args.seed if args.seed is not None else card.get("seed") or 0
     batches = -(-len(labels) // args.batch)
     with Progress() as progress, writer(out, len(labels), tokenizer.image_size, columns, titles) as write:
         task = progress.add_task("Sampling", total=batches * generator.num_tokens)
@@ -112,9 +112,11 @@ def writer(out: Path, count: int, size: int, columns: int, titles: list[str] | N
     @contextmanager
     def npz() -> Any:
         import zipfile
+        from tempfile import TemporaryDirectory
 
         # Filled through a memory map, so that 50,000 images need no memory of their own.
-        with atomic_file(out) as target, atomic_file(out.with_suffix(".npy")) as array_file:
+        with atomic_file(out) as target, TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as near:
+            array_file = Path(near) / "arr_0.npy"
             array = np.lib.format.open_memmap(array_file, "w+", np.uint8, (count, size, size, 3))
 
             def write(indices: list[int], images: torch.Tensor) -> None:
@@ -124,7 +126,6 @@ def writer(out: Path, count: int, size: int, columns: int, titles: list[str] | N
             array.flush()
             with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                 archive.write(array_file, "arr_0.npy")
-        out.with_suffix(".npy").unlink()
 
     @contextmanager
     def folder() -> Any:
@@ -140,6 +141,6 @@ def writer(out: Path, count: int, size: int, columns: int, titles: list[str] | N
 
     if out.suffix not in ("", ".png", ".npz"):
         raise BadInput(f"--out {out} must be a .png grid, an .npz file or a folder.")
-    if not out.suffix and out.exists() and any(out.iterdir()):
-        raise BadInput(f"--out {out} exists and is not empty; name another folder.")
+    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"--out {out} exists and is no empty folder; name another.")
     return {".png": grid, ".npz": npz, "": folder}[out.suffix]()

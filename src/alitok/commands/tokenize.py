@@ -16,20 +16,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64, help="views encoded together (default 64)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images (default 0)")
     parser.add_argument("--device", default="auto")
-    parser.epilog = "example: alitok tokenize --tokenizer runs/demo/stage1/artifact --data shapes --out runs/demo/tokens"
+    parser.epilog = (
+        "example: alitok tokenize --tokenizer runs/demo/stage1/artifact --data shapes --out runs/demo/tokens"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import load_tokenizer
     from alitok.commands.device import pick_device
+    from alitok.common.errors import BadInput
     from alitok.data.sources import open_source
     from alitok.data.token_cache import TokenCache
 
     tokenizer = load_tokenizer(args.tokenizer, pick_device(args.device))
     out = Path(args.out)
-    if (out / "alitok.json").is_file() and TokenCache(out).digest == tokenizer.card["digest"]:  # type: ignore
+    if (out / "alitok.json").is_file() and TokenCache(out).digest == tokenizer.card["digest"]:
         print(f"{out} is finished; name another folder to tokenise anew.")
         return
+    if out.exists() and not (out / "alitok.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"--out {out} holds something else than a token cache; name another folder.")
     source = open_source(args.data, args.split, size=tokenizer.image_size, count=args.count)
     tokenize(tokenizer, source, out, args.crops, args.batch, args.workers)
     print(f"{out}: {len(source):,} images, {source.description}")
@@ -95,7 +100,7 @@ def _encoded(tokenizer: Any, source: Any, crops: str, batch: int, workers: int) 
     device = next(tokenizer.parameters()).device
     views = 10 if crops == "ten" else 1
     images = max(1, batch // views)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Views(source, tokenizer.image_size, crops),  # type: ignore[arg-type]
         batch_size=images,
         num_workers=workers,

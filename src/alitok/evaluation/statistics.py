@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,8 +130,9 @@ class FeatureStatistics:
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz with `mu`, `sigma` and `count`, whole or not at all."""
+        arrays: dict[str, Any] = self.to_dict()
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **self.to_dict())
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path, mean: str = "mu", covariance: str = "sigma") -> "FeatureStatistics":

@@ -8,7 +8,7 @@ from alitok.models.transformer import Block, init_weights
 
 
 class PixelHead(nn.Module):
-    """(B, h * w, width) -> (B, 3, h * patch, w * patch) in [0, 1]: linear, patches laid out, 1x1 convolution, sigmoid."""
+    """(B, h * w, width) -> (B, 3, h * patch, w * patch) in [0, 1]: linear, patches laid out, 1x1 conv, sigmoid."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
@@ -40,6 +40,8 @@ class Decoder(nn.Module):
         buffer_tokens: learned tokens in front of the sequence (stage 1: one, stage 2: B).
         prefix_head: decode the prefix tokens, with a head of their own, to a strip.
         drop_prefix: take the prefix tokens out of the input (the paper's stage 2).
+        position_std: of learned tokens and positions at the start; None = width^-0.5. Small models on short
+            schedules learn far sooner which latent belongs to which patch where it is larger.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Decoder(nn.Module):
         buffer_tokens: int = 1,
         prefix_head: bool = False,
         drop_prefix: bool = False,
+        position_std: float | None = None,
     ) -> None:
         super().__init__()
         if prefix_head and (drop_prefix or num_prefix == 0):
@@ -64,9 +67,10 @@ class Decoder(nn.Module):
         self.num_prefix = num_prefix
         self.drop_prefix = drop_prefix
         inputs = self.image_tokens + (0 if drop_prefix else num_prefix)
+        std = width**-0.5 if position_std is None else position_std
         self.embed = nn.Linear(code_dim, width)
-        self.buffer_tokens = nn.Parameter(torch.randn(buffer_tokens, width) * width**-0.5)
-        self.positions = nn.Parameter(torch.randn(buffer_tokens + inputs, width) * width**-0.5)
+        self.buffer_tokens = nn.Parameter(torch.randn(buffer_tokens, width) * std)
+        self.positions = nn.Parameter(torch.randn(buffer_tokens + inputs, width) * std)
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads, causal) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)

@@ -16,6 +16,8 @@ class Encoder(nn.Module):
         num_latents: N, prefix tokens included.
         code_dim: D, channels of a latent.
         width, depth, heads: of the transformer.
+        position_std: of learned tokens and positions at the start; None = width^-0.5. Small models on short
+            schedules learn far sooner which latent belongs to which patch where it is larger.
     """
 
     def __init__(
@@ -27,17 +29,19 @@ class Encoder(nn.Module):
         width: int,
         depth: int,
         heads: int,
+        position_std: float | None = None,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size {image_size} does not divide into patches of {patch_size}")
         self.image_size = image_size
         self.num_latents = num_latents
+        std = width**-0.5 if position_std is None else position_std
         patches = (image_size // patch_size) ** 2
         self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
-        self.patch_positions = nn.Parameter(torch.randn(patches, width) * width**-0.5)
-        self.latent_tokens = nn.Parameter(torch.randn(num_latents, width) * width**-0.5)
-        self.latent_positions = nn.Parameter(torch.randn(num_latents, width) * width**-0.5)
+        self.patch_positions = nn.Parameter(torch.randn(patches, width) * std)
+        self.latent_tokens = nn.Parameter(torch.randn(num_latents, width) * std)
+        self.latent_positions = nn.Parameter(torch.randn(num_latents, width) * std)
         self.norm_in = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)

@@ -1,6 +1,6 @@
 """The autoregressive generator: a plain decoder-only transformer over token ids."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ class Cache(Protocol):
     """Where a step leaves its keys and values and finds those of the steps before."""
 
     def append(self, layer: int, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """key, value (B, heads, 1, head_dim) of one position -> those of positions 0..position (B, heads, T, head_dim)."""
+        """key, value (B, heads, 1, head_dim) of one position -> those of 0..position, (B, heads, T, head_dim)."""
 
 
 class RMSNorm(nn.Module):
@@ -108,6 +108,8 @@ class Generator(nn.Module):
     """
 
     rope: Tensor
+    block: dict[str, Any]  # class block and card of the artifact that it was read from
+    card: dict[str, Any]
 
     def __init__(
         self,
@@ -171,6 +173,7 @@ class Generator(nn.Module):
         Position 0 takes the class token, position i > 0 token i - 1; the cache holds the positions before.
         """
         rope = self.rope[position : position + 1]
+        block: Any
         for layer, block in enumerate(self.blocks):
             x = block.step(x, rope, cache, layer, position)
         return self.output(self.norm(x[:, -1]))

@@ -1,7 +1,7 @@
 """Vector quantization whose codebook is kept in use by online clustering (CVQ-VAE)."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,8 @@ class ClusteredQuantizer(nn.Module):
         commitment: weight of the commitment loss.
         clustering: return statistics in training mode, so that unused codes are moved to where features are.
         decay: of the running share of tokens that chose each code.
+        anchor: which feature an unused code moves to: the "nearest" to it (AliTok), or a "random" one, for batches so
+            small that many codes have the same nearest feature and would stay on top of one another.
     """
 
     usage: Tensor
@@ -77,12 +79,14 @@ class ClusteredQuantizer(nn.Module):
         commitment: float = 0.25,
         clustering: bool = True,
         decay: float = 0.99,
+        anchor: Literal["nearest", "random"] = "nearest",
     ) -> None:
         super().__init__()
         self.codebook_size = codebook_size
         self.commitment = commitment
         self.clustering = clustering
         self.decay = decay
+        self.anchor = anchor
         self.codebook = nn.Embedding(codebook_size, code_dim)
         self.register_buffer("usage", torch.zeros(codebook_size))
         self.apply(init_weights)
@@ -117,6 +121,9 @@ class ClusteredQuantizer(nn.Module):
             ids.append(chosen)
             if collect:
                 nearest, which = distances.min(0)
+                if self.anchor == "random":  # random distances: merging then keeps a random feature of all blocks
+                    which = torch.randint(len(block), which.shape, device=which.device)
+                    nearest = torch.rand_like(nearest)
                 part = ClusterStatistics(chosen.bincount(minlength=len(codes)), nearest, block[which])
                 statistics = part if statistics is None else statistics.merge(part)
         return torch.cat(ids).view(latents.shape[:-1]), statistics

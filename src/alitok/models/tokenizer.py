@@ -17,6 +17,12 @@ class Tokenizer(nn.Module):
             `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents.
     """
 
+    encoder: Any  # the parts are whatever module has the methods above
+    quantizer: Any
+    decoder: Any
+    block: dict[str, Any]  # class block and card of the artifact that it was read from
+    card: dict[str, Any]
+
     def __init__(
         self,
         encoder: nn.Module,

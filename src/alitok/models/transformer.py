@@ -42,5 +42,6 @@ def init_weights(module: nn.Module) -> None:
     """Weights of linear, convolution and embedding layers ~ N(0, 0.02), their biases 0 (for `nn.Module.apply`)."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor):
+            nn.init.zeros_(bias)

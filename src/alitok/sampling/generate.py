@@ -82,7 +82,8 @@ def generate(
     for step in range(steps):
         logits = generator.step(x, step, cache).float()
         if rule is not None:
-            logits = rule(*logits.chunk(2), step, steps)
+            conditional, unconditional = logits.chunk(2)
+            logits = rule(conditional, unconditional, step, steps)
         ids[:, step] = token = draw(logits / temperature, uniforms[:, step])
         x = generator.embed_tokens(token[:, None])
         if rule is not None:

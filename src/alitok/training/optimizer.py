@@ -30,7 +30,7 @@ def adamw(
             if members
         ],
         lr=0.0,
-        betas=tuple(betas),
+        betas=(betas[0], betas[1]),
         fused=True,
     )
 

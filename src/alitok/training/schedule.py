@@ -107,7 +107,9 @@ def _parse(name: str, block: Mapping[str, Any]) -> Phase:
         raise BadInput(f"phases.{name} needs steps and lr.")
     phase = Phase(**block)
     if phase.steps < 1:
-        raise BadInput(f"phases.{name}.steps must be at least 1, not {phase.steps}; remove a phase with `{name}: null`.")
+        raise BadInput(
+            f"phases.{name}.steps must be at least 1, not {phase.steps}; remove a phase with `{name}: null`."
+        )
     if phase.shape not in ("linear", "cosine"):
         raise BadInput(f"phases.{name}.shape must be linear or cosine, not {phase.shape!r}.")
     return phase

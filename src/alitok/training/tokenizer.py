@@ -1,16 +1,16 @@
 """Training of the tokenizer: stage 1 and, started from its artifact, stage 2."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alitok.artifacts.folder import load_extra, load_tokenizer
 from alitok.common.build import build, nearest
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
+from alitok.losses.adversarial import AdversarialLoss
 from alitok.models.tokenizer import Tokenizer
 from alitok.training.base import TrainingModule, build_on
 from alitok.training.optimizer import adamw
@@ -54,7 +54,9 @@ class TokenizerTraining(TrainingModule):
         self.start_from = start_from
         self.parents: dict[str, str] = {}
         self.discriminator = build_on(discriminator) if discriminator and self.schedule.adversarial else None
-        self.adversarial = build(adversarial) if adversarial and self.schedule.adversarial else None
+        self.adversarial: AdversarialLoss | None = None
+        if adversarial and self.schedule.adversarial:
+            self.adversarial = build(adversarial)
         if self.schedule.adversarial and (self.discriminator is None or self.adversarial is None):
             raise BadInput("A phase is adversarial, but the model has no discriminator and adversarial loss.")
         parts = [name for name, _ in self.tokenizer.named_children()]
@@ -65,7 +67,9 @@ class TokenizerTraining(TrainingModule):
             for part in phase.trainable or trainable or []:
                 if part not in parts:
                     raise BadInput(f"trainable: the tokenizer has no part {part!r}{nearest(part, parts)}")
-        self.trainable_of = {name: phase.trainable or trainable or parts for name, phase in self.schedule.phases.items()}
+        self.trainable_of = {
+            name: phase.trainable or trainable or parts for name, phase in self.schedule.phases.items()
+        }
         self.set_trainable(next(iter(self.schedule.phases)))
 
     def set_trainable(self, phase: str) -> None:
@@ -108,7 +112,7 @@ class TokenizerTraining(TrainingModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         ever = {part for parts in self.trainable_of.values() for part in parts}
         named = [(n, p) for n, p in self.tokenizer.named_parameters() if n.split(".")[0] in ever]
-        optimizers = [adamw(named, self.weight_decay, self.betas)]
+        optimizers: list[torch.optim.Optimizer] = [adamw(named, self.weight_decay, self.betas)]
         if self.discriminator is not None:
             optimizers.append(adamw(self.discriminator.named_parameters(), self.weight_decay, self.betas))
         return optimizers
@@ -126,9 +130,10 @@ class TokenizerTraining(TrainingModule):
             adversarial.append(logits)
         if statistics[0] is not None:
             merged = functools.reduce(lambda a, b: a.merge(b), statistics)
-            self.tokenizer.quantizer.update(merge_over_processes(merged))  # type: ignore[operator]
+            self.tokenizer.quantizer.update(merge_over_processes(merged))
         if moment.discriminator:
             assert self.discriminator is not None
+            assert self.adversarial is not None
             self.adversarial.update(mean_over_processes(adversarial))
             self.optimize(1, moment, self.discriminator.parameters())
         else:
@@ -144,6 +149,7 @@ class TokenizerTraining(TrainingModule):
                 self.log(f"train/{name}", value, batch_size=len(part["image"]))
                 loss = loss + weight * value
         if moment.phase.adversarial:
+            assert self.adversarial is not None
             value = self.adversarial.generator_loss(self._judge(outputs["image"], train=False))
             self.log("train/gan", value, batch_size=len(part["image"]))
             loss = loss + value
@@ -152,6 +158,7 @@ class TokenizerTraining(TrainingModule):
         return outputs["statistics"], None
 
     def _discriminator_part(self, part: dict[str, Tensor], share: float, moment: Moment) -> tuple[Any, Any]:
+        assert self.adversarial is not None
         with torch.no_grad():
             outputs = self.tokenizer(part["image"])
         real = self._judge(part["image"], train=True)

@@ -1,0 +1,282 @@
+"""The demo's page: whole, self-contained, escaped, and calm about what is missing."""
+
+import base64
+import io
+import math
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alitok.commands.charts import chart, linear_ticks, log_ticks, number
+from alitok.commands.report import write_report
+from alitok.common.errors import BadInput
+
+ODD_NAME = 'étoile <b>&"noire"'
+VOID = {"meta", "link", "img", "input"}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A small demo: 3 pictures redrawn, 2 classes of 2 samples, one picture forming in 3 frames."""
+    random = torch.Generator().manual_seed(0)
+
+    def pictures(count: int) -> torch.Tensor:
+        return torch.rand(count, 3, 16, 16, generator=random)
+
+    return {
+        "originals": pictures(3),
+        "stage1": pictures(3),
+        "stage2": pictures(3),
+        "samples": {ODD_NAME: pictures(2), "ring": pictures(2)},
+        "forming": [(ODD_NAME, [1, 2, 12], pictures(3))],
+        "curves": {
+            "Stage <1>": {
+                "train/loss": [(1, 0.5), (2, math.nan), (100, 0.004)],
+                "val/loss": [(100, 0.01)],
+                "val/codebook_usage": [(50, 1.0), (100, 1.0)],
+                "train/lr": [(1, 0.0), (100, 1e-3)],
+            }
+        },
+        "numbers": {"psnr_stage1": 24.04, "psnr_stage2": None, "class_agreement": 0.95, "fid": 3.14159},
+        "seconds": {"stage <1>": 61.0, "sampling": 4.25},
+        "facts": {"machine": "2 cores & 4 GB"},
+        "next_steps": [("Draw <more>.", 'alitok sample --classes "a&b"')],
+        **changes,
+    }
+
+
+class Page(HTMLParser):
+    """What a reader's program finds: addresses, pictures by alternative text, text; fails on unbalanced tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.pictures: dict[str, str] = {}
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        self.addresses.extend(value or "" for key, value in attrs if key in ("src", "href", "srcset", "action"))
+        if "id" in found:
+            self.ids.append(found["id"] or "")
+        if tag == "img" and found["src"] != "data:,":
+            assert found["alt"] not in self.pictures
+            self.pictures[found["alt"] or ""] = found["src"] or ""
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def write(folder: Path, **changes: Any) -> tuple[str, Page]:
+    path = folder / "report.html"
+    write_report(path, **content(**changes))
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def pixels(address: str) -> np.ndarray:
+    head, _, data = address.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_page_needs_nothing_else(tmp_path: Path) -> None:
+    text, page = write(tmp_path)
+    assert text.startswith('<!doctype html>\n<html lang="en">')
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "prefers-color-scheme: dark" in text
+    assert "default-src 'none'" in text
+    assert page.addresses
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert "://" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_page_holds_every_picture_exactly(tmp_path: Path) -> None:
+    given = content()
+    _, page = write(tmp_path)
+    expected = {f"original {i + 1}": image for i, image in enumerate(given["originals"])}
+    for stage in ("stage1", "stage2"):
+        name = f"{stage[:-1]} {stage[-1]}"
+        expected |= {f"picture {i + 1} redrawn by {name}": image for i, image in enumerate(given[stage])}
+    for name, images in given["samples"].items():
+        expected |= {f"generated {name}, number {i + 1}": image for i, image in enumerate(images)}
+    for name, counts, frames in given["forming"]:
+        expected |= {
+            f"{name} from the first {count} token{'s' if count > 1 else ''}": image
+            for count, image in zip(counts, frames, strict=True)
+        }
+    errors = {name for name in page.pictures if name.startswith("error of")}
+    assert set(page.pictures) - errors == set(expected)
+    assert len(errors) == 6
+    for name, image in expected.items():
+        assert np.array_equal(pixels(page.pictures[name]), (image * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_errors_are_mean_differences_times_four(tmp_path: Path) -> None:
+    black, grey = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)
+    text, page = write(tmp_path, originals=black, stage1=grey, stage2=black)
+    assert (pixels(page.pictures["error of stage 1 in picture 1"]) == 102).all()
+    assert (pixels(page.pictures["error of stage 2 in picture 1"]) == 0).all()
+    assert "20.0&nbsp;dB" in text
+
+
+def test_text_is_escaped(tmp_path: Path) -> None:
+    text, page = write(tmp_path)
+    assert ODD_NAME in page.text
+    assert "<b>&" not in text
+    assert f"generated {ODD_NAME}, number 1" in page.pictures
+    for words in ("Stage <1>", "stage <1>", "2 cores & 4 GB", "Draw <more>.", 'alitok sample --classes "a&b"'):
+        assert words in page.text
+
+
+def test_numbers_have_units_meanings_and_gaps(tmp_path: Path) -> None:
+    numbers = {**content()["numbers"], "seconds": {"stage 1": 61.0}, "peak_memory_bytes": 1_500_000_000, "odd_<key>": 7}
+    text, page = write(tmp_path, numbers=numbers)
+    for words in ("24.0\xa0dB", "95.0\xa0%", "3.14", "1.50\xa0GB", "odd_<key>", "not measured"):
+        assert words in page.text
+    assert "cannot be compared with published numbers" in page.text
+    assert "None" not in page.text
+    assert text.count("not measured") == 1
+    assert "1\xa0min 1\xa0s" in page.text
+    assert "1\xa0min 5\xa0s" in page.text  # the total
+
+
+def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
+    none = torch.zeros(0, 3, 16, 16)
+    text, page = write(
+        tmp_path,
+        originals=none,
+        stage1=none,
+        stage2=none,
+        samples={},
+        forming=[],
+        curves={},
+        numbers={},
+        seconds={},
+        facts={},
+        next_steps=[],
+    )
+    assert "section" not in page.tags
+    assert page.pictures == {}
+    assert "$" not in text
+
+
+@pytest.mark.parametrize("stage", [{}, {"train/loss": []}, {"train/loss": [(1, math.nan), (2, math.inf)]}])
+def test_stage_without_points_is_left_out(tmp_path: Path, stage: dict[str, Any]) -> None:
+    _, page = write(tmp_path, curves={"empty stage": stage})
+    assert "empty stage" not in page.text
+    assert "svg" not in page.tags
+
+
+def test_curves_share_a_chart_and_fold_minor_ones(tmp_path: Path) -> None:
+    text, page = write(tmp_path)
+    assert page.tags.count("svg") == 3  # loss of both splits, usage, learning rate
+    assert page.tags.count("details") == 1
+    assert "nan" not in text[text.index('id="curves"') : text.index("</main>")]
+
+
+def test_broken_page_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    broken = torch.full((3, 3, 16, 16), math.nan)
+    with pytest.raises(BadInput, match="NaN"):
+        write_report(path, **content(stage2=broken))
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_interrupted_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def half(self: Path, text: str, encoding: str | None = None) -> int:
+        with open(self, "w") as file:
+            file.write(text[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(BadInput, match="No space left"):
+        write_report(path, **content())
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "points", "log"),
+    [
+        ("", [(1, 0.5), (100, 0.001)], True),
+        ("", [(1, 0.5), (100, 0.4)], False),
+        ("", [(1, 0.0), (100, 1.0)], False),
+        ("", [(1, -3.0), (100, 40.0)], False),
+        ("", [(1, 1e-12), (100, 1e6)], True),
+        ("%", [(1, 1.0), (100, 1.0)], False),
+        ("%", [(1, 0.0)], False),
+        ("dB", [(0, 20.0)], False),
+    ],
+)
+def test_chart_keeps_its_points_inside_the_axes(unit: str, points: list[tuple[int, float]], log: bool) -> None:
+    text = chart("stage & 1", "A <title>", unit, {"val": points}, may_be_log=True)
+    figure = ElementTree.fromstring(text.replace("&nbsp;", " "))
+    assert ("log scale" in text) == log
+    circles = list(figure.iter("circle"))
+    assert len(circles) == len(points)
+    for circle in circles:
+        assert 48 <= float(circle.attrib["cx"]) <= 346
+        assert 10 <= float(circle.attrib["cy"]) <= 166
+    heights = [float(circle.attrib["cy"]) for circle in circles]
+    values = [value for _, value in points]
+    assert heights == sorted(heights, reverse=values == sorted(values))
+    if unit == "%":
+        shares = [float(label.text.split()[0]) for label in figure.iter("text") if label.text and "%" in label.text]
+        assert 0 <= min(shares) < max(shares) <= 100
+
+
+def test_long_curves_are_thinned() -> None:
+    long = [(step, float(step)) for step in range(50_000)]
+    assert len(chart("s", "t", "", {"train": long}, may_be_log=False)) < 12_000
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 700), (18.3, 26.9), (0.41, 0.42), (-3, 5), (2, 2), (0, 0), (1e-9, 3e-9)])
+def test_linear_ticks_cover_in_equal_steps(low: float, high: float) -> None:
+    ticks = linear_ticks(low, high, 4)
+    assert 2 <= len(ticks) <= 7
+    assert ticks[0] <= low + 1e-12
+    assert ticks[-1] >= high - 1e-12
+    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+def test_log_ticks_cover() -> None:
+    assert log_ticks(0.012, 0.3) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
+    assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1])
+
+
+def test_number_as_text() -> None:
+    assert number(0.4184, "%") == "41.8&nbsp;%"
+    assert number(12_345, "") == "12,345"
+    assert number(12_345.6, "") == "12,346"
+    assert number(math.inf, "") == "inf"
+    assert number("a<b", "") == "a&lt;b"
