@@ -58,7 +58,7 @@ tokenize: setup  ## the ten-crop token cache of DATA
 	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE)
 
 train-ar: setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises first where there is no cache
-	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) $(ARGS)
+	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) --define.tokenizer $(TOKENIZER) $(ARGS)
 
 eval-fid: setup  ## gFID and IS: COUNT samples against REFERENCE
 	$(BIN)/alitok sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz

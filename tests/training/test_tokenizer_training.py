@@ -15,7 +15,12 @@ from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.training.tokenizer import TokenizerTraining
 
-STAGE1 = ["--model.phases", "{warmup: {steps: 3, lr: 1.e-3}, main: null}", "--model.warmup_steps", "0"]
+STAGE1 = [
+    "--model.phases",
+    "{continuous: null, main: {steps: 3, lr: 1.e-3, shape: linear}}",
+    "--model.warmup_steps",
+    "0",
+]
 
 
 def module_of(config: dict[str, Any]) -> TokenizerTraining:
@@ -54,7 +59,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with the artifact of a stage 1 that ended in a GAN phase."""
     folder = tmp_path_factory.mktemp("run")
-    phases = "{warmup: {steps: 2, lr: 1.e-3}, main: null, gan: {steps: 4, lr: 1.e-3, adversarial: true}}"
+    phases = "{continuous: {steps: 1}, main: {steps: 1}, gan: {steps: 4, lr: 1.e-3, adversarial: true}}"
     run("fit", tiny("tokenizer-stage1", folder, *GAN, "--model.phases", phases, "--model.warmup_steps", "0"))
     return folder
 
@@ -92,7 +97,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_discriminator_batches_move_the_discriminator_and_the_clustering_alone(tmp_path: Path) -> None:
-    phases = "{warmup: null, main: null, gan: {steps: 4, lr: 1.e-3, adversarial: true}}"
+    phases = "{continuous: null, main: null, gan: {steps: 4, lr: 1.e-3, adversarial: true}}"
     config = tiny("tokenizer-stage1", tmp_path, *GAN, "--model.phases", phases, "--model.warmup_steps", "0")
     first, second = fit(config, 1), fit(config, 2)
     assert first.discriminator is not None

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from alitok.models.transformer import Block, init_weights
+from alitok.models.transformer import Block, Init, init_weights, position_std
 
 
 class PixelHead(nn.Module):
@@ -40,8 +40,7 @@ class Decoder(nn.Module):
         buffer_tokens: learned tokens in front of the sequence (stage 1: one, stage 2: B).
         prefix_head: decode the prefix tokens, with a head of their own, to a strip.
         drop_prefix: take the prefix tokens out of the input (the paper's stage 2).
-        position_std: of learned tokens and positions at the start; None = width^-0.5. Small models on short
-            schedules learn far sooner which latent belongs to which patch where it is larger.
+        init: of the weights, see `init_weights`; "local" lets small models on short schedules learn far sooner.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Decoder(nn.Module):
         buffer_tokens: int = 1,
         prefix_head: bool = False,
         drop_prefix: bool = False,
-        position_std: float | None = None,
+        init: Init = "paper",
     ) -> None:
         super().__init__()
         if prefix_head and (drop_prefix or num_prefix == 0):
@@ -67,7 +66,7 @@ class Decoder(nn.Module):
         self.num_prefix = num_prefix
         self.drop_prefix = drop_prefix
         inputs = self.image_tokens + (0 if drop_prefix else num_prefix)
-        std = width**-0.5 if position_std is None else position_std
+        std = position_std(width, init)
         self.embed = nn.Linear(code_dim, width)
         self.buffer_tokens = nn.Parameter(torch.randn(buffer_tokens, width) * std)
         self.positions = nn.Parameter(torch.randn(buffer_tokens + inputs, width) * std)
@@ -76,7 +75,11 @@ class Decoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.image_head = PixelHead(width, patch_size)
         self.prefix_head = PixelHead(width, patch_size) if prefix_head else None
-        self.apply(init_weights)
+        init_weights(self, init)
+        if init == "local":  # colours pass from the start; else they wait for this 3 x 3 matrix to grow
+            for head in (self.image_head, self.prefix_head):
+                if head is not None:
+                    nn.init.dirac_(head.conv.weight)
 
     def forward(self, latents: Tensor) -> dict[str, Tensor]:
         """(B, N, D) -> {"image": (B, 3, H, W), with a prefix head also "prefix": (B, 3, patch, patch * K)}."""

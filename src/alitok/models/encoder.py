@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from alitok.models.transformer import Block, init_weights
+from alitok.models.transformer import Block, Init, init_weights, position_std
 
 
 class Encoder(nn.Module):
@@ -16,8 +16,7 @@ class Encoder(nn.Module):
         num_latents: N, prefix tokens included.
         code_dim: D, channels of a latent.
         width, depth, heads: of the transformer.
-        position_std: of learned tokens and positions at the start; None = width^-0.5. Small models on short
-            schedules learn far sooner which latent belongs to which patch where it is larger.
+        init: of the weights, see `init_weights`; "local" lets small models on short schedules learn far sooner.
     """
 
     def __init__(
@@ -29,14 +28,14 @@ class Encoder(nn.Module):
         width: int,
         depth: int,
         heads: int,
-        position_std: float | None = None,
+        init: Init = "paper",
     ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size {image_size} does not divide into patches of {patch_size}")
         self.image_size = image_size
         self.num_latents = num_latents
-        std = width**-0.5 if position_std is None else position_std
+        std = position_std(width, init)
         patches = (image_size // patch_size) ** 2
         self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.patch_positions = nn.Parameter(torch.randn(patches, width) * std)
@@ -46,7 +45,24 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
         self.to_code = nn.Linear(width, code_dim)
-        self.apply(init_weights)
+        init_weights(self, init)
+        if init == "local":
+            self._start_local(patches)
+
+    @torch.no_grad()
+    def _start_local(self, patches: int) -> None:
+        """Each latent begins as a query for one patch: its position is the patch's, and keys equal queries.
+
+        The image latents take their own patch, the prefix latents those of the first patches; which latent reads which
+        patch, the slowest thing to find out from nothing, is then there from the first step and free to change.
+        """
+        prefix = self.num_latents - patches
+        self.latent_tokens.mul_(0.1)
+        self.latent_positions[prefix:] = self.patch_positions
+        self.latent_positions[:prefix] = self.patch_positions[:prefix]
+        for block in self.blocks:
+            query, key, _ = block.attention.qkv.weight.chunk(3)
+            key.copy_(query)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D)."""

@@ -139,7 +139,7 @@ class Generator(nn.Module):
         self.norm = RMSNorm(width)
         self.output = nn.Linear(width, codebook_size)
         self.register_buffer("rope", generator_rope(num_prefix, (rows, columns), self.head_dim), persistent=False)
-        self.apply(init_weights)
+        init_weights(self)
         nn.init.zeros_(self.output.weight)
 
     def embed_labels(self, labels: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class ClusteredQuantizer(nn.Module):
         self.anchor = anchor
         self.codebook = nn.Embedding(codebook_size, code_dim)
         self.register_buffer("usage", torch.zeros(codebook_size))
-        self.apply(init_weights)
+        init_weights(self)
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """(B, N, D) -> quantized latents, ids (B, N), losses "codebook" and "commitment" (means over all elements)."""

@@ -51,11 +51,12 @@ class Tokenizer(nn.Module):
         """Height and width of the images in pixels."""
         return self.encoder.image_size
 
-    def forward(self, images: Tensor) -> dict[str, Any]:
+    def forward(self, images: Tensor, quantize: bool = True) -> dict[str, Any]:
         """What losses and metrics depend on, by name.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
+            quantize: False gives the decoder the latents themselves.
 
         Returns:
             "image" (B, 3, H, W) and whatever else the decoder gives, "latents" (B, N, D), "ids" (B, N),
@@ -63,7 +64,7 @@ class Tokenizer(nn.Module):
         """
         latents = self.encoder(images).float()
         quantizer_output = self.quantizer(latents)
-        quantized = quantizer_output.quantized
+        quantized = quantizer_output.quantized if quantize else latents
         if self.bottleneck is not None and self.training:
             quantized = self.bottleneck(quantized, latents, quantizer_output.ids, self.quantizer)
         return {

@@ -1,8 +1,13 @@
 """The pre-LN transformer block of the tokenizer (ViT: LayerNorm, biases, exact GELU)."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+
+Init = Literal["paper", "local"]
 
 
 class Attention(nn.Module):
@@ -38,10 +43,20 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def init_weights(module: nn.Module) -> None:
-    """Weights of linear, convolution and embedding layers ~ N(0, 0.02), their biases 0 (for `nn.Module.apply`)."""
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        bias = getattr(module, "bias", None)
-        if isinstance(bias, Tensor):
-            nn.init.zeros_(bias)
+def init_weights(model: nn.Module, init: Init = "paper") -> None:
+    """Draws the weights of all linear, convolution and embedding layers; biases 0.
+
+    "paper" (AliTok): N(0, 0.02). "local": variance 1 / inputs of the layer, embeddings as the paper.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.02 if init == "paper" else layer.weight[0].numel() ** -0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=0.02)
+
+
+def position_std(width: int, init: Init) -> float:
+    """Standard deviation of learned tokens and positions at the start."""
+    return width**-0.5 if init == "paper" else 0.7

@@ -61,7 +61,7 @@ class TrainingModule(L.LightningModule):
             norm = nn.utils.clip_grad_norm_(parameters, self.clip)
             self.log("train/grad_norm", norm)
         for group in optimizer.param_groups:
-            group["lr"] = moment.lr
+            group["lr"] = moment.lr * group["lr_factor"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.log("train/lr", moment.lr)

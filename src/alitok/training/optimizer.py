@@ -1,5 +1,6 @@
 """AdamW and its parameter groups."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
@@ -11,6 +12,7 @@ def adamw(
     weight_decay: float,
     betas: tuple[float, float],
     decays: Callable[[str], bool] = lambda name: True,
+    lr_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.AdamW:
     """AdamW whose learning rate is set at every step by the schedule.
 
@@ -19,15 +21,15 @@ def adamw(
         weight_decay: of the parameters that decay.
         betas: of the moments.
         decays: whether the parameter of that name decays; by default all do.
+        lr_factor: by which the schedule's learning rate is multiplied for the parameter of that name.
     """
-    groups: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
+    groups: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in parameters:
-        groups[decays(name)].append((name, parameter))
+        groups[decays(name), lr_factor(name)].append((name, parameter))
     return torch.optim.AdamW(
         [
-            {"params": members, "weight_decay": weight_decay if decayed else 0.0}
-            for decayed, members in groups.items()
-            if members
+            {"params": members, "weight_decay": weight_decay if decayed else 0.0, "lr_factor": factor}
+            for (decayed, factor), members in groups.items()
         ],
         lr=0.0,
         betas=(betas[0], betas[1]),

@@ -19,6 +19,7 @@ class Phase:
         shape: of the way from start to end.
         weights: loss weights by the term's name; 1 where a term is not named, 0 switches it off.
         adversarial: batches alternate: one for the generator, the next for the discriminator.
+        quantize: False lets the decoder learn from the latents themselves before the codebook stands between.
         trainable: parts that train, the rest stay bit-identical; None for the run's own choice.
     """
 
@@ -27,6 +28,7 @@ class Phase:
     shape: Literal["linear", "cosine"] = "linear"
     weights: Mapping[str, float] = field(default_factory=dict)
     adversarial: bool = False
+    quantize: bool = True
     trainable: list[str] | None = None
 
     def updates(self, steps: int) -> int:

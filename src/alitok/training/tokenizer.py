@@ -28,6 +28,7 @@ class TokenizerTraining(TrainingModule):
         adversarial: class block of the adversarial loss; likewise.
         start_from: artifact of the stage before; every tensor whose shape fits carries over.
         trainable: parts of the tokenizer that train (stage 2: [decoder]); None for all.
+        codebook_lr: factor on the learning rate for the codebook, so that it follows an encoder that learns fast.
 
     Raises:
         BadInput: a phase names a loss term or a part that does not exist, or lacks a discriminator.
@@ -47,11 +48,13 @@ class TokenizerTraining(TrainingModule):
         adversarial: dict[str, Any] | None = None,
         start_from: str | None = None,
         trainable: list[str] | None = None,
+        codebook_lr: float = 1.0,
     ) -> None:
         super().__init__(phases, warmup_steps, weight_decay, betas, clip, seed)
         self.tokenizer: Tokenizer = build_on(tokenizer)  # type: ignore[assignment]
         self.terms = {name: build(block) for name, block in losses.items() if self.schedule.uses(name)}
         self.start_from = start_from
+        self.codebook_lr = codebook_lr
         self.parents: dict[str, str] = {}
         self.discriminator = build_on(discriminator) if discriminator and self.schedule.adversarial else None
         self.adversarial: AdversarialLoss | None = None
@@ -112,10 +115,15 @@ class TokenizerTraining(TrainingModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         ever = {part for parts in self.trainable_of.values() for part in parts}
         named = [(n, p) for n, p in self.tokenizer.named_parameters() if n.split(".")[0] in ever]
-        optimizers: list[torch.optim.Optimizer] = [adamw(named, self.weight_decay, self.betas)]
+        optimizers: list[torch.optim.Optimizer] = [
+            adamw(named, self.weight_decay, self.betas, lr_factor=self._lr_factor)
+        ]
         if self.discriminator is not None:
             optimizers.append(adamw(self.discriminator.named_parameters(), self.weight_decay, self.betas))
         return optimizers
+
+    def _lr_factor(self, name: str) -> float:
+        return self.codebook_lr if name == "quantizer.codebook.weight" else 1.0
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         step = self.trainer.global_step
@@ -140,7 +148,7 @@ class TokenizerTraining(TrainingModule):
             self.optimize(0, moment, self.tokenizer.parameters())
 
     def _tokenizer_part(self, part: dict[str, Tensor], share: float, moment: Moment) -> tuple[Any, Any]:
-        outputs = self.tokenizer(part["image"])
+        outputs = self.tokenizer(part["image"], quantize=moment.phase.quantize)
         loss = torch.zeros((), device=self.device)
         for name, term in self.terms.items():
             weight = moment.phase.weights.get(name, 1.0)
