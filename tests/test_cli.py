@@ -145,7 +145,7 @@ def test_a_term_that_no_phase_uses_needs_no_weights(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "perceptual.yaml").write_text(PERCEPTUAL)
     off = []
-    for phase in ("warmup", "main"):
+    for phase in ("continuous", "main"):
         off += [f"--model.phases.{phase}.weights.perceptual", "0"]
     files = ["-c", DEMO / "tokenizer-stage1.yaml", "-c", tmp_path / "perceptual.yaml"]
     assert "Missing weight file" in refusal("validate", *files, "--define.run", tmp_path / "run")

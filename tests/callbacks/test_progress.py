@@ -19,7 +19,7 @@ ARGUMENTS += ["--trainer.callbacks.checkpoint.every_n_train_steps", "2"]
 
 def fit(folder: Path, steps: int) -> str:
     """What a fit of so many steps prints where the output is no terminal."""
-    phases = f"{{warmup: {{steps: 2, lr: 1.e-3}}, main: {{steps: {steps - 2}, lr: 1.e-3}}}}"
+    phases = f"{{continuous: {{steps: 2, lr: 1.e-3}}, main: {{steps: {steps - 2}, lr: 1.e-3}}}}"
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         run("fit", tiny("tokenizer-stage1", folder, *ARGUMENTS, "--model.phases", phases))

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CLASSIFIER_STEPS = 400
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="(default runs/demo)")
     parser.add_argument("--config", metavar="DIR", help="folder of the three YAML files (default: the demo's own)")
     parser.add_argument("--images", type=int, default=3000, help="images in the token cache (default 3000)")
     parser.add_argument("--samples", type=int, default=1000, help="samples that are measured (default 1000)")
+    parser.add_argument("--classifier-steps", type=int, default=400, help="of the measuring network (default 400)")
     parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
 
 
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     overrides = ["--define.run", str(out), "--trainer.precision", precision]
 
     with clock("classifier"):
-        classifier(out / "classifier")
+        classifier(out / "classifier", args.classifier_steps)
     for stage in ("stage1", "stage2"):
         with clock(stage):
             fit(configs / f"tokenizer-{stage}.yaml", overrides)
@@ -95,7 +94,7 @@ def fit(config: Path, overrides: list[str]) -> None:
     launch("fit", compose_run([config], overrides))
 
 
-def classifier(folder: Path) -> None:
+def classifier(folder: Path, steps: int) -> None:
     """Trains the small classifier that stands in for Inception; done when its folder is there."""
     from rich.progress import Progress
 
@@ -106,11 +105,11 @@ def classifier(folder: Path) -> None:
         return
     images, labels = pictures(Shapes("train", count=6000, seed=1))
     with Progress() as progress:
-        task = progress.add_task("Classifier", total=CLASSIFIER_STEPS)
+        task = progress.add_task("Classifier", total=steps)
         network = train_classifier(
             array_batches(images, labels),
             num_classes=10,
-            steps=CLASSIFIER_STEPS,
+            steps=steps,
             progress=lambda step, loss: progress.update(task, completed=step),
         )
     network.save(folder)

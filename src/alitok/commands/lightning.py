@@ -36,19 +36,36 @@ def run(verb: str, config: dict[str, Any]) -> None:
     root = Path(config["trainer"]["default_root_dir"])
     total = total_steps(config)
     config.pop("define", None)
-    if verb == "fit":
-        if finished(root, total):
-            print(f"{root / 'artifact'} is finished ({total:,} steps); name another folder to train anew.")
-            return
-        with atomic_file(root / "config.yaml") as file:
-            file.write_text(yaml.safe_dump(config, sort_keys=False))
+    if verb == "fit" and finished(root, total):
+        print(f"{root / 'artifact'} is finished ({total:,} steps); name another folder to train anew.")
+        return
     if "ckpt_path" not in config:
         last = root / "checkpoints" / "last.ckpt"
         if last.exists():
             config["ckpt_path"] = str(last)
         elif verb != "fit":
             raise BadInput(f"No checkpoint in {root / 'checkpoints'}: train first, or give --ckpt_path.")
-    _lightning_cli(verb, config, total)
+    module, data = _build(verb, config)
+    if verb == "fit":
+        with atomic_file(root / "config.yaml") as file:
+            file.write_text(yaml.safe_dump(config, sort_keys=False))
+    _lightning_cli(verb, config, total, module, data)
+
+
+def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Model and data of a run; whatever is missing or does not fit is found before anything is written."""
+    from lightning import seed_everything
+
+    from alitok.artifacts.folder import locate, read_card
+
+    _quiet()
+    arguments = config["model"].get("init_args") or {}
+    if verb == "fit" and arguments.get("start_from"):
+        read_card(locate(arguments["start_from"]))
+    data = _shallow(config["data"])
+    data.setup(verb)
+    seed_everything(config["seed_everything"], verbose=False)
+    return _shallow(config["model"]), data
 
 
 def check_weight_files(config: Mapping[str, Any]) -> None:
@@ -80,22 +97,28 @@ def finished(root: Path, total: int) -> bool:
     return card.is_file() and (json.loads(card.read_text()).get("steps") or 0) >= total
 
 
-def _lightning_cli(verb: str, config: dict[str, Any], total: int) -> None:
+def _quiet() -> None:
+    """Silences advice that does not hold here (the configuration comes composed, frozen parts are meant), and ads."""
     import logging
     import warnings
 
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "(?s)LightningCLI's args parameter.*",
+        ".*does not have many workers.*",
+        "(?s).*ModelCheckpoint with manual optimization.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any, data: Any) -> None:
     from lightning import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
 
-    # Advice that does not hold here (the configuration comes composed, workers are the user's choice), and advertising.
-    warnings.filterwarnings("ignore", message="(?s)LightningCLI's args parameter.*")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message="(?s).*ModelCheckpoint with manual optimization.*")
-    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     trainer = dict(config["trainer"])
     for name in ("callbacks", "logger"):
         if isinstance(trainer.get(name), Mapping):
@@ -103,22 +126,21 @@ def _lightning_cli(verb: str, config: dict[str, Any], total: int) -> None:
     trainer |= {"max_steps": total, "max_epochs": -1, "use_distributed_sampler": False}
     trainer["check_val_every_n_epoch"] = None  # an endless loader has one epoch; validation goes by steps
 
-    def model() -> LightningModule:
-        return _shallow(config["model"])
+    # Handed over ready-made: their keys are composed and checked, and the CLI's parser would build the class blocks
+    # inside, which the modules want as they are (artifacts are written with them).
+    def ready_module() -> LightningModule:
+        return module
 
-    def data() -> LightningDataModule:
-        return _shallow(config["data"])
+    def ready_data() -> LightningDataModule:
+        return data
 
     # The parser keeps a class for each factory by name: a second run in this process (the demo has three) needs others.
-    for factory in (model, data):
+    for factory in (ready_module, ready_data):
         factory.__qualname__ = f"{factory.__name__}_{next(_runs)}"
-
-    # Model and data are made by factories without arguments: their keys are composed and checked already, and the CLI's
-    # parser would build the class blocks inside, which the modules want as they are (artifacts are written with them).
     options = {key: config[key] for key in ("seed_everything", "ckpt_path") if key in config}
     LightningCLI(
-        model,
-        data,
+        ready_module,
+        ready_data,
         save_config_callback=None,
         args={"subcommand": verb, verb: {**options, "trainer": trainer}},
     )

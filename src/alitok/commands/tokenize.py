@@ -29,15 +29,25 @@ def run(args: argparse.Namespace) -> None:
     from alitok.data.token_cache import TokenCache
 
     tokenizer = load_tokenizer(args.tokenizer, pick_device(args.device))
+    source = open_source(args.data, args.split, size=tokenizer.image_size, count=args.count)
     out = Path(args.out)
-    if (out / "alitok.json").is_file() and TokenCache(out).digest == tokenizer.card["digest"]:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        cache = TokenCache(out)  # refuses a folder that is something else
+        made = (cache.digest, cache.recipe, len(cache), cache.class_names)
+        wanted = (tokenizer.card["digest"], crop_recipe(tokenizer.image_size, args.crops), len(source))
+        if cache.digest is not None and made != (*wanted, source.class_names):
+            raise BadInput(
+                f"{out} holds a token cache of another tokenizer, data set or crop recipe; name another folder."
+            )
         print(f"{out} is finished; name another folder to tokenise anew.")
         return
-    if out.exists() and not (out / "alitok.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"--out {out} holds something else than a token cache; name another folder.")
-    source = open_source(args.data, args.split, size=tokenizer.image_size, count=args.count)
     tokenize(tokenizer, source, out, args.crops, args.batch, args.workers)
     print(f"{out}: {len(source):,} images, {source.description}")
+
+
+def crop_recipe(size: int, crops: str) -> dict[str, Any]:
+    """How the views of a cache are cut, as its metadata says it."""
+    return {"crop": crops, "resize": int(1.1 * size) if crops == "ten" else size, "size": size}
 
 
 def tokenize(tokenizer: Any, source: Any, out: Path, crops: str = "ten", batch: int = 64, workers: int = 0) -> None:
@@ -55,8 +65,6 @@ def tokenize(tokenizer: Any, source: Any, out: Path, crops: str = "ten", batch: 
 
     from alitok.data.token_cache import write_token_cache
 
-    size = tokenizer.image_size
-    recipe = {"crop": crops, "resize": int(1.1 * size) if crops == "ten" else size, "size": size}
     rows = _encoded(tokenizer, source, crops, batch, workers)
     write_token_cache(
         out,
@@ -64,7 +72,7 @@ def tokenize(tokenizer: Any, source: Any, out: Path, crops: str = "ten", batch: 
         codebook_size=tokenizer.codebook_size,
         digest=tokenizer.card["digest"],
         class_names=source.class_names,
-        recipe=recipe,
+        recipe=crop_recipe(tokenizer.image_size, crops),
         total=len(source),
     )
 

@@ -1,0 +1,1 @@
+"""Data specs, crops, token caches and the one DataModule."""

@@ -55,14 +55,16 @@ class Shapes:
 def draw(shape: str, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One picture of the named shape, (size, size, 3) uint8."""
     x, y = _grid(size)
-    hue = rng.random()
+    # A palette of twelve hues: varied to the eye, and few enough colours for a small codebook.
+    hue = int(rng.integers(12))
     light = rng.random() < 0.5
-    first = _colour(hue, rng.uniform(0.15, 0.6), rng.uniform(0.75, 0.97) if light else rng.uniform(0.2, 0.45))
-    second = _colour(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.15, 0.6), 0.92 if light else 0.3)
+    first = _colour(hue / 12, 0.28, 0.92) if light else _colour(hue / 12, 0.4, 0.45)
+    neighbour = (hue + rng.integers(-1, 2)) / 12
+    second = _colour(neighbour, 0.34, 0.86) if light else _colour(neighbour, 0.4, 0.52)
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](x, y, rng)
     picture = first + background[..., None] * (second - first)
 
-    radius = rng.uniform(0.42, 0.72)
+    radius = rng.uniform(0.4, 0.62)
     room = 0.9 - 0.8 * radius
     centre_x, centre_y = rng.uniform(-room, room, 2)
     angle = rng.uniform(-0.45, 0.45)
@@ -73,14 +75,10 @@ def draw(shape: str, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
     shift = max(1, round(0.03 * size))
     rows = np.clip(np.arange(size) - shift, 0, None)
-    shadow = np.clip(0.5 - distance[rows][:, rows] * 7, 0, 1) * np.float32(0.35)
+    shadow = np.clip(0.5 - distance[rows][:, rows] * 7, 0, 1) * np.float32(0.2)
     picture *= 1 - shadow[..., None]
 
-    ink = _colour(
-        hue + rng.uniform(0.25, 0.75),
-        rng.uniform(0.65, 0.95),
-        rng.uniform(0.35, 0.7) if light else rng.uniform(0.8, 1.0),
-    )
+    ink = _colour((hue + rng.integers(3, 10)) / 12, 0.6, 0.62 if light else 0.88)
     shade = 1 + np.float32(0.16) * np.clip(-(right + down) / np.float32(radius), -1, 1)
     cover = np.clip(0.5 - distance * np.float32(size / 2), 0, 1)
     picture += cover[..., None] * (ink * shade[..., None] - picture)

@@ -1,0 +1,1 @@
+"""Loss terms, each (batch, outputs) -> scalar, and adversarial losses."""

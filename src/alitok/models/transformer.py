@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-
 Init = Literal["paper", "local"]
 
 

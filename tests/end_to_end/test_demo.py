@@ -1,0 +1,64 @@
+"""The whole line at the smallest size: two stages, tokens, generator, samples, measures, report."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import tiny
+
+from alitok.cli import main
+
+QUICK = ["--trainer.val_check_interval", "2", "--trainer.callbacks.checkpoint.every_n_train_steps", "2"]
+STEPS = {
+    "tokenizer-stage1": ["--model.phases.continuous.steps", "2", "--model.phases.main.steps", "2"],
+    "tokenizer-stage2": ["--model.phases.main.steps", "2"],
+    "generator": ["--model.phases.main.steps", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    configs, out = folder / "configs", folder / "out"
+    configs.mkdir()
+    for name, steps in STEPS.items():
+        (configs / f"{name}.yaml").write_text(yaml.safe_dump(tiny(name, out, *QUICK, *steps)))
+    words = ["demo", "--out", str(out), "--config", str(configs), "--images", "20", "--samples", "20"]
+    for _ in range(2):  # the second time everything but the report is there already
+        main([*words, "--classifier-steps", "5", "--precision", "32-true"])
+    return out
+
+
+def test_the_numbers_that_programs_read(demo: Path) -> None:
+    numbers = json.loads((demo / "report.json").read_text())
+    shares = ("codebook_usage", "ar_accuracy", "class_agreement")
+    assert all(0 <= numbers[name] <= 1 for name in shares)
+    assert all(numbers[name] > 0 for name in ("psnr_stage1", "psnr_stage2", "fid", "fid_real", "peak_memory_bytes"))
+    assert set(numbers["seconds"]) == {
+        "classifier",
+        "stage1",
+        "stage2",
+        "tokenise",
+        "generator",
+        "samples and measures",
+    }
+
+
+def test_what_a_person_looks_at(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    assert page.count("data:image/png;base64,") > 60
+    for name in ("samples.png", "stage1/curves.png", "stage1/pictures", "generator/pictures", "tokens/alitok.json"):
+        assert (demo / name).exists(), name
+
+
+def test_artifacts_belong_together(demo: Path) -> None:
+    cards = {n: json.loads((demo / n / "artifact" / "card.json").read_text()) for n in ("stage1", "stage2", "generator")}
+    assert cards["stage1"]["digest"] == cards["stage2"]["digest"] == cards["generator"]["tokenizer"]
+    assert cards["generator"]["class_names"] == cards["stage1"]["class_names"]
+
+
+def test_more_samples_by_name(demo: Path, tmp_path: Path) -> None:
+    artifacts = ["--generator", str(demo / "generator/artifact"), "--tokenizer", str(demo / "stage2/artifact")]
+    main(["sample", *artifacts, "--classes", "star,heart", "--per-class", "1", "--out", str(tmp_path / "stars.png")])
+    assert (tmp_path / "stars.png").is_file()

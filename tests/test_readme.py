@@ -1,0 +1,51 @@
+"""What the README says is there, is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from alitok.cli import VERBS, Parser
+from alitok.config import compose_run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^alitok (.+)$", README, re.MULTILINE)
+TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_understood(command: str) -> None:
+    import importlib
+
+    verb, *words = shlex.split(command, comments=True)
+    assert verb in VERBS
+    module = importlib.import_module(f"alitok.commands.{verb.replace('-', '_')}")
+    parser = Parser(prog=f"alitok {verb}")
+    module.add_arguments(parser)
+    if getattr(module, "TAKES_OVERRIDES", False):
+        args, overrides = parser.parse_known_args(words)
+        compose_run([ROOT / file for file in args.config], overrides)
+    else:
+        parser.parse_args(words)
+
+
+def test_every_make_target_exists() -> None:
+    assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= TARGETS
+
+
+def test_the_tree_names_every_source_file() -> None:
+    tree = README.split("## The tree")[1]
+    for path in (ROOT / "src" / "alitok").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert re.search(rf"^\s*{re.escape(path.name)}\s", tree, re.MULTILINE), path
+    for path in (ROOT / "experiments").iterdir():
+        assert f"{path.name}/" in tree
+
+
+def test_files_it_points_to_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"`(tests/[^`]+)`", README):
+        assert (ROOT / target).exists(), target
