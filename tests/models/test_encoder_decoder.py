@@ -126,3 +126,16 @@ def test_sizes_that_do_not_fit(arguments, words):
 def test_image_must_divide_into_patches():
     with pytest.raises(ValueError, match="30 does not divide into patches of 8"):
         Encoder(30, 8, 4, 8, 64, 1, 1)
+
+
+def test_a_local_start_reads_each_patch_into_its_own_latent() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(32, 8, 20, 8, 64, 2, 4, init="local")
+    images = torch.rand(1, 3, 32, 32)
+    for patch in (0, 5, 15):
+        y, x = divmod(patch, 4)
+        other = images.clone()
+        other[:, :, y * 8 : y * 8 + 8, x * 8 : x * 8 + 8] = torch.rand(1, 3, 8, 8)
+        with torch.no_grad():
+            change = (encoder(images) - encoder(other)).norm(dim=-1)[0, 4:]
+        assert int(change.argmax()) == patch

@@ -53,10 +53,14 @@ class Encoder(nn.Module):
     def _start_local(self, patches: int) -> None:
         """Each latent begins as a query for one patch: its position is the patch's, and keys equal queries.
 
-        The image latents take their own patch, the prefix latents those of the first patches; which latent reads which
-        patch, the slowest thing to find out from nothing, is then there from the first step and free to change.
+        The image latents take their own patch, the prefix latents those of the first patches. Which latent reads which
+        patch is the slowest thing to find out from nothing; here it is there from the first step, and free to change.
+        Patches count by their difference from grey, three times as much: what they show is then not drowned by what
+        all pictures share, nor by the positions.
         """
         prefix = self.num_latents - patches
+        self.patch_embed.weight.mul_(3)
+        self.patch_embed.bias.copy_(-0.5 * self.patch_embed.weight.sum((1, 2, 3)))
         self.latent_tokens.mul_(0.1)
         self.latent_positions[prefix:] = self.patch_positions
         self.latent_positions[:prefix] = self.patch_positions[:prefix]
