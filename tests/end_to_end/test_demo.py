@@ -53,7 +53,9 @@ def test_what_a_person_looks_at(demo: Path) -> None:
 
 
 def test_artifacts_belong_together(demo: Path) -> None:
-    cards = {n: json.loads((demo / n / "artifact" / "card.json").read_text()) for n in ("stage1", "stage2", "generator")}
+    cards = {
+        n: json.loads((demo / n / "artifact" / "card.json").read_text()) for n in ("stage1", "stage2", "generator")
+    }
     assert cards["stage1"]["digest"] == cards["stage2"]["digest"] == cards["generator"]["tokenizer"]
     assert cards["generator"]["class_names"] == cards["stage1"]["class_names"]
 

@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> None:
     source = open_source(args.data, args.split, size=tokenizer.image_size, count=args.count)
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        cache = TokenCache(out)  # refuses a folder that is something else
+        try:
+            cache = TokenCache(out)
+        except BadInput as error:
+            raise BadInput(f"--out {out} holds something else than a token cache; name another folder.") from error
         made = (cache.digest, cache.recipe, len(cache), cache.class_names)
         wanted = (tokenizer.card["digest"], crop_recipe(tokenizer.image_size, args.crops), len(source))
         if cache.digest is not None and made != (*wanted, source.class_names):
