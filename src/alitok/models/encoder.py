@@ -59,12 +59,14 @@ class Encoder(nn.Module):
         all pictures share, nor by the positions.
         """
         prefix = self.num_latents - patches
+        assert self.patch_embed.bias is not None
         self.patch_embed.weight.mul_(3)
         self.patch_embed.bias.copy_(-0.5 * self.patch_embed.weight.sum((1, 2, 3)))
         self.latent_tokens.mul_(0.1)
         self.latent_positions[prefix:] = self.patch_positions
         self.latent_positions[:prefix] = self.patch_positions[:prefix]
         for block in self.blocks:
+            assert isinstance(block, Block)
             query, key, _ = block.attention.qkv.weight.chunk(3)
             key.copy_(query)
 
