@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import torch
+
+from alitok.common.build import import_class
 from alitok.config import compose_run
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
@@ -28,3 +32,28 @@ def tiny(name: str, run: Path, *overrides: str) -> dict[str, Any]:
     """The composed configuration `experiments/demo/NAME.yaml`, tiny, with its run under `run`."""
     small = GENERATOR if name == "generator" else SMALL
     return compose_run([DEMO / f"{name}.yaml"], ["--define.run", str(run), *small, *overrides])
+
+
+def module_of(config: dict[str, Any]) -> Any:
+    """The LightningModule of a composed configuration, its weights drawn from seed 0."""
+    torch.manual_seed(0)
+    return import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+
+
+def train(config: dict[str, Any], steps: int) -> Any:
+    """The module after `steps` steps, without the command's callbacks."""
+    module = module_of(config)
+    data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == steps
+    return module

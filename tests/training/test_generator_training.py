@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from tiny import tiny
+from tiny import tiny, train
 
-from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import write_token_cache
 from alitok.training.generator import GeneratorTraining
@@ -24,21 +22,7 @@ def cache(folder: Path, tokens: int = 20, codes: int = 32, classes: int = 10) ->
 
 
 def fit(folder: Path, steps: int, *overrides: str) -> GeneratorTraining:
-    config = tiny("generator", folder, *overrides)
-    torch.manual_seed(0)
-    module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
-    data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, datamodule=data)
+    module: GeneratorTraining = train(tiny("generator", folder, *overrides), steps)
     return module
 
 

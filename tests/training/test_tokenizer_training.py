@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from tiny import GAN, tiny
+from tiny import GAN, module_of, tiny, train
 from torch import Tensor
 
 from alitok.artifacts.folder import load_extra, load_tokenizer
 from alitok.commands.lightning import run
-from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.training.tokenizer import TokenizerTraining
 
@@ -21,30 +19,6 @@ STAGE1 = [
     "--model.warmup_steps",
     "0",
 ]
-
-
-def module_of(config: dict[str, Any]) -> TokenizerTraining:
-    torch.manual_seed(0)
-    return import_class(config["model"]["class_path"])(**config["model"]["init_args"])
-
-
-def fit(config: dict[str, Any], steps: int, module: TokenizerTraining | None = None) -> TokenizerTraining:
-    """The module after `steps` steps, without the command's callbacks."""
-    module = module_of(config) if module is None else module
-    data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, datamodule=data)
-    assert trainer.global_step == steps
-    return module
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -67,7 +41,7 @@ def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stage_1_trains_every_part_and_updates_the_codebook_once_a_batch(tmp_path: Path) -> None:
     config = tiny("tokenizer-stage1", tmp_path, *STAGE1)
     before = weights(module_of(config).tokenizer)
-    module = fit(config, 3)
+    module = train(config, 3)
     moved = changed(before, weights(module.tokenizer))
     for part in ("encoder.patch_embed", "encoder.latent_tokens", "decoder.prefix_head", "quantizer.codebook"):
         assert any(name.startswith(part) for name in moved), part
@@ -84,8 +58,8 @@ def test_micro_batches_equal_one_batch(tmp_path: Path, monkeypatch: pytest.Monke
 
     original = TokenizerTraining.optimize
     monkeypatch.setattr(TokenizerTraining, "optimize", keep_gradients)
-    whole = fit(tiny("tokenizer-stage1", tmp_path, *STAGE1), 1)
-    parts = fit(tiny("tokenizer-stage1", tmp_path, *STAGE1, "--data.micro_batch", "3"), 1)
+    whole = train(tiny("tokenizer-stage1", tmp_path, *STAGE1), 1)
+    parts = train(tiny("tokenizer-stage1", tmp_path, *STAGE1, "--data.micro_batch", "3"), 1)
     assert torch.equal(whole.tokenizer.quantizer.usage, parts.tokenizer.quantizer.usage)
     for name, gradient in seen[0].items():
         torch.testing.assert_close(gradient, seen[1][name], atol=1e-7, rtol=1e-4)
@@ -93,13 +67,13 @@ def test_micro_batches_equal_one_batch(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     config = tiny("tokenizer-stage1", tmp_path, *STAGE1)
-    assert not changed(weights(fit(config, 3)), weights(fit(config, 3)))
+    assert not changed(weights(train(config, 3)), weights(train(config, 3)))
 
 
 def test_discriminator_batches_move_the_discriminator_and_the_clustering_alone(tmp_path: Path) -> None:
     phases = "{continuous: null, main: null, gan: {steps: 4, lr: 1.e-3, adversarial: true}}"
     config = tiny("tokenizer-stage1", tmp_path, *GAN, "--model.phases", phases, "--model.warmup_steps", "0")
-    first, second = fit(config, 1), fit(config, 2)
+    first, second = train(config, 1), train(config, 2)
     assert first.discriminator is not None
     assert second.discriminator is not None
     start = module_of(config)
@@ -127,7 +101,7 @@ def test_stage_2_starts_from_stage_1_and_freezes_all_but_the_decoder(stage1: Pat
     assert start.discriminator is not None
     assert not changed(weights(judge), weights(start.discriminator))
 
-    after = weights(fit(config, 4).tokenizer)
+    after = weights(train(config, 4).tokenizer)
     moved = changed(begun, after)
     assert all(name.startswith("decoder.") for name in moved)
     assert "decoder.buffer_tokens" in moved
@@ -163,7 +137,7 @@ def test_an_encoder_of_another_size_is_refused(stage1: Path) -> None:
 def test_checkpoints_hold_no_perceptual_network(tmp_path: Path) -> None:
     term = "{class_path: alitok.losses.perceptual.ConvNeXtLogits, init_args: {weights: 'random:0'}}"
     config = tiny("tokenizer-stage1", tmp_path, *STAGE1, "--model.losses.convnext", term)
-    module = fit(config, 1)
+    module = train(config, 1)
     assert "convnext" in module.terms
     assert {name.split(".")[0] for name in module.state_dict()} == {"tokenizer"}
 

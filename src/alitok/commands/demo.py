@@ -16,7 +16,7 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="(default runs/demo)")
     parser.add_argument("--config", metavar="DIR", help="folder of the three YAML files (default: the demo's own)")
-    parser.add_argument("--images", type=int, default=3000, help="images in the token cache (default 3000)")
+    parser.add_argument("--images", type=int, default=1500, help="images in the token cache (default 1500)")
     parser.add_argument("--samples", type=int, default=1000, help="samples that are measured (default 1000)")
     parser.add_argument("--classifier-steps", type=int, default=400, help="of the measuring network (default 400)")
     parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> None:
     configs = Path(args.config) if args.config else experiments_folder() / "demo"
     clock = Clock(out / "seconds.json")
     precision = faster_precision() if args.precision == "auto" else args.precision
-    print(f"Demo in {out}: {precision}, {torch.get_num_threads()} threads. About ten minutes on two cores.", flush=True)
+    print(
+        f"Demo in {out}: {precision}, {torch.get_num_threads()} threads. About eleven minutes on two server cores.",
+        flush=True,
+    )
     overrides = ["--define.run", str(out), "--trainer.precision", precision]
 
     with clock("classifier"):
