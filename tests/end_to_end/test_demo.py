@@ -7,7 +7,13 @@ import pytest
 import yaml
 from tiny import tiny
 
+from alitok.callbacks.curves import read_curves
+from alitok.callbacks.metrics import open_extractor
 from alitok.cli import main
+from alitok.commands.demo import pictures
+from alitok.commands.lightning import run
+from alitok.data.shapes import Shapes
+from alitok.evaluation.statistics import FeatureStatistics
 
 QUICK = ["--trainer.val_check_interval", "2", "--trainer.callbacks.checkpoint.every_n_train_steps", "2"]
 STEPS = {
@@ -64,3 +70,28 @@ def test_more_samples_by_name(demo: Path, tmp_path: Path) -> None:
     artifacts = ["--generator", str(demo / "generator/artifact"), "--tokenizer", str(demo / "stage2/artifact")]
     main(["sample", *artifacts, "--classes", "star,heart", "--per-class", "1", "--out", str(tmp_path / "stars.png")])
     assert (tmp_path / "stars.png").is_file()
+
+
+def test_validate_measures_fid_and_inception_score_by_callback(demo: Path) -> None:
+    extractor = open_extractor(str(demo / "classifier"), "cpu")
+    reference = FeatureStatistics(extractor.num_features)
+    reference.update(extractor(pictures(Shapes("val", 32, count=30))[0]).pooled)
+    reference.save(demo / "reference.npz")
+
+    def measured(batch: int) -> dict[str, float]:
+        arguments = {
+            "tokenizer": str(demo / "stage2" / "artifact"),
+            "extractor": str(demo / "classifier"),
+            "reference": str(demo / "reference.npz"),
+            "count": 12,
+            "batch": batch,
+        }
+        block = {"class_path": "alitok.callbacks.metrics.Generation", "init_args": arguments}
+        run("validate", tiny("generator", demo, "--trainer.callbacks.generation", json.dumps(block)))
+        return {name: points[-1][1] for name, points in read_curves(demo / "generator").items()}
+
+    whole, parts = measured(12), measured(5)
+    assert whole["val/fid"] > 0
+    assert whole["val/inception_score"] >= 1
+    for name in ("val/fid", "val/inception_score"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-3)

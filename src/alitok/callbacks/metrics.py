@@ -1,5 +1,6 @@
 """Metrics of a run on its validation split: reconstruction, codebook, accuracy, and FID / IS of samples."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,9 +131,7 @@ class Generation(Callback):
 
 
 def open_extractor(spec: str, device: torch.device | str) -> Extractor:
-    """ "inception" (where clean-fid keeps it), its TorchScript file, or the folder of a classifier saved by us."""
-    from pathlib import Path
-
+    """The extractor named "inception" (found as clean-fid keeps it), or of a TorchScript file or a classifier folder."""
     from alitok.evaluation.classifier import Classifier, ClassifierExtractor
     from alitok.evaluation.extractors import InceptionExtractor
 
