@@ -131,7 +131,7 @@ class Generation(Callback):
 
 
 def open_extractor(spec: str, device: torch.device | str) -> Extractor:
-    """The extractor named "inception" (found as clean-fid keeps it), or of a TorchScript file or a classifier folder."""
+    """An extractor: "inception" (as clean-fid keeps it), a TorchScript file, or the folder of a classifier."""
     from alitok.evaluation.classifier import Classifier, ClassifierExtractor
     from alitok.evaluation.extractors import InceptionExtractor
 
