@@ -8,14 +8,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from alitok.models.rope import generator_rope, rotate
-from alitok.models.transformer import init_weights
+from alitok.models.transformer import attend, init_weights
 
 
 class Cache(Protocol):
-    """Where a step leaves its keys and values and finds those of the steps before."""
+    """Where a step leaves its keys and values, and attends to them and those of the steps before."""
 
-    def append(self, layer: int, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """key, value (B, heads, 1, head_dim) of one position -> those of 0..position, (B, heads, T, head_dim)."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query, key, value (B, heads, 1, head_dim) of the present position -> attention's output, same shape."""
 
 
 class RMSNorm(nn.Module):
@@ -49,14 +49,12 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         q, k, v = self._project(x, rope)
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        x = attend(q, k, v, causal=True, dropout=dropout)
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 
-    def step(self, x: Tensor, rope: Tensor, cache: Cache, layer: int, position: int) -> Tensor:
+    def step(self, x: Tensor, rope: Tensor, cache: Cache, layer: int) -> Tensor:
         """One position (B, 1, width) against the cache."""
-        q, k, v = self._project(x, rope)
-        k, v = cache.append(layer, k, v, position)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = cache.attend(layer, *self._project(x, rope))
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 
 
@@ -89,8 +87,8 @@ class GeneratorBlock(nn.Module):
         x = x + self.dropout(self.attention(self.norm1(x), rope))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
-    def step(self, x: Tensor, rope: Tensor, cache: Cache, layer: int, position: int) -> Tensor:
-        x = x + self.attention.step(self.norm1(x), rope, cache, layer, position)
+    def step(self, x: Tensor, rope: Tensor, cache: Cache, layer: int) -> Tensor:
+        x = x + self.attention.step(self.norm1(x), rope, cache, layer)
         return x + self.mlp(self.norm2(x))
 
 
@@ -167,13 +165,14 @@ class Generator(nn.Module):
             x = block(x, rope)
         return self.output(self.norm(x))
 
-    def step(self, x: Tensor, position: int, cache: Cache) -> Tensor:
-        """Logits (B, V) for token `position`, given the embedding (B, 1, width) of the one before it.
+    def step(self, x: Tensor, position: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, V) for the token at `position`, given the embedding (B, 1, width) of the one before it.
 
-        Position 0 takes the class token, position i > 0 token i - 1; the cache holds the positions before.
+        Position 0 takes the class token, position i > 0 token i - 1; the cache holds the positions before. `position`
+        is a tensor (1,) on the model's device, so that a captured step serves every position.
         """
-        rope = self.rope[position : position + 1]
+        rope = self.rope[position]
         block: Any
         for layer, block in enumerate(self.blocks):
-            x = block.step(x, rope, cache, layer, position)
+            x = block.step(x, rope, cache, layer)
         return self.output(self.norm(x[:, -1]))

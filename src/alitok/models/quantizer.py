@@ -120,10 +120,11 @@ class ClusteredQuantizer(nn.Module):
             chosen = distances.argmin(1)
             ids.append(chosen)
             if collect:
-                nearest, which = distances.min(0)
-                if self.anchor == "random":  # random distances: merging then keeps a random feature of all blocks
-                    which = torch.randint(len(block), which.shape, device=which.device)
-                    nearest = torch.rand_like(nearest)
+                if self.anchor == "nearest":
+                    nearest, which = distances.min(0)
+                else:  # random distances: merging then keeps a random feature of all blocks
+                    which = torch.randint(len(block), (len(codes),), device=block.device)
+                    nearest = torch.rand(len(codes), device=block.device)
                 part = ClusterStatistics(chosen.bincount(minlength=len(codes)), nearest, block[which])
                 statistics = part if statistics is None else statistics.merge(part)
         return torch.cat(ids).view(latents.shape[:-1]), statistics
