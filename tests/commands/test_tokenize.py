@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -76,13 +77,117 @@ def test_a_folder_that_holds_something_else_is_kept(artifacts: Path, tmp_path: P
         tokenize(artifacts, tmp_path / "mine" / "diary.txt", "--count", 2)
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder whose train split has ten pictures, numbers 2 and 9 of them damaged; val has one."""
+    for split, count in (("train", 10), ("val", 1)):
+        folder = tmp_path / "pictures" / split / "circle"
+        folder.mkdir(parents=True)
+        for index in range(count):
+            Shapes("train", 40, 10)[index][0].save(folder / f"{index}.png")
+    for index in (2, 9):
+        (tmp_path / "pictures" / "train" / "circle" / f"{index}.png").write_bytes(b"no picture")
+    return tmp_path / "pictures"
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_read_leaves_no_cache(artifacts: Path, tmp_path: Path, workers: int) -> None:
-    folder = tmp_path / "pictures" / "train" / "circle"
-    folder.mkdir(parents=True)
-    for index in range(3):
-        Image.new("RGB", (40, 40), (index, 0, 0)).save(folder / f"{index}.png")
-    (folder / "2.png").write_bytes(b"no picture")
-    with pytest.raises(BadInput, match=r"2\.png"):
-        tokenize(artifacts, tmp_path / "cache", "--batch", 10, "--workers", workers, data=tmp_path / "pictures")
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+def test_no_picture_that_cannot_be_read_where_none_is_allowed(
+    artifacts: Path, tmp_path: Path, pictures: Path, workers: int
+) -> None:
+    arguments = ["--batch", 10, "--workers", workers, "--images-per-shard", 2]
+    with pytest.raises(BadInput, match=r"--max-skipped.*circle/2\.png"):
+        tokenize(artifacts, tmp_path / "cache", *arguments, "--max-skipped", 0, data=pictures)
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(BadInput, match=r"--max-skipped.*circle/9\.png"):  # two starts do not allow twice as many
+        tokenize(artifacts, tmp_path / "cache", *arguments, "--max-skipped", 1, data=pictures)
+    with pytest.raises(BadInput, match=r"--max-skipped.*circle/9\.png"):
+        tokenize(artifacts, tmp_path / "cache", *arguments, "--max-skipped", 1, data=pictures)
+    tokenize(artifacts, tmp_path / "cache", *arguments, "--max-skipped", 2, data=pictures)
+    assert len(TokenCache(tmp_path / "cache")) == 8
+
+
+@pytest.mark.parametrize("shard", [1, 3, 100])
+def test_pictures_that_cannot_be_read_are_left_out_and_listed(
+    artifacts: Path, tmp_path: Path, pictures: Path, shard: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--batch", 40, "--images-per-shard", shard]
+    tokenize(artifacts, tmp_path / "cache", *arguments, data=pictures)
+    assert "8 images" in (said := capsys.readouterr().out)
+    assert "2 unreadable images left out" in said
+    cache, tokenizer = TokenCache(tmp_path / "cache"), load_tokenizer(artifacts / "tokenizer")
+    assert [skip["image"] for skip in cache.metadata["skipped"]] == [2, 9]
+    assert "circle/2.png" in cache.metadata["skipped"][0]["reason"]
+    shapes = Shapes("train", 40, 10)
+    for row, index in enumerate([0, 1, 3, 4, 5, 6, 7, 8]):
+        expected = tokenizer.encode(ten_crop(shapes[index][0], 32).float() / 255)
+        assert torch.equal(cache.gather(torch.full((10,), row), torch.arange(10)), expected)
+    assert len(datasets.load_from_disk(str(tmp_path / "cache"))) == 8
+    tokenize(artifacts, tmp_path / "cache", *arguments, data=pictures)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_nothing_readable_is_no_cache(artifacts: Path, tmp_path: Path, pictures: Path) -> None:
+    for file in pictures.glob("train/*/*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(BadInput, match="No image of the data set could be read"):
+        tokenize(artifacts, tmp_path / "cache", data=pictures)
+
+
+def test_an_unfinished_cache_of_another_job_is_refused(artifacts: Path, tmp_path: Path, pictures: Path) -> None:
+    arguments = ["--batch", 10, "--images-per-shard", 2]
+    with pytest.raises(BadInput, match="--max-skipped"):
+        tokenize(artifacts, tmp_path / "cache", *arguments, "--max-skipped", 1, data=pictures)
+    kept = {path: path.read_bytes() for path in (tmp_path / "cache.partial").rglob("*") if path.is_file()}
+    assert len(list((tmp_path / "cache.partial").glob("*.arrow"))) == 4
+    for what, changed in [
+        ("tokenizer", {"tokenizer": "stranger"}),
+        ("crop recipe", {"more": ["--crops", "center"]}),
+        ("data set", {"data": "shapes", "more": ["--count", 10]}),
+        ("data set", {"more": ["--count", 9]}),
+        ("size of shard", {"more": ["--images-per-shard", 3]}),
+        ("precision", {"more": ["--precision", "bf16"]}),
+    ]:
+        more = [*arguments, *changed.pop("more", [])]
+        with pytest.raises(BadInput, match=f"unfinished token cache of another {what}"):
+            tokenize(artifacts, tmp_path / "cache", *more, **{"data": pictures, **changed})
+    assert kept == {path: path.read_bytes() for path in kept}
+    (pictures / "train" / "circle" / "more.png").write_bytes(b"")
+    with pytest.raises(BadInput, match="another data set"):
+        tokenize(artifacts, tmp_path / "cache", *arguments, data=pictures)
+
+
+def test_a_finished_cache_of_another_data_set_is_refused(artifacts: Path, tmp_path: Path, pictures: Path) -> None:
+    tokenize(artifacts, tmp_path / "cache", data=pictures)
+    (pictures / "train" / "circle" / "8.png").rename(pictures / "train" / "circle" / "x.png")
+    with pytest.raises(BadInput, match="another tokenizer, data set or crop recipe"):
+        tokenize(artifacts, tmp_path / "cache", data=pictures)
+    with pytest.raises(BadInput, match="another tokenizer, data set or crop recipe"):
+        tokenize(artifacts, tmp_path / "cache", data=pictures, tokenizer="stranger")
+
+
+def test_something_else_where_the_unfinished_cache_would_be(artifacts: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache.partial").mkdir()
+    (tmp_path / "cache.partial" / "diary.txt").write_text("dear diary")
+    with pytest.raises(BadInput, match="in the way"):
+        tokenize(artifacts, tmp_path / "cache", "--count", 2)
+    assert (tmp_path / "cache.partial" / "diary.txt").read_text() == "dear diary"
+
+
+def test_bf16_is_said_and_close(artifacts: Path, tmp_path: Path) -> None:
+    for precision in ("32", "tf32", "bf16"):
+        tokenize(artifacts, tmp_path / precision, "--count", 20, "--precision", precision)
+    caches = {name: TokenCache(tmp_path / name) for name in ("32", "tf32", "bf16")}
+    assert [cache.metadata["precision"] for cache in caches.values()] == list(caches)
+    every = torch.arange(20).repeat_interleave(10), torch.arange(10).repeat(20)
+    ids = {name: cache.gather(*every) for name, cache in caches.items()}
+    assert torch.equal(ids["32"], ids["tf32"])  # the same on a CPU
+    assert 0.9 < (ids["32"] == ids["bf16"]).float().mean() < 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--batch", 0), ("--images-per-shard", 0), ("--max-skipped", -1), ("--workers", -1), ("--count", 0)]
+)
+def test_wrong_numbers(artifacts: Path, tmp_path: Path, wrong: tuple[str, int]) -> None:
+    with pytest.raises(BadInput, match="at least"):
+        tokenize(artifacts, tmp_path / "cache", *wrong)
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,18 @@
+import pytest
 import torch
 import torch.multiprocessing as mp
 
-from alitok.common.distributed import all_stack, all_sum, barrier, is_distributed, rank, world_size
+from alitok.common.distributed import (
+    all_or_none,
+    all_stack,
+    all_sum,
+    barrier,
+    is_distributed,
+    process_group,
+    rank,
+    world_size,
+)
+from alitok.common.errors import BadInput
 
 
 def test_identity_in_a_single_process():
@@ -11,6 +22,18 @@ def test_identity_in_a_single_process():
     assert all_sum(tensor) is tensor
     assert torch.equal(all_stack(tensor), tensor[None])
     barrier()
+    with process_group(torch.device("cpu")) as device:
+        assert device == torch.device("cpu")
+        assert not is_distributed()
+    with all_or_none():
+        pass
+    with pytest.raises(BadInput, match="mine"), all_or_none():
+        raise BadInput("mine")
+
+
+def _fail(index: int) -> None:
+    if index:
+        raise BadInput("mine")
 
 
 def _of_one_process(index: int, address: str) -> None:
@@ -20,6 +43,8 @@ def _of_one_process(index: int, address: str) -> None:
     tensor = torch.tensor([1.0, 10.0]) * (index + 1)
     assert all_sum(tensor).tolist() == [3, 30]
     assert tensor.tolist() == [index + 1, 10 * (index + 1)]  # the argument is left alone
+    with pytest.raises(BadInput, match="mine" if index else "Another process"), all_or_none():
+        _fail(index)
     strided = torch.stack([tensor, tensor]).T
     assert all_stack(strided)[:, 0, 0].tolist() == [1, 2]
     barrier()

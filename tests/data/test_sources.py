@@ -1,6 +1,7 @@
 import io
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -298,3 +299,30 @@ def test_hub_without_a_network_is_one_sentence(monkeypatch):
     with pytest.raises(BadInput, match="Cannot load the Hugging Face dataset some/dataset") as caught:
         open_source("some/dataset")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["dataset_info", "split_names", "load"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_data_set_says_what_to_do(monkeypatch, where, status):
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*_: object, **__: object) -> None:
+        response = SimpleNamespace(status_code=status, headers={}, request=None)
+        error = GatedRepoError("Access to this\nresource is restricted.", response=response)
+        if where == "dataset_info":
+            raise error
+        raise DatasetNotFoundError("Dataset 'some/dataset' is on the Hub.") from error
+
+    def passes(*_: object, **__: object) -> list[str]:
+        return ["train", "validation"]
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse if where == "dataset_info" else passes)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", refuse if where == "split_names" else passes)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    for streaming in (False, True):
+        with pytest.raises(BadInput, match=r"some/dataset is gated: accept its terms at .*HF_TOKEN\.$") as caught:
+            open_source("some/dataset", streaming=streaming)
+        assert "\n" not in str(caught.value)

@@ -1,9 +1,21 @@
-"""Encode a data set to a token cache: ten crops of each image, encoded in float32."""
+"""Encode a data set to a token cache: ten crops of each image, encoded in float32.
+
+Started again after an interruption, the same command goes on with the shards that are missing. Under `torchrun` the
+processes share the shards among them.
+"""
 
 import argparse
-from collections.abc import Iterator
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+log = logging.getLogger("alitok")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,116 +23,335 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="SPEC", help="shapes, a folder, or owner/name on the hub")
     parser.add_argument("--out", required=True, metavar="DIR", help="the cache; appears when it is whole")
     parser.add_argument("--split", default="train", choices=["train", "val"])
+    parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, e.g. on the hub")
     parser.add_argument("--count", type=int, help="at most so many images")
     parser.add_argument("--crops", choices=["ten", "center"], default="ten")
     parser.add_argument("--batch", type=int, default=64, help="views encoded together (default 64)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images (default 0)")
+    parser.add_argument("--workers", type=int, help="processes that decode images (default: the cores, with a GPU)")
+    parser.add_argument("--precision", choices=["32", "tf32", "bf16"], default="32", help="of the encoder (default 32)")
+    parser.add_argument("--images-per-shard", type=int, default=4096, help="(default 4096)")
+    parser.add_argument("--max-skipped", type=int, default=10, help="unreadable images to leave out (default 10)")
     parser.add_argument("--device", default="auto")
     parser.epilog = (
-        "example: alitok tokenize --tokenizer runs/demo/stage1/artifact --data shapes --out runs/demo/tokens"
+        "example: alitok tokenize --tokenizer runs/demo/stage1/artifact --data shapes --out runs/demo/tokens\n"
+        "on eight GPUs: torchrun --nproc-per-node 8 -m alitok tokenize ..."
     )
 
 
 def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import load_tokenizer
     from alitok.commands.device import pick_device
+    from alitok.common.distributed import all_or_none, process_group, rank
     from alitok.common.errors import BadInput
     from alitok.data.sources import open_source
-    from alitok.data.token_cache import TokenCache
 
-    tokenizer = load_tokenizer(args.tokenizer, pick_device(args.device))
-    source = open_source(args.data, args.split, size=tokenizer.image_size, count=args.count)
+    for name, least in (("batch", 1), ("images_per_shard", 1), ("max_skipped", 0), ("workers", 0)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise BadInput(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
     out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        try:
-            cache = TokenCache(out)
-        except BadInput as error:
-            raise BadInput(f"--out {out} holds something else than a token cache; name another folder.") from error
-        made = (cache.digest, cache.recipe, len(cache), cache.class_names)
-        wanted = (tokenizer.card["digest"], crop_recipe(tokenizer.image_size, args.crops), len(source))
-        if cache.digest is not None and made != (*wanted, source.class_names):
-            raise BadInput(
-                f"{out} holds a token cache of another tokenizer, data set or crop recipe; name another folder."
+    # the slowest process may have a whole shard more to do than the others
+    with process_group(pick_device(args.device), timedelta(days=7)) as device:
+        with all_or_none():
+            tokenizer = load_tokenizer(args.tokenizer, device)
+            source = open_source(
+                args.data, args.split, size=tokenizer.image_size, count=args.count, streaming=args.streaming
             )
-        print(f"{out} is finished; name another folder to tokenise anew.")
-        return
-    tokenize(tokenizer, source, out, args.crops, args.batch, args.workers)
-    print(f"{out}: {len(source):,} images, {source.description}")
+            finished = is_finished(out, job(tokenizer, source, args.crops, args.precision), source)
+        if finished:
+            if rank() == 0:
+                print(f"{out} is finished; name another folder to tokenise anew.")
+            return
+        pace = tokenize(
+            tokenizer,
+            source,
+            out,
+            args.crops,
+            args.batch,
+            workers(args.workers, device),
+            precision=args.precision,
+            images_per_shard=args.images_per_shard,
+            max_skipped=args.max_skipped,
+        )
+        if rank() == 0:
+            print(f"{out}: {len(source) - pace.skipped:,} images, {source.description}; {pace}")
+
+
+class Pace(NamedTuple):
+    """How fast this process went: crops encoded, seconds, of these spent waiting for images; images left out of all."""
+
+    crops: int
+    seconds: float
+    waiting: float
+    skipped: int
+
+    def __str__(self) -> str:
+        speed = f"{self.crops / max(self.seconds, 1e-9):,.0f} crops/s a process"
+        left_out = f", {self.skipped:,} unreadable images left out" if self.skipped else ""
+        return f"{speed}, {self.waiting / max(self.seconds, 1e-9):.0%} of the time waiting for images{left_out}"
 
 
 def crop_recipe(size: int, crops: str) -> dict[str, Any]:
     """How the views of a cache are cut, as its metadata says it."""
-    return {"crop": crops, "resize": int(1.1 * size) if crops == "ten" else size, "size": size}
+    from alitok.data.transforms import ten_crop_side
+
+    return {"crop": crops, "resize": ten_crop_side(size) if crops == "ten" else size, "size": size}
 
 
-def tokenize(tokenizer: Any, source: Any, out: Path, crops: str = "ten", batch: int = 64, workers: int = 0) -> None:
-    """Writes the token cache of a source.
+def job(tokenizer: Any, source: Any, crops: str, precision: str) -> dict[str, Any]:
+    """What decides the content of a cache: no two jobs share one."""
+    from alitok.data.sources import fingerprint
 
-    Args:
-        tokenizer: as loaded, with its card.
-        crops: "ten" (the recipe's ten crops of a centre crop to int(1.1 x size)) or "center" (one view).
-        batch: views that are encoded together.
+    return {
+        "digest": tokenizer.card["digest"],
+        "recipe": crop_recipe(tokenizer.image_size, crops),
+        "source": fingerprint(source),
+        "precision": precision,
+    }
+
+
+def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
+    """Whether the cache is there already.
 
     Raises:
-        BadInput: an image that cannot be read, or a folder that cannot be written; nothing is left half-written.
+        BadInput: the folder holds another cache, or something else.
     """
-    from rich.progress import track
+    from alitok.common.errors import BadInput
+    from alitok.data.token_cache import TokenCache
+    from alitok.data.token_shards import clean
 
-    from alitok.data.token_cache import write_token_cache
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        cache = TokenCache(out)
+    except BadInput as error:
+        raise BadInput(f"--out {out} holds something else than a token cache; name another folder.") from error
+    images = len(cache) + len(cache.metadata.get("skipped", []))
+    made = {**cache.metadata, "images": images, "class_names": cache.class_names}
+    asked = {**wanted, "images": len(source), "class_names": source.class_names}
+    # a cache made elsewhere, or by an earlier version, says less about itself
+    if cache.digest is not None and any(made.get(key, value) != value for key, value in asked.items()):
+        raise BadInput(f"{out} holds a token cache of another tokenizer, data set or crop recipe; name another folder.")
+    clean(out)
+    return True
 
-    rows = _encoded(tokenizer, source, crops, batch, workers)
-    write_token_cache(
+
+def workers(asked: int | None, device: Any) -> int:
+    """Decoding processes: as asked, else the cores of this process where a GPU encodes, none where the cores do."""
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return 0
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def tokenize(
+    tokenizer: Any,
+    source: Any,
+    out: Path,
+    crops: str = "ten",
+    batch: int = 64,
+    workers: int = 0,
+    *,
+    precision: str = "32",
+    images_per_shard: int = 4096,
+    max_skipped: int = 10,
+) -> Pace:
+    """Writes the token cache of a source; every process of the group, if there is one, makes its share of the shards.
+
+    Each image is decoded and resized once; its views are cut where they are encoded. The batches of a shard are the
+    same in every run, so its ids are too.
+
+    Args:
+        tokenizer: as loaded, with its card, on this process's device.
+        crops: "ten" (the recipe's ten crops of a centre crop to int(1.1 x size)) or "center" (one view).
+        batch: views that are encoded together.
+        workers: processes that decode.
+        precision: of the encoder: "32" (the recipe's), "tf32" or "bf16" (faster on a GPU, some ids differ).
+        max_skipped: the most images that may be unreadable; they are left out and listed in the metadata.
+
+    Raises:
+        BadInput: too many unreadable images, a folder that cannot be written, or one with the unfinished cache of
+            another job; finished shards stay for the next start.
+    """
+    from alitok.common.distributed import all_or_none, rank, world_size
+    from alitok.data.token_shards import TokenShards
+
+    wanted = job(tokenizer, source, crops, precision)
+    shards = TokenShards(
         out,
-        track(rows, description="Tokenising", total=len(source)),
+        wanted,
+        len(source),
         codebook_size=tokenizer.codebook_size,
-        digest=tokenizer.card["digest"],
         class_names=source.class_names,
-        recipe=crop_recipe(tokenizer.image_size, crops),
-        total=len(source),
+        images_per_shard=images_per_shard,
     )
+    with all_or_none():
+        if rank() == 0:
+            shards.begin()
+    with all_or_none():
+        shards.check()
+        mine = [shard for shard in shards.pending() if shard % world_size() == rank()]
+        skipped_before = len(shards.skipped())
+    encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
+    with all_or_none(), products(precision):
+        crop_count, seconds, waiting = _make(shards, mine, source, encode, workers, max_skipped - skipped_before)
+    skipped = shards.skipped()
+    with all_or_none():
+        _check_skipped(len(skipped), max_skipped, skipped[-1].reason if skipped else "")
+        if rank() == 0:
+            shards.finish({**wanted, "source_description": source.description})
+    return Pace(crop_count, seconds, waiting, len(skipped))
 
 
-class _Views:
-    """Map-style: image -> (label, views (views, 3, size, size) uint8); bad input is handed on, not raised."""
+class Encoding(NamedTuple):
+    """How pictures become ids."""
 
-    def __init__(self, source: Any, size: int, crops: str) -> None:
-        self.source, self.size, self.crops = source, size, crops
+    tokenizer: Any
+    crops: str
+    images: int  # encoded together
+    precision: str
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def __call__(self, pictures: Any) -> Any:
+        """(B, 3, side, side) uint8 -> ids (B, views, N) or (B, views, N, S), on the tokenizer's device."""
+        import torch
 
-    def __getitem__(self, index: int) -> Any:
+        from alitok.data.transforms import ten_views
+
+        device = next(self.tokenizer.parameters()).device
+        size = self.tokenizer.image_size
+        pictures = pictures.to(device, non_blocking=True)
+        views = ten_views(pictures, size) if self.crops == "ten" else pictures[:, None]
+        reduced = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with torch.no_grad():
+            with reduced:
+                latents = self.tokenizer.encode_latents(views.flatten(0, 1).float() / 255)
+            return self.tokenizer.quantizer(latents).ids.unflatten(0, views.shape[:2])
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Lets a GPU round the factors of float32 products to TF32 where that is asked for, and nowhere else."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Pictures:
+    """Map-style: a range of images -> (images read, labels, pictures (B, 3, side, side) uint8, what was skipped)."""
+
+    def __init__(self, source: Any, side: int) -> None:
+        self.source, self.side = source, side
+
+    def __getitem__(self, images: range) -> Any:
+        import torch
+
         from alitok.common.errors import BadInput
-        from alitok.data.transforms import center_crop, ten_crop, to_tensor
+        from alitok.data.pictures import UnreadableImage
+        from alitok.data.token_shards import Skip
+        from alitok.data.transforms import center_crop, to_tensor
 
-        try:
-            image, label = self.source[index]
-        except BadInput as error:
-            return error, None
-        if self.crops == "ten":
-            return label, ten_crop(image, self.size)
-        return label, to_tensor(center_crop(image, self.size))[None]
+        labels, pictures, skipped = [], [], []
+        for image in images:
+            try:
+                picture, label = self.source[image]
+            except UnreadableImage as error:
+                skipped.append(Skip(image, str(error)))
+                continue
+            except BadInput as error:
+                return error  # handed on, not raised: a loader process would wrap its sentence in a traceback
+            labels.append(label)
+            pictures.append(to_tensor(center_crop(picture, self.side)))
+        return labels, torch.stack(pictures) if pictures else None, skipped
 
 
-def _encoded(tokenizer: Any, source: Any, crops: str, batch: int, workers: int) -> Iterator[tuple[int, Any]]:
+def _make(
+    shards: Any, mine: Sequence[int], source: Any, encode: Encoding, workers: int, may_skip: int
+) -> tuple[int, float, float]:
+    """Encodes and writes these shards; returns crops, seconds, and seconds of waiting for images."""
+    from rich.progress import Progress
+
+    from alitok.common.distributed import rank
+    from alitok.common.errors import BadInput
+
+    side = crop_recipe(encode.tokenizer.image_size, encode.crops)["resize"]
+    parts = [(shard, part) for shard in mine for part in _parts(shards.images(shard), encode.images)]
+    start, waiting, crop_count, left_out = time.perf_counter(), 0.0, 0, 0
+    labels: list[int] = []
+    ids: list[Any] = []
+    skipped: list[Any] = []
+    ahead: deque[tuple[int, range, list[int], Any]] = deque()
+    with Progress(disable=rank() != 0) as progress:
+        total = sum(len(shards.images(shard)) for shard in mine)
+        task = progress.add_task("Tokenising", total=total)
+
+        def take() -> None:
+            """Fetches the oldest ids that are being computed, and writes the shard that they complete."""
+            nonlocal labels, ids, skipped
+            shard, part, found, encoded = ahead.popleft()
+            labels += found
+            ids += [] if encoded is None else list(encoded.cpu().numpy())
+            if part.stop == shards.images(shard).stop:
+                shards.write(shard, labels, ids, [skip for skip in skipped if skip.image < part.stop])
+                labels, ids, skipped = [], [], [skip for skip in skipped if skip.image >= part.stop]
+            progress.advance(task, len(part))
+
+        loader = iter(_loader(Pictures(source, side), [part for _, part in parts], workers))
+        for shard, part in parts:
+            before = time.perf_counter()
+            made = next(loader)
+            waiting += time.perf_counter() - before
+            if isinstance(made, BadInput):
+                raise made
+            found, pictures, missing = made
+            skipped += missing
+            left_out += len(missing)
+            if missing:
+                _check_skipped(left_out, may_skip, missing[-1].reason)
+                for skip in missing:
+                    log.warning("Left out image %d (%d so far): %s", skip.image, left_out, skip.reason)
+            encoded = None if pictures is None else encode(pictures)
+            crop_count += 0 if encoded is None else encoded.shape[0] * encoded.shape[1]
+            ahead.append((shard, part, found, encoded))
+            if len(ahead) > 1:  # a GPU works on one batch while the next is sent to it
+                take()
+        while ahead:
+            take()
+    return crop_count, time.perf_counter() - start, waiting
+
+
+def _parts(images: range, size: int) -> Iterator[range]:
+    for first in range(images.start, images.stop, size):
+        yield range(first, min(first + size, images.stop))
+
+
+def _loader(pictures: Pictures, parts: Sequence[range], workers: int) -> Any:
     import torch
     from torch.utils.data import DataLoader
 
+    return DataLoader(
+        pictures,  # type: ignore[arg-type]
+        batch_size=None,  # an item is a batch
+        sampler=parts,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=_as_it_is,
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _check_skipped(number: int, limit: int, reason: str) -> None:
     from alitok.common.errors import BadInput
 
-    device = next(tokenizer.parameters()).device
-    views = 10 if crops == "ten" else 1
-    images = max(1, batch // views)
-    loader: DataLoader[Any] = DataLoader(
-        _Views(source, tokenizer.image_size, crops),  # type: ignore[arg-type]
-        batch_size=images,
-        num_workers=workers,
-        collate_fn=list,
-    )
-    for items in loader:
-        for label, _ in items:
-            if isinstance(label, BadInput):
-                raise label
-        pixels = torch.cat([crop for _, crop in items]).to(device).float() / 255
-        ids = tokenizer.encode(pixels).cpu().unflatten(0, (len(items), views)).numpy()
-        yield from zip((label for label, _ in items), ids, strict=True)
+    if number > limit:
+        raise BadInput(f"More images than --max-skipped allows cannot be read; the last: {reason}")

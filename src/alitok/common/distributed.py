@@ -1,8 +1,15 @@
 """Collectives that are the identity in a single process."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from alitok.common.errors import BadInput
 
 
 def is_distributed() -> bool:
@@ -38,3 +45,47 @@ def all_stack(tensor: Tensor) -> Tensor:
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
+
+
+@contextmanager
+def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[torch.device]:
+    """The process group of a `torchrun` launch around a verb; nothing where one process runs, or a group is up.
+
+    Yields the device of this process: "cuda" becomes the GPU of its local rank.
+
+    Args:
+        patience: how long a process waits for the others in a collective, None = torch's default.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    try:
+        yield device
+        dist.barrier()  # one that ends while another still talks to it may abort the other
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Lets all processes leave the block alike: bad input that one of them meets is raised on every one.
+
+    So none waits in a collective for one that has given up. The block itself must hold no collectives.
+    """
+    error: BadInput | None = None
+    try:
+        yield
+    except BadInput as caught:
+        error = caught
+    flag = torch.tensor(float(error is not None))
+    if is_distributed() and dist.get_backend() == "nccl":
+        flag = flag.cuda()
+    failed = bool(all_sum(flag))
+    if error is not None:
+        raise error
+    if failed:
+        raise BadInput("Another process met bad input and says which; correct it and start again.")

@@ -16,7 +16,7 @@ from alitok.data.batches import (
     TrainOrder,
     ValidationOrder,
 )
-from alitok.data.sources import NoValidation, Source, Split, held_out, open_source
+from alitok.data.sources import NoValidation, Source, Split, blocks_of, held_out, open_source
 from alitok.data.token_cache import TokenCache
 
 
@@ -43,6 +43,10 @@ class ImageNetDataModule(LightningDataModule):
         count, val_count: at most so many images of each split; for shapes how many are drawn.
         val_fraction: share of train held out where there is no validation split; 0 = no validation then.
         augment: random crops in training (else centre crops). flip: mirror half of the training images.
+        max_skipped: the most images of a split that a process may fail to read; each is named in the log, left out of
+            validation, and replaced in training. 0 stops at the first.
+        streaming: read the parquet files of a hub data set, or of a folder, where they lie. The order is then mixed
+            within a window of some thousand images; each loader process fetches all data, so a few are enough.
 
     Raises (in setup and when a loader is asked for):
         BadInput: missing or unusable data, a global batch that does not divide by the number of devices.
@@ -67,6 +71,8 @@ class ImageNetDataModule(LightningDataModule):
         val_fraction: float = 0.05,
         augment: bool = True,
         flip: bool = True,
+        max_skipped: int = 10,
+        streaming: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("image_size", image_size), ("global_batch", global_batch), ("micro_batch", micro_batch)):
@@ -78,10 +84,12 @@ class ImageNetDataModule(LightningDataModule):
         self.image_column, self.label_column = image_column, label_column
         self.train_split, self.val_split = train_split, val_split
         self.count, self.val_count, self.val_fraction = count, val_count, val_fraction
-        self.augment, self.flip = augment, flip
+        self.augment, self.flip, self.max_skipped = augment, flip, max_skipped
+        self.streaming = streaming
         self.start_step = 0
         self.splits: dict[Split, ImageBatches | TokenBatches] = {}
         self.descriptions: dict[Split, str] = {}
+        self.loaders: dict[Split, Loader] = {}
         self.token_cache: TokenCache | None = None
         self._class_names: list[str] = []
 
@@ -112,6 +120,7 @@ class ImageNetDataModule(LightningDataModule):
             val_fraction=self.val_fraction,
             size=self.image_size,
             count=self.count if split == "train" else self.val_count,
+            streaming=self.streaming,
         )
         if self._class_names and source.class_names != self._class_names:
             raise BadInput(f"The splits of {source.name} do not have the same classes; put that right in the data.")
@@ -145,8 +154,17 @@ class ImageNetDataModule(LightningDataModule):
         self.setup("fit")
         rank, world_size = self._place()
         data = self.splits["train"]
-        order = TrainOrder(self._total("train"), self.global_batch, self.seed, rank, world_size, self._first_step)
-        return Loader(data, order, self.num_workers)
+        order = TrainOrder(
+            self._total("train"),
+            self.global_batch,
+            self.seed,
+            rank,
+            world_size,
+            self._first_step,
+            self._blocks("train"),
+        )
+        self.loaders["train"] = Loader(data, order, self.num_workers, self.max_skipped)
+        return self.loaders["train"]
 
     def val_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
         """Each image once over all ranks; an empty list where there is no validation split."""
@@ -154,8 +172,11 @@ class ImageNetDataModule(LightningDataModule):
             return []
         rank, world_size = self._place()
         share = max(1, self.global_batch // world_size)
-        order = ValidationOrder(self._total("val"), min(self.micro_batch or share, share), rank, world_size)
-        return FiniteLoader(self.splits["val"], order, self.num_workers)
+        batch = min(self.micro_batch or share, share)
+        order = ValidationOrder(self._total("val"), batch, rank, world_size, self._blocks("val"))
+        loader = FiniteLoader(self.splits["val"], order, self.num_workers, self.max_skipped)
+        self.loaders["val"] = loader
+        return loader
 
     def test_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
         return self.val_dataloader()
@@ -166,6 +187,11 @@ class ImageNetDataModule(LightningDataModule):
         if image is not None and image.dtype == torch.uint8:
             return {**batch, "image": image.float() / 255}
         return batch
+
+    @property
+    def skipped(self) -> int:
+        """How many images this process could not read so far, in all splits."""
+        return sum(len(loader.skipped) for loader in self.loaders.values())
 
     @property
     def class_names(self) -> list[str]:
@@ -183,6 +209,10 @@ class ImageNetDataModule(LightningDataModule):
     def _total(self, split: Split) -> int:
         data = self.splits[split]
         return len(data.source) if isinstance(data, ImageBatches) else len(data.chosen)
+
+    def _blocks(self, split: Split) -> Tensor | None:
+        data = self.splits[split]
+        return blocks_of(data.source) if isinstance(data, ImageBatches) else None
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of processes."""

@@ -7,50 +7,35 @@ import numpy as np
 from PIL import Image
 
 from alitok.common.errors import BadInput
+from alitok.data.ilsvrc import validation_classes
 from alitok.data.pictures import IMAGE_ENDINGS, read_picture
+from alitok.data.wordnet import readable_names
 
 VALIDATION_FOLDERS = ("val", "validation", "test")
 ILSVRC_FOLDERS = ("Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 
 
-class FolderSource:
-    """Pictures in class folders (searched to any depth); a label is the index of the class's name in sorted order.
+class FileSource:
+    """Pictures in files, with a class each.
 
-    Args:
-        folder: holds one folder per class.
-        class_names: the classes of the training split, None = this folder's own.
-
-    Raises:
-        BadInput: no class folders, a class without images, or a class that training does not know.
+    Attributes:
+        classes: names of the class folders, sorted; a label is an index into them.
+        class_names: what the classes are called, in the same order.
+        labels: (images,) int64.
     """
 
-    def __init__(self, folder: Path, class_names: list[str] | None = None) -> None:
-        own = subfolders(folder)
-        if not own:
-            raise BadInput(f"Data folder {folder} has no class folders; put one folder of images per class there.")
-        self.class_names = own if class_names is None else class_names
-        strangers = sorted(set(own) - set(self.class_names))
-        if strangers:
-            raise BadInput(f"{folder} has a class {strangers[0]!r} that the training split does not have.")
-        paths: list[bytes] = []
-        labels: list[int] = []
-        for label, name in enumerate(self.class_names):
-            files = image_files(folder / name)
-            if not files and class_names is None:
-                raise BadInput(
-                    f"Class folder {folder / name} has no images ({', '.join(IMAGE_ENDINGS)}); "
-                    "add some or remove the folder."
-                )
-            paths += files
-            labels += [label] * len(files)
+    def __init__(
+        self, folder: Path, paths: list[bytes], labels: list[int], classes: list[str], class_names: list[str]
+    ) -> None:
         if not paths:
             raise BadInput(f"Data folder {folder} has no images ({', '.join(IMAGE_ENDINGS)}).")
         # one block of bytes, because a million str objects would be copied into every loader process
         self._paths = b"".join(paths)
         self._ends = np.cumsum([len(path) for path in paths])
+        self.folder, self.classes, self.class_names = folder, classes, class_names
         self.labels = np.array(labels, dtype=np.int64)
         self.name = str(folder)
-        self.description = f"{len(paths):,} images of {len(self.class_names):,} classes in {folder}"
+        self.description = f"{len(paths):,} images of {len(classes):,} classes in {folder}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,11 +52,72 @@ class FolderSource:
         return read_picture(path, path), int(self.labels[index])
 
 
-def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FolderSource, bool]:
+class FolderSource(FileSource):
+    """Pictures in class folders (searched to any depth); a label is the index of the class's name in sorted order.
+
+    Args:
+        folder: holds one folder per class.
+        classes: the class folders of the training split, None = this folder's own.
+
+    Raises:
+        BadInput: no class folders, a class without images, or a class that training does not know.
+    """
+
+    def __init__(self, folder: Path, classes: list[str] | None = None) -> None:
+        own = subfolders(folder)
+        if not own:
+            raise BadInput(f"Data folder {folder} has no class folders; put one folder of images per class there.")
+        known = own if classes is None else classes
+        strangers = sorted(set(own) - set(known))
+        if strangers:
+            raise BadInput(f"{folder} has a class {strangers[0]!r} that the training split does not have.")
+        paths: list[bytes] = []
+        labels: list[int] = []
+        for label, name in enumerate(known):
+            files = image_files(folder / name)
+            if not files and classes is None:
+                raise BadInput(
+                    f"Class folder {folder / name} has no images ({', '.join(IMAGE_ENDINGS)}); "
+                    "add some or remove the folder."
+                )
+            paths += files
+            labels += [label] * len(files)
+        super().__init__(folder, paths, labels, known, readable_names(known, list_places(folder)))
+
+
+class FlatSource(FileSource):
+    """ImageNet's validation images as they come, in one folder; their classes are in a list beside it.
+
+    Args:
+        folder: holds the images.
+        classes: the class folders of the training split.
+
+    Raises:
+        BadInput: as `validation_classes`, or a class that training does not know.
+    """
+
+    def __init__(self, folder: Path, classes: list[str]) -> None:
+        paths = image_files(folder)
+        names = [os.fsdecode(os.path.basename(path)) for path in paths]
+        found = validation_classes(names, list_places(folder), folder)
+        numbers = {name: number for number, name in enumerate(classes)}
+        strangers = sorted(set(found) - set(numbers))
+        if strangers:
+            raise BadInput(f"{folder} has a class {strangers[0]!r} that the training split does not have.")
+        labels = [numbers[name] for name in found]
+        super().__init__(folder, paths, labels, classes, readable_names(classes, list_places(folder)))
+
+
+def list_places(folder: Path) -> list[Path]:
+    """Where the lists of a data set may lie: a split's folder and the folders above it, up to Kaggle's top folder."""
+    return [folder, *folder.parents[:4]]
+
+
+def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FileSource, bool]:
     """A split of an image folder, and whether it is the whole split (False: validation must be held out of it).
 
     Raises:
-        BadInput: as `FolderSource`; a named split that is not there; images that no folder gives a class.
+        BadInput: as `FolderSource` and `FlatSource`; a named split that is not there.
     """
     root = next((root / below for below in ILSVRC_FOLDERS if (root / below).is_dir()), root)
     names = subfolders(root)
@@ -90,16 +136,13 @@ def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FolderS
         return FolderSource(root), False  # a class may well be called train or test
 
     validation = next((name for name in VALIDATION_FOLDERS if name in with_classes), None)
-    flat = next((name for name in ("val", "validation") if name in names and name not in with_classes), None)
+    flat = next((name for name in ("val", "validation") if name not in with_classes and image_files(root / name)), None)
     if split == "train":
         if "train" not in names:
             raise BadInput(f"{root} has {', '.join(names)} but no folder train.")
         return FolderSource(train), validation is not None or flat is not None
     if validation is None and flat is not None:
-        raise BadInput(
-            f"{root / flat} has images without class folders; sort them into one folder per class, named as in "
-            f"{train} (for ImageNet by its list of validation labels)."
-        )
+        return FlatSource(root / flat, subfolders(train)), True
     if validation is None:
         return FolderSource(train), False
     return FolderSource(root / validation, subfolders(train) or None), True

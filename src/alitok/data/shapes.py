@@ -55,34 +55,35 @@ class Shapes:
 def draw(shape: str, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One picture of the named shape, (size, size, 3) uint8."""
     x, y = _grid(size)
-    # A palette of twelve hues: varied to the eye, and few enough colours for a small codebook.
-    hue = int(rng.integers(12))
+    # A palette of eight hues: varied to the eye, and few enough colours for a small codebook.
+    hue = int(rng.integers(8))
     light = rng.random() < 0.5
-    first = _colour(hue / 12, 0.28, 0.92) if light else _colour(hue / 12, 0.4, 0.45)
-    neighbour = (hue + rng.integers(-1, 2)) / 12
+    first = _colour(hue / 8, 0.28, 0.92) if light else _colour(hue / 8, 0.4, 0.45)
+    neighbour = (hue + rng.integers(-1, 2)) / 8
     second = _colour(neighbour, 0.34, 0.86) if light else _colour(neighbour, 0.4, 0.52)
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](x, y, rng)
-    picture = first + background[..., None] * (second - first)
+    picture = first + background * (second - first)  # colour planes (3, size, size), float32
 
-    radius = rng.uniform(0.4, 0.62)
-    room = 0.9 - 0.8 * radius
-    centre_x, centre_y = rng.uniform(-room, room, 2)
-    angle = rng.uniform(-0.45, 0.45)
-    cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
+    # Large and nearly centred: the outline crosses most patches, so that a small tokenizer's picture shows what it is.
+    radius = np.float32(rng.uniform(0.74, 0.9))
+    centre_x, centre_y = rng.uniform(-0.08, 0.08, 2).astype(np.float32)
+    angle = rng.uniform(-0.15, 0.15)
+    cos, sin = np.float32(np.cos(angle)) / radius, np.float32(np.sin(angle)) / radius
     right, down = x - centre_x, y - centre_y
     # distances are in units of the shape's radius; a pixel is 2 / size wide in a picture of width 2
-    distance = SHAPES[shape](cos * right + sin * down, cos * down - sin * right) * np.float32(radius)
+    distance = SHAPES[shape](cos * right + sin * down, cos * down - sin * right) * radius
 
     shift = max(1, round(0.03 * size))
     rows = np.clip(np.arange(size) - shift, 0, None)
-    shadow = np.clip(0.5 - distance[rows][:, rows] * 7, 0, 1) * np.float32(0.2)
-    picture *= 1 - shadow[..., None]
+    shadow = np.clip(0.5 - distance[rows][:, rows] * 7, 0, 1) * np.float32(0.14)
+    picture *= 1 - shadow
 
-    ink = _colour((hue + rng.integers(3, 10)) / 12, 0.6, 0.62 if light else 0.88)
-    shade = 1 + np.float32(0.16) * np.clip(-(right + down) / np.float32(radius), -1, 1)
+    ink = _colour((hue + rng.integers(3, 6)) / 8, 0.6, 0.62 if light else 0.88)
+    shade = 1 + np.float32(0.16) * np.clip(-(right + down) / radius, -1, 1)
     cover = np.clip(0.5 - distance * np.float32(size / 2), 0, 1)
-    picture += cover[..., None] * (ink * shade[..., None] - picture)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    picture += cover * (ink * shade - picture)
+    pixels = np.clip(picture, 0, 1) * 255 + np.float32(0.5)
+    return np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0))
 
 
 @lru_cache(maxsize=8)
@@ -94,7 +95,8 @@ def _grid(size: int) -> tuple[Array, Array]:
 
 
 def _colour(hue: float, saturation: float, value: float) -> Array:
-    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32)
+    """(3, 1, 1), to be laid over planes."""
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32)[:, None, None]
 
 
 # Shapes: coordinates in units of the radius (y downwards) -> signed distance, negative inside
@@ -128,8 +130,8 @@ def _flower(x: Array, y: Array) -> Array:
     length = np.sqrt(x * x + y * y)
     turn = np.float32(2 * np.pi / 5)
     angle = np.mod(np.arctan2(x, -y) + turn / 2, turn) - turn / 2
-    petal = np.sqrt(length**2 + 0.3136 - 1.12 * length * np.cos(angle)) - np.float32(0.38)
-    return np.minimum(petal, length - np.float32(0.45))
+    petal = np.sqrt(length**2 + 0.36 - 1.2 * length * np.cos(angle)) - np.float32(0.35)
+    return np.minimum(petal, length - np.float32(0.42))
 
 
 def _heart(x: Array, y: Array) -> Array:
@@ -175,7 +177,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "cross": _cross,
     "ring": _ring,
     "crescent": _crescent,
-    "arrow": _polygon((0.95, 0), (0.15, -0.75), (0.15, -0.3), (-0.95, -0.3), (-0.95, 0.3), (0.15, 0.3), (0.15, 0.75)),
+    "arrow": _polygon((1, 0), (0.1, -0.85), (0.1, -0.3), (-0.95, -0.3), (-0.95, 0.3), (0.1, 0.3), (0.1, 0.85)),
     "flower": _flower,
 }
 

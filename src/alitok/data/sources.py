@@ -1,5 +1,6 @@
 """Opening a data spec: drawn shapes, image folders, table files, Hugging Face datasets, all seen as a list."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Literal, Protocol
@@ -36,6 +37,8 @@ class Subset:
     def __init__(self, source: Source, indices: Tensor, description: str) -> None:
         self.source, self.indices, self.description = source, indices, description
         self.name, self.class_names = source.name, source.class_names
+        blocks = blocks_of(source)
+        self.blocks = None if blocks is None else blocks[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -55,6 +58,7 @@ def open_source(
     seed: int = 0,
     size: int = 64,
     count: int | None = None,
+    streaming: bool = False,
 ) -> Source:
     """Opens one split of a data spec.
 
@@ -68,6 +72,7 @@ def open_source(
         seed: of the share held out, of a `count`, and of the shapes.
         size: side in pixels at which shapes are drawn; other pictures keep their own.
         count: number of shapes to draw; of other data, at most so many images, drawn with `seed`.
+        streaming: read parquet files where they lie, on the hub without a download, in place of a local copy.
 
     Raises:
         BadInput: nothing there, no classes, no image column, no such split, or no access; in one sentence
@@ -88,11 +93,13 @@ def open_source(
     path = Path(spec).expanduser()
     source: Source
     if path.is_dir() and has_tables(path):
-        source, whole = open_tables(path, split, split_name, image_column, label_column)
+        source, whole = open_tables(path, split, split_name, image_column, label_column, streaming)
+    elif streaming and not _is_hub_name(spec):
+        raise BadInput(f"{spec} cannot be streamed: only a hub name or a folder of parquet files can.")
     elif path.is_dir():
         source, whole = open_folder(path, split, split_name)
     elif _is_hub_name(spec):
-        source, whole = open_hub(spec, split, split_name, image_column, label_column)
+        source, whole = open_hub(spec, split, split_name, image_column, label_column, streaming)
     else:
         problem = "is a file, not a folder" if path.exists() else "does not exist"
         raise BadInput(
@@ -142,6 +149,37 @@ def limit(source: Source, count: int, seed: int) -> Source:
         return source
     chosen = torch.randperm(len(source), generator=stream(seed, "limit"))[:count].sort().values
     return Subset(source, chosen, f"{source.description}: {count:,} of {len(source):,} images (seed {seed})")
+
+
+def blocks_of(source: Source) -> Tensor | None:
+    """(images,) int64, which images are read together; None where any order costs the same."""
+    return getattr(source, "blocks", None)
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 of which images a source holds and in which order, their files relative to the folder; not of pixels.
+
+    The same for a data set that was moved; another when images are added, removed, or sorted into other classes.
+    """
+    from alitok.data.folders import FileSource
+    from alitok.data.shapes import Shapes
+    from alitok.data.streaming import StreamedSource
+
+    content = hashlib.sha256(repr((len(source), source.class_names)).encode())
+    if isinstance(source, Subset):
+        content.update(source.indices.numpy().tobytes())
+        content.update(fingerprint(source.source).encode())
+    elif isinstance(source, Shapes):
+        content.update(repr((source.split, source.size, source.seed)).encode())
+    elif isinstance(source, StreamedSource):
+        content.update(repr([Path(file).name for file in source.rows.files]).encode())
+    elif isinstance(source, FileSource):
+        root = len(str(source.folder))
+        for index in range(len(source)):
+            content.update(source.path(index)[root:].encode(errors="surrogateescape") + b"\0")
+    if (labels := getattr(source, "labels", None)) is not None:
+        content.update(labels.tobytes())
+    return content.hexdigest()
 
 
 def _is_hub_name(spec: str) -> bool:

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from alitok.common.errors import BadInput
-from alitok.data.pictures import read_picture
+from alitok.data.pictures import UnreadableImage, read_picture
+from alitok.data.streaming import ParquetRows, StreamedSource
+from alitok.data.wordnet import readable_names
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 SPLIT_FOLDERS = ("data", "train", "val", "validation", "test")
@@ -23,7 +25,7 @@ class TableSource:
 
     Args:
         dataset: a `datasets.Dataset`.
-        class_names: None = from the label column.
+        classes: of the training split, None = from the label column.
 
     Raises:
         BadInput: no image or label column, several to choose from, rows without a label or with an unknown one.
@@ -35,20 +37,24 @@ class TableSource:
         name: str,
         image_column: str | None = None,
         label_column: str | None = None,
-        class_names: list[str] | None = None,
+        classes: list[str] | None = None,
     ) -> None:
         import datasets
 
         if len(dataset) == 0:
             raise BadInput(f"{name} has no rows.")
         self.name = name
-        self.image_column = _choose(dataset.features, image_column, "image", _is_image, name)
-        label_column = _choose(dataset.features, label_column, "label", _is_label, name)
-        self.class_names, self.labels = _read_labels(dataset, label_column, class_names, name)
+        self.image_column, label_column = choose_columns(dataset.features, image_column, label_column, name)
+        # a selection of rows is read row by row, a whole table without a copy
+        column = (
+            dataset.with_format("arrow")[:][label_column] if dataset._indices else dataset.data.column(label_column)
+        )
+        self.classes, self.labels = read_labels(column, dataset.features[label_column], classes, name)
+        self.class_names = readable_names(self.classes, [Path(name)])
         self.rows = dataset.select_columns([self.image_column])
         if isinstance(dataset.features[self.image_column], datasets.Image):
             self.rows = self.rows.cast_column(self.image_column, datasets.Image(decode=False))
-        self.description = f"{len(dataset):,} images of {len(self.class_names):,} classes in {name}"
+        self.description = f"{len(dataset):,} images of {len(self.classes):,} classes in {name}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +67,7 @@ class TableSource:
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         where = f"in row {index:,} of {self.name}"
         if value is None:
-            raise BadInput(f"There is no image {where}; replace or remove the row.")
+            raise UnreadableImage(f"There is no image {where}; replace or remove the row.")
         return read_picture(value, where), int(self.labels[index])
 
 
@@ -71,12 +77,18 @@ def has_tables(folder: Path) -> bool:
 
 
 def open_tables(
-    folder: Path, split: str, split_name: str | None, image_column: str | None, label_column: str | None
-) -> tuple[TableSource, bool]:
+    folder: Path,
+    split: str,
+    split_name: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    streaming: bool = False,
+) -> tuple[TableSource | StreamedSource, bool]:
     """A split of a folder of tables, and whether it is the whole split (False: validation must be held out of it).
 
-    Files belong to the split that their name, or else their folder's, begins with (train, val, test); a folder made
-    by `save_to_disk` is opened as such.
+    With `streaming`, parquet files are read in place; else `datasets` copies tables to its cache once. Files belong to
+    the split that their name, or else their folder's, begins with (train, val, test); a folder made by `save_to_disk`
+    is opened as such.
 
     Raises:
         BadInput: damaged files, a missing split, or as `TableSource`.
@@ -84,7 +96,7 @@ def open_tables(
     import datasets
 
     columns = (image_column, label_column)
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+    if not streaming and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
         with _or_bad_input(f"Cannot open the saved dataset {folder}"):
             saved = datasets.load_from_disk(str(folder))
         groups = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -94,6 +106,8 @@ def open_tables(
     by_split = _group(folder, files, split_name)
 
     def load(name: str) -> Any:
+        if streaming:
+            return _stream(by_split[name], str(folder))
         paths = [str(path) for path in by_split[name]]
         with _or_bad_input(f"Cannot read the {ending} files of {folder}"):
             return datasets.load_dataset(BUILDERS[ending], data_files={"train": paths}, split="train")
@@ -102,9 +116,14 @@ def open_tables(
 
 
 def open_hub(
-    name: str, split: str, split_name: str | None, image_column: str | None, label_column: str | None
-) -> tuple[TableSource, bool]:
-    """A split of the Hugging Face dataset `owner/name`; else as `open_tables`.
+    name: str,
+    split: str,
+    split_name: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    streaming: bool = False,
+) -> tuple[TableSource | StreamedSource, bool]:
+    """A split of the Hugging Face dataset `owner/name`, downloaded or streamed; else as `open_tables`.
 
     Raises:
         BadInput: no network, no such dataset, no access, or as `TableSource`.
@@ -116,14 +135,17 @@ def open_hub(
         f"Cannot load the Hugging Face dataset {name} (it must exist, be open to you and be reachable, or be in the "
         "cache with HF_HUB_OFFLINE=1; DATA= also takes a local copy)"
     )
-    with _or_bad_input(problem):
+    with _or_no_access(name), _or_bad_input(problem):
         if not datasets.config.HF_HUB_OFFLINE:
             HfApi().dataset_info(name, timeout=10)  # without this, no network means half a minute of retries
         available = [split_name] if split_name is not None else datasets.get_dataset_split_names(name)
 
     def load(part: str) -> Any:
-        with _or_bad_input(problem):
-            return datasets.load_dataset(name, split=part)
+        with _or_no_access(name), _or_bad_input(problem):
+            if not streaming:
+                return datasets.load_dataset(name, split=part)
+            files = datasets.load_dataset_builder(name).config.data_files
+            return _stream(files[part] if files else [], name)
 
     return _open(load, available, name, split, split_name, (image_column, label_column))
 
@@ -135,20 +157,36 @@ def _open(
     split: str,
     split_name: str | None,
     columns: tuple[str | None, str | None],
-) -> tuple[TableSource, bool]:
+) -> tuple[TableSource | StreamedSource, bool]:
     validation = next((part for part in ("validation", "val", "valid", "test") if part in available), None)
     chosen = split_name or ("train" if split == "train" or validation is None else validation)
     if chosen not in available:
         raise BadInput(f"{name} has no split {chosen!r}; it has {', '.join(available)}.")
     dataset = load(chosen)
-    class_names = None
+    classes = None
     if split == "val" and chosen != "train" and "train" in available:
         # numbers or words as labels: which classes there are is what training says
         label_column = _choose(dataset.features, columns[1], "label", _is_label, name)
         if not hasattr(dataset.features[label_column], "names"):
-            class_names = TableSource(load("train"), name, columns[0], label_column).class_names
-    source = TableSource(dataset, name, *columns, class_names)
+            classes = _source(load("train"), name, columns[0], label_column).classes
+    source = _source(dataset, name, *columns, classes)
     return source, split_name is not None or validation is not None
+
+
+def _source(dataset: Any, *arguments: Any) -> TableSource | StreamedSource:
+    streamed = isinstance(dataset, ParquetRows)
+    return StreamedSource(dataset, *arguments) if streamed else TableSource(dataset, *arguments)
+
+
+def _stream(files: Sequence[Any], name: str) -> ParquetRows:
+    paths = [str(file) for file in files]
+    if not paths or not all(path.endswith(".parquet") for path in paths):
+        raise BadInput(f"{name} is not made of parquet files, which alone can be streamed; leave out streaming.")
+    with _or_bad_input(f"Cannot read the parquet files of {name}"):
+        rows = ParquetRows(paths)
+    if len(rows) == 0:
+        raise BadInput(f"{name} has no rows.")
+    return rows
 
 
 def _table_files(folder: Path) -> tuple[str, list[Path]]:
@@ -216,27 +254,44 @@ def _choose(features: Any, given: str | None, what: str, fits: Callable[[Any], b
     return fitting[0]
 
 
-def _read_labels(dataset: Any, column: str, class_names: list[str] | None, name: str) -> tuple[list[str], np.ndarray]:
-    feature = dataset.features[column]
-    values = dataset.with_format("arrow")[:][column] if dataset._indices else dataset.data.column(column)
-    if values.null_count:
-        raise BadInput(f"{name} has {values.null_count:,} rows without a label in column {column!r}.")
-    labels = values.to_numpy()
+def choose_columns(features: Any, image: str | None, label: str | None, name: str) -> tuple[str, str]:
+    """The image and the label column: as given, or found by type.
+
+    Raises:
+        BadInput: there is none, or a choice.
+    """
+    image = _choose(features, image, "image", _is_image, name)
+    return image, _choose(features, label, "label", _is_label, name)
+
+
+def read_labels(column: Any, feature: Any, classes: list[str] | None, name: str) -> tuple[list[str], np.ndarray]:
+    """Classes and labels (rows,) int64 of a column of numbers or words.
+
+    Args:
+        column: a pyarrow column.
+        classes: of the training split, None = from the column.
+
+    Raises:
+        BadInput: rows without a label, or with an unknown one.
+    """
+    if column.null_count:
+        raise BadInput(f"{name} has {column.null_count:,} rows without a label.")
+    labels = column.to_numpy()
     if labels.dtype.kind not in "iu":
         words = labels.astype(str)
-        class_names = sorted(set(words)) if class_names is None else class_names
-        numbers = {word: number for number, word in enumerate(class_names)}
+        classes = sorted(set(words)) if classes is None else classes
+        numbers = {word: number for number, word in enumerate(classes)}
         strangers = sorted(set(words) - set(numbers))
         if strangers:
             raise BadInput(f"{name} has a class {strangers[0]!r} that the training split does not have.")
-        return class_names, np.array([numbers[word] for word in words], dtype=np.int64)
+        return classes, np.array([numbers[word] for word in words], dtype=np.int64)
     if labels.min() < 0:
         raise BadInput(f"{name} has images without a class (label {labels.min()}); use a labelled split.")
-    if class_names is None:
-        class_names = list(getattr(feature, "names", None) or map(str, range(int(labels.max()) + 1)))
-    if labels.max() >= len(class_names):
-        raise BadInput(f"{name} has the label {labels.max()}, but there are only {len(class_names)} classes.")
-    return class_names, labels.astype(np.int64)
+    if classes is None:
+        classes = list(getattr(feature, "names", None) or map(str, range(int(labels.max()) + 1)))
+    if labels.max() >= len(classes):
+        raise BadInput(f"{name} has the label {labels.max()}, but there are only {len(classes)} classes.")
+    return classes, labels.astype(np.int64)
 
 
 @contextmanager
@@ -248,3 +303,22 @@ def _or_bad_input(what: str) -> Iterator[None]:
     except Exception as error:  # datasets raises dozens of kinds, its own and those of the libraries below it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise BadInput(f"{what}: {reason}.") from error
+
+
+@contextmanager
+def _or_no_access(name: str) -> Iterator[None]:
+    """Says what to do where a dataset of the hub is gated, at whatever depth that was found out."""
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        yield
+    except BadInput as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, GatedRepoError) or "gated dataset" in str(cause):
+                raise BadInput(
+                    f"The Hugging Face dataset {name} is gated: accept its terms at https://huggingface.co/datasets/{name}"
+                    ", then log in with `hf auth login` or set HF_TOKEN."
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise

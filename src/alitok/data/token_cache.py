@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,83 +48,114 @@ def write_token_cache(
         BadInput: the folder cannot be written.
         ValueError: fewer or more images than `total`, another shape, an id or a label out of range.
     """
-    import datasets
-
-    kind = pa.from_numpy_dtype(id_type(codebook_size))
     with atomic_folder(folder) as temporary:
-        shape, rows = _write_rows(temporary / DATA_FILE, tokens_by_image, codebook_size, len(class_names))
+        rows = _write_rows(temporary / DATA_FILE, tokens_by_image, codebook_size, len(class_names))
         if rows != total:
             raise ValueError(f"The token cache was to hold {total} images and got {rows}.")
-        feature: Any = datasets.Value(str(kind))
-        for _ in shape:
-            feature = datasets.List(feature)
-        features = datasets.Features({"label": datasets.Value("int64"), "tokens": feature})
-        datasets.DatasetInfo(features=features).write_to_directory(str(temporary))
-        # the keys that datasets.load_from_disk asks for
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": DATA_FILE}],
-            "_fingerprint": f"alitok{digest}"[:64],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        metadata = {
-            "digest": digest,
-            "codebook_size": codebook_size,
-            "images": rows,
-            "shape": list(shape),
-            "recipe": dict(recipe),
-            "class_names": class_names,
-        }
-        (temporary / "state.json").write_text(json.dumps(state, indent=2))
-        text = json.dumps(metadata, indent=2, ensure_ascii=False)
-        (temporary / METADATA_FILE).write_text(text, encoding="utf-8")
+        write_metadata(
+            temporary,
+            [DATA_FILE],
+            rows=rows,
+            codebook_size=codebook_size,
+            class_names=class_names,
+            metadata={"digest": digest, "recipe": dict(recipe)},
+        )
+
+
+def write_metadata(
+    folder: Path,
+    files: Sequence[str],
+    *,
+    rows: int,
+    codebook_size: int,
+    class_names: list[str],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes what makes Arrow files in `folder` a cache: the files of `datasets`, and our own metadata.
+
+    Args:
+        files: names of the Arrow files, in order.
+        metadata: `digest` of the tokenizer, `recipe` of the crops, and what else is to be known.
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
+    import datasets
+
+    with pa.memory_map(str(folder / files[0])) as file, pa.ipc.open_stream(file) as stream:
+        features = datasets.Features.from_arrow_schema(stream.schema)
+        kind = stream.schema.field("tokens").type
+        first = stream.read_next_batch().column("tokens")
+    shape = []
+    while pa.types.is_list(kind):
+        shape.append(first.value_lengths()[0].as_py())
+        kind, first = kind.value_type, first.flatten()
+    # the keys that datasets.load_from_disk asks for
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": f"alitok{metadata['digest']}"[:64],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    content = {
+        **metadata,
+        "codebook_size": codebook_size,
+        "images": rows,
+        "shape": shape,
+        "class_names": class_names,
+    }
+    try:
+        datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+        (folder / "state.json").write_text(json.dumps(state, indent=2))
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / METADATA_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"Cannot write {folder}: {error.strerror or error}.") from error
 
 
 def _write_rows(
     path: Path, tokens_by_image: Iterable[tuple[int, NDArray[Any]]], codebook_size: int, classes: int
-) -> tuple[tuple[int, ...], int]:
-    """Streams the rows into one Arrow file; returns the shape of a row and their number."""
-    dtype = id_type(codebook_size)
-    shape: tuple[int, ...] = ()
+) -> int:
+    """Streams the rows into one Arrow file; returns their number."""
     rows = 0
-    labels: list[int] = []
-    block: list[NDArray[Any]] = []
+    shape: tuple[int, ...] | None = None
     writer: pa.RecordBatchStreamWriter | None = None
+    images = iter(tokens_by_image)
     try:
-        for label, tokens in tokens_by_image:
-            shape = shape or tokens.shape
-            if tokens.shape != shape or tokens.ndim not in (2, 3):
-                raise ValueError(f"Ids of image {rows} have the shape {tokens.shape}, expected {shape}.")
-            if tokens.min() < 0 or tokens.max() >= codebook_size or not 0 <= label < classes:
-                raise ValueError(f"An id or the label of image {rows} is out of range.")
-            labels.append(label)
-            block.append(tokens.astype(dtype))
-            rows += 1
-            if len(block) == ROWS_PER_BLOCK:
-                writer = _write_block(path, writer, labels, block)
-                labels, block = [], []
-        if block:
-            writer = _write_block(path, writer, labels, block)
+        while block := list(islice(images, ROWS_PER_BLOCK)):
+            shape = shape or block[0][1].shape
+            for number, (label, tokens) in enumerate(block, start=rows):
+                check_row(label, tokens, shape, codebook_size, classes, number)
+            labels, ids = zip(*block, strict=True)
+            batch = token_batch(labels, np.stack(ids), codebook_size)
+            writer = pa.ipc.new_stream(str(path), batch.schema) if writer is None else writer
+            writer.write_batch(batch)
+            rows += len(block)
     finally:
         if writer is not None:
             writer.close()
-    return shape, rows
+    return rows
 
 
-def _write_block(
-    path: Path, writer: pa.RecordBatchStreamWriter | None, labels: list[int], block: list[NDArray[Any]]
-) -> pa.RecordBatchStreamWriter:
-    stacked = np.stack(block)
-    nested: pa.Array = pa.array(stacked.reshape(-1))
-    for length in reversed(stacked.shape[1:]):
+def check_row(
+    label: int, tokens: NDArray[Any], shape: tuple[int, ...], codebook_size: int, classes: int, number: int
+) -> None:
+    """Raises ValueError where an image's ids or label cannot go into a cache."""
+    if tokens.shape != shape or tokens.ndim not in (2, 3):
+        raise ValueError(f"Ids of image {number} have the shape {tokens.shape}, expected {shape}.")
+    if tokens.min() < 0 or tokens.max() >= codebook_size or not 0 <= label < classes:
+        raise ValueError(f"An id or the label of image {number} is out of range.")
+
+
+def token_batch(labels: Sequence[int], ids: NDArray[Any], codebook_size: int) -> pa.RecordBatch:
+    """Rows of a cache: labels (images,), ids (images, views, N) or (images, views, N, S)."""
+    nested: pa.Array = pa.array(ids.astype(id_type(codebook_size)).reshape(-1))
+    for length in reversed(ids.shape[1:]):
         nested = pa.ListArray.from_arrays(pa.array(np.arange(0, len(nested) + 1, length, dtype=np.int32)), nested)
-    batch = pa.record_batch([pa.array(labels, type=pa.int64()), nested], names=["label", "tokens"])
-    writer = pa.ipc.new_stream(str(path), batch.schema) if writer is None else writer
-    writer.write_batch(batch)
-    return writer
+    return pa.record_batch([pa.array(labels, type=pa.int64()), nested], names=["label", "tokens"])
 
 
 class TokenCache:
@@ -135,7 +167,7 @@ class TokenCache:
     Attributes:
         views, num_tokens: per image. sub_codes: S, or None where a token is one id.
         labels: (images,) int64.
-        recipe: how the views were cut; empty if not known.
+        recipe: how the views were cut; empty if not known. metadata: all that is written beside the ids.
 
     Raises:
         BadInput: the folder is no token cache, is damaged, or its lists differ in length.
@@ -160,6 +192,7 @@ class TokenCache:
         metadata = _read_metadata(self.folder)
         self.digest: str | None = metadata.get("digest")
         self.codebook_size: int | None = metadata.get("codebook_size")
+        self.metadata = metadata
         self.recipe: dict[str, Any] = metadata.get("recipe", {})
         names = metadata.get("class_names") or getattr(dataset.features["label"], "names", None)
         self.class_names: list[str] = names or [str(label) for label in range(int(self.labels.max()) + 1)]

@@ -66,13 +66,26 @@ def ten_crop(image: Image.Image, size: int, resize: int | None = None) -> Tensor
     Returns:
         (10, 3, size, size) uint8.
     """
-    side = int(1.1 * size) if resize is None else resize
-    picture = to_tensor(center_crop(image, side))
+    side = ten_crop_side(size) if resize is None else resize
+    return ten_views(to_tensor(center_crop(image, side)), size)
+
+
+def ten_crop_side(size: int) -> int:
+    """Side of the centre crop that the ten views are cut from: int(1.1 * size)."""
+    return int(1.1 * size)
+
+
+def ten_views(pictures: Tensor, size: int) -> Tensor:
+    """Cuts the ten views of `ten_crop`: (..., 3, side, side) -> (..., 10, 3, size, size), on the pictures' device."""
+    side = pictures.shape[-1]
     far, middle = side - size, round((side - size) / 2)
     places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
-    return torch.stack(
-        [view[:, top : top + size, left : left + size] for view in (picture, picture.flip(-1)) for top, left in places]
-    )
+    cut = [
+        whole[..., top : top + size, left : left + size]
+        for whole in (pictures, pictures.flip(-1))
+        for top, left in places
+    ]
+    return torch.stack(cut, dim=-4)
 
 
 def _cut(image: Image.Image, top: int, left: int, size: int) -> Image.Image:

@@ -1,0 +1,108 @@
+"""The classes of ImageNet's validation images where they lie in one flat folder, from the lists people have."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alitok.common.errors import BadInput
+from alitok.data.wordnet import WORDNET_ID
+
+SOLUTION = "LOC_val_solution.csv"
+TRUTHS = (
+    "ILSVRC2012_validation_ground_truth.txt",
+    "imagenet_2012_validation_synset_labels.txt",
+    "validation_ground_truth.txt",
+)
+DEVKITS = ("", "devkit/data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit/data", "devkit", "ILSVRC2012_devkit_t12")
+
+
+def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path) -> list[str]:
+    """The WordNet id of each validation image.
+
+    Two forms are known: Kaggle's `LOC_val_solution.csv` (image name, then its id), and a ground-truth file with a
+    line for each image in the order of their numbers. Its lines are WordNet ids, or numbers from 1 in the devkit's own
+    order, which `meta.mat` or `map_clsloc.txt` beside it gives (it is not the sorted order).
+
+    Args:
+        files: names of the images, in any order.
+        places: folders to look in; devkit folders below them are found.
+        where: the folder of the images, for messages.
+
+    Raises:
+        BadInput: no list, a list of other images, or devkit numbers without their meaning.
+    """
+    folders = [place / below for place in places for below in DEVKITS]
+    solution = next((folder / SOLUTION for folder in folders if (folder / SOLUTION).is_file()), None)
+    if solution is not None:
+        known = _read_solution(solution)
+        missing = [name for name in files if Path(name).stem not in known]
+        if missing:
+            raise BadInput(f"{solution} does not name the class of {missing[0]} in {where}.")
+        return [known[Path(name).stem] for name in files]
+    truth = next((folder / name for folder in folders for name in TRUTHS if (folder / name).is_file()), None)
+    if truth is None:
+        raise BadInput(
+            f"The images of {where} have no class folders and no list of their classes: put {SOLUTION} (Kaggle), or "
+            f"{TRUTHS[0]} with meta.mat (devkit), beside them, or sort them into one folder per class."
+        )
+    classes = _read_truth(truth)
+    numbers = [int(found[-1]) if (found := re.findall(r"\d+", Path(name).stem)) else 0 for name in files]
+    if sorted(numbers) != list(range(1, len(classes) + 1)):
+        raise BadInput(
+            f"{truth} has {len(classes):,} lines, but {where} does not hold the images numbered 1 to {len(classes):,} "
+            f"({len(files):,} images); put the whole validation set there."
+        )
+    return [classes[number - 1] for number in numbers]
+
+
+def _read_solution(file: Path) -> dict[str, str]:
+    known = {}
+    for row in csv.reader(_lines(file)):
+        if len(row) >= 2 and WORDNET_ID.match(row[1]):
+            known[row[0]] = row[1].split()[0]
+    return known
+
+
+def _read_truth(file: Path) -> list[str]:
+    """The WordNet id of each line."""
+    lines = [line.strip() for line in _lines(file) if line.strip()]
+    if lines and all(WORDNET_ID.fullmatch(line) for line in lines):
+        return lines
+    if not lines or not all(line.isdigit() for line in lines):
+        raise BadInput(f"{file} must have a WordNet id (n01440764), or a number of the devkit, on each line.")
+    meanings = _devkit_numbers(file)
+    try:
+        return [meanings[int(line)] for line in lines]
+    except KeyError as error:
+        raise BadInput(f"{file} has the number {error}, which the devkit's list of classes does not have.") from error
+
+
+def _devkit_numbers(truth: Path) -> dict[int, str]:
+    """ILSVRC2012_ID -> WordNet id, from meta.mat or map_clsloc.txt beside the ground truth."""
+    matlab, text = truth.parent / "meta.mat", truth.parent / "map_clsloc.txt"
+    if text.is_file():
+        rows = [line.split() for line in _lines(text)]
+        return {int(row[1]): row[0] for row in rows if len(row) >= 2 and row[1].isdigit()}
+    if matlab.is_file():
+        from scipy.io import loadmat
+
+        try:
+            synsets: Any = loadmat(matlab, squeeze_me=True)["synsets"]
+            return {
+                int(number): str(key) for number, key in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+            }
+        except Exception as error:  # scipy's reader raises many kinds on damaged files
+            raise BadInput(f"Cannot read the devkit's list of classes {matlab}: {error}.") from error
+    raise BadInput(
+        f"{truth} holds numbers in the devkit's own order, which is not the sorted one; put meta.mat or map_clsloc.txt "
+        f"of the devkit beside it, or {SOLUTION} (Kaggle) instead."
+    )
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"Cannot read {file}: {error}.") from error

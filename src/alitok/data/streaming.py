@@ -1,0 +1,168 @@
+"""Rows of parquet files read where they lie, a row group at a time: on the hub without a download, on disk in place."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alitok.common.errors import BadInput
+from alitok.data.pictures import UnreadableImage, read_picture
+from alitok.data.wordnet import readable_names
+
+WINDOW = 4096  # images among which a streamed training order is mixed
+
+
+class ParquetRows:
+    """The rows of some parquet files: their footers at first, a row group when one of its rows is asked for.
+
+    Args:
+        files: paths or addresses that fsspec opens (hf://...).
+
+    Attributes:
+        blocks: (rows,) int64, the row group of each row.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        import datasets
+
+        self.files = list(files)
+        with ThreadPoolExecutor(16) as pool:
+            footers = list(pool.map(_read_footer, self.files))
+        schema = footers[0].schema.to_arrow_schema()
+        self.features = datasets.Features.from_arrow_schema(schema)
+        self.groups = [(file, group) for file, footer in enumerate(footers) for group in range(footer.num_row_groups)]
+        sizes = [footers[file].row_group(group).num_rows for file, group in self.groups]
+        self.starts = np.cumsum([0, *sizes])
+        self.blocks = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        self.kept = window_blocks(self.blocks) + 2
+        self._forget()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def row(self, index: int, columns: list[str]) -> dict[str, Any]:
+        """Some columns of a row."""
+        if os.getpid() != self._process:  # open files and their locks do not survive a fork
+            self._forget()
+        block = int(np.searchsorted(self.starts, index, side="right")) - 1
+        if block not in self._tables:
+            self._tables[block] = self._read(block, columns)
+            if len(self._tables) > self.kept:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(block)
+        return self._tables[block].slice(index - int(self.starts[block]), 1).to_pylist()[0]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column of all files."""
+        with ThreadPoolExecutor(16) as pool:
+            tables = list(pool.map(lambda file: _open(file).read([name], use_threads=False), self.files))
+        return pa.concat_tables(tables).column(name)
+
+    def _read(self, block: int, columns: list[str]) -> pa.Table:
+        file, group = self.groups[block]
+        if file not in self._opened:
+            self._opened[file] = _open(self.files[file])
+        return self._opened[file].read_row_group(group, columns, use_threads=False)
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        self._opened: dict[int, pq.ParquetFile] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": -1, "_tables": None, "_opened": None}
+
+
+class StreamedSource:
+    """Pictures with labels from `ParquetRows`.
+
+    Rows near one another are cheap to read together: `blocks` tells the training order which they are.
+
+    Args:
+        classes: of the training split, None = from the label column.
+
+    Raises:
+        BadInput: no image or label column, several to choose from, or unknown labels.
+    """
+
+    def __init__(
+        self,
+        rows: ParquetRows,
+        name: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        from alitok.data.tables import choose_columns, read_labels
+
+        self.rows, self.name, self.blocks = rows, name, rows.blocks
+        self.image_column, self.label_column = choose_columns(rows.features, image_column, label_column, name)
+        self.labels: np.ndarray | None = None
+        named = getattr(rows.features[self.label_column], "names", None)
+        if named:
+            self.classes = list(named)  # with names in the files there is no need to read every label at first
+        else:
+            column = rows.column(self.label_column)
+            self.classes, self.labels = read_labels(column, rows.features[self.label_column], classes, name)
+        self.class_names = readable_names(self.classes, [Path(name)])
+        self.description = f"{len(rows):,} images of {len(self.classes):,} classes in {name} (streamed)"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        where = f"in row {index:,} of {self.name}"
+        try:
+            row = self.rows.row(index, [self.image_column, self.label_column])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise BadInput(f"Cannot read the row group {where}: {error}; check the connection or the file.") from error
+        value = row[self.image_column]
+        if isinstance(value, dict):
+            value = value["bytes"]
+        if value is None:
+            raise UnreadableImage(f"There is no image {where}; replace or remove the row.")
+        label = row[self.label_column] if self.labels is None else int(self.labels[index])
+        if label is None or not 0 <= label < len(self.classes):
+            raise BadInput(f"The image {where} has the label {label}, not one of {len(self.classes)} classes.")
+        return read_picture(value, where), label
+
+
+def window_blocks(blocks: Tensor) -> int:
+    """How many blocks hold about `WINDOW` images."""
+    mean = len(blocks) / (int(blocks.max()) + 1)
+    return max(2, round(WINDOW / mean))
+
+
+def mixed(total: int, blocks: Tensor | None, generator: torch.Generator) -> Tensor:
+    """An order of 0 .. total - 1: any, or with `blocks` (total,) one that goes through mixed blocks a few at a time.
+
+    Then block b, at place r in an order of blocks, is spread over the places r ... r + window: at any time a window of
+    blocks is in use, and one is taken up as one is left.
+    """
+    if blocks is None:
+        return torch.randperm(total, generator=generator)
+    ranks = torch.randperm(int(blocks.max()) + 1, generator=generator)
+    spread = torch.rand(total, generator=generator, dtype=torch.float64)
+    return (ranks[blocks] + window_blocks(blocks) * spread).argsort()
+
+
+def _open(file: str) -> pq.ParquetFile:
+    import fsspec
+
+    return pq.ParquetFile(fsspec.open(file, "rb").open(), pre_buffer=True)
+
+
+def _read_footer(file: str) -> pq.FileMetaData:
+    with _open(file) as opened:
+        return opened.metadata

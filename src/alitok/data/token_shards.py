@@ -1,0 +1,193 @@
+"""A token cache under way: shards that appear whole, are kept over restarts, and become the cache when all are there.
+
+Shard k holds images k * n ... (k + 1) * n - 1 of the source, whoever makes it: neither the number of processes nor an
+interruption shows in the cache.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file
+from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
+
+IMAGES_PER_SHARD = 4096
+PROGRESS = "progress"  # what only an unfinished cache needs
+WHAT = {
+    "digest": "tokenizer",
+    "recipe": "crop recipe",
+    "source": "data set",
+    "images_per_shard": "size of shard",
+    "precision": "precision",
+}
+
+
+class Skip(NamedTuple):
+    """An image of the source that could not be read."""
+
+    image: int
+    reason: str
+
+
+class TokenShards:
+    """The shards of one cache, gathered in `<folder>.partial`.
+
+    Args:
+        folder: where the cache will be.
+        job: JSON values that a restart must find unchanged: `digest`, `recipe`, `source`, ... (the keys of `WHAT`).
+        total: images of the source.
+        class_names: of the source.
+
+    Raises:
+        BadInput: a shard of less than one image.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        job: Mapping[str, Any],
+        total: int,
+        *,
+        codebook_size: int,
+        class_names: list[str],
+        images_per_shard: int = IMAGES_PER_SHARD,
+    ) -> None:
+        if images_per_shard < 1:
+            raise BadInput(f"A shard must hold at least 1 image, not {images_per_shard}.")
+        self.folder, self.total, self.images_per_shard = folder, total, images_per_shard
+        self.codebook_size, self.class_names = codebook_size, class_names
+        self.job = {**job, "images_per_shard": images_per_shard}
+        self.partial = folder.with_name(f"{folder.name}.partial")
+        self.progress = self.partial / PROGRESS
+        self.count = -(-total // images_per_shard)
+
+    def begin(self) -> None:
+        """Makes the folder, or takes up the one that is there; for one process, before the others `check`.
+
+        Raises:
+            BadInput: it cannot be written, or belongs to another job.
+        """
+        file = self.progress / "job.json"
+        if not file.is_file():
+            if self.partial.exists() and any(path.name != PROGRESS for path in self.partial.iterdir()):
+                raise BadInput(f"{self.partial} is in the way of the unfinished token cache; remove or rename it.")
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps(self.job, indent=2))
+        self.check()
+        for folder in (self.partial, self.progress):
+            for path in folder.glob(".*"):  # what a killed process was writing
+                path.unlink()
+
+    def check(self) -> None:
+        """Raises BadInput where the unfinished cache is one of another job."""
+        there = _read_json(self.progress / "job.json")
+        for key, what in WHAT.items():
+            if there.get(key) != self.job.get(key):
+                raise BadInput(
+                    f"{self.partial} is the unfinished token cache of another {what}; give the same arguments as "
+                    "before, remove it, or name another folder."
+                )
+
+    def images(self, shard: int) -> range:
+        """The images of a shard."""
+        first = shard * self.images_per_shard
+        return range(first, min(first + self.images_per_shard, self.total))
+
+    def pending(self) -> list[int]:
+        """Shards that are missing or damaged."""
+        return [shard for shard in range(self.count) if self._record(shard) is None]
+
+    def write(self, shard: int, labels: Sequence[int], ids: Sequence[NDArray[Any]], skipped: Sequence[Skip]) -> None:
+        """Puts a whole shard on disk: its rows, then the record that says that they are there.
+
+        Args:
+            labels, ids: of the images that could be read, in the order of the source; ids (views, N) or (views, N, S).
+
+        Raises:
+            BadInput: it cannot be written.
+            ValueError: not every image of the shard is there, or a row does not belong.
+        """
+        if len(labels) != len(ids) or len(ids) + len(skipped) != len(self.images(shard)):
+            raise ValueError(f"Shard {shard} has {len(ids)} + {len(skipped)} of {len(self.images(shard))} images.")
+        for image, (label, tokens) in enumerate(zip(labels, ids, strict=True)):
+            check_row(label, tokens, ids[0].shape, self.codebook_size, len(self.class_names), image)
+        if ids:
+            batch = token_batch(labels, np.stack(ids), self.codebook_size)
+            with atomic_file(self.path(shard)) as temporary, pa.ipc.new_stream(str(temporary), batch.schema) as stream:
+                stream.write_batch(batch)
+        record = {"rows": len(ids), "skipped": [skip._asdict() for skip in skipped]}
+        with atomic_file(self._record_path(shard)) as temporary:
+            temporary.write_text(json.dumps(record))
+
+    def path(self, shard: int) -> Path:
+        return self.partial / f"data-{shard:05d}-of-{self.count:05d}.arrow"
+
+    def skipped(self) -> list[Skip]:
+        """The images left out of the finished shards, in order."""
+        records = [self._record(shard) for shard in range(self.count)]
+        return [Skip(**skip) for record in records if record is not None for skip in record["skipped"]]
+
+    def finish(self, metadata: Mapping[str, Any]) -> None:
+        """Turns the shards into the cache; for one process, when all shards are there.
+
+        Args:
+            metadata: as for `write_metadata`.
+
+        Raises:
+            BadInput: no image could be read, or the folder cannot be written.
+            ValueError: a shard is missing.
+        """
+        if missing := self.pending():
+            raise ValueError(f"{len(missing)} shards are missing, the first is {missing[0]}.")
+        files = [self.path(shard).name for shard in range(self.count) if self.path(shard).is_file()]
+        if not files:
+            raise BadInput("No image of the data set could be read; there is nothing to cache.")
+        skipped = self.skipped()
+        write_metadata(
+            self.partial,
+            files,
+            rows=self.total - len(skipped),
+            codebook_size=self.codebook_size,
+            class_names=self.class_names,
+            metadata={**metadata, "skipped": [skip._asdict() for skip in skipped]},
+        )
+        TokenCache(self.partial)  # opens every file
+        try:
+            self.partial.replace(self.folder)
+        except OSError as error:
+            raise BadInput(f"Cannot write {self.folder}: {error.strerror or error}.") from error
+        clean(self.folder)
+
+    def _record_path(self, shard: int) -> Path:
+        return self.progress / f"{shard:05d}.json"
+
+    def _record(self, shard: int) -> dict[str, Any] | None:
+        """What is known of a finished shard; None where it must be made, or has been lost since (a power failure)."""
+        try:
+            record = dict(json.loads(self._record_path(shard).read_text(encoding="utf-8")))
+            rows = 0
+            if record["rows"]:
+                with pa.memory_map(str(self.path(shard))) as file, pa.ipc.open_stream(file) as stream:
+                    rows = sum(batch.num_rows for batch in stream)
+        except (OSError, ValueError, pa.ArrowInvalid):
+            return None
+        return record if rows == record["rows"] else None
+
+
+def clean(folder: Path) -> None:
+    """Removes from a finished cache what only an unfinished one needs."""
+    shutil.rmtree(folder / PROGRESS, ignore_errors=True)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"Cannot read {file}: {error}; remove the unfinished token cache and start again.") from error
