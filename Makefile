@@ -25,7 +25,7 @@ TRAINER := --define.run $(HERE) --trainer.devices $(DEVICES) --trainer.num_nodes
 OVERLAY := $(if $(STRATEGY),-c experiments/strategies/$(STRATEGY).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid
+.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid ablation
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -63,3 +63,7 @@ train-ar: setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises f
 eval-fid: setup  ## gFID and IS: COUNT samples against REFERENCE
 	$(BIN)/alitok sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz
 	$(BIN)/alitok evaluate $(HERE)/samples-$(SIZE).npz --reference $(REFERENCE) $(if $(EXTRACTOR),--extractor $(EXTRACTOR)) --json $(HERE)/gfid-$(SIZE).json
+
+ablation: DATA := $(if $(filter file,$(origin DATA)),uoft-cs/cifar10,$(DATA))
+ablation: setup  ## the ladder of the paper's ablation on DATA (default uoft-cs/cifar10): hours, goes on where it stopped
+	$(BIN)/alitok ablation --data $(DATA) --out $(RUN)/ablation --results docs/results/ablation-$(notdir $(DATA)) $(ARGS)

@@ -1,6 +1,7 @@
 """Line charts as inline SVG for the demo's page, and its numbers as text."""
 
 import math
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -9,15 +10,24 @@ Curve = list[tuple[int, float]]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 48, 14, 10, 34
 
 
-def chart(stage: str, title: str, unit: str, lines: dict[str, Curve], may_be_log: bool) -> str:
+def chart(
+    stage: str,
+    title: str,
+    unit: str,
+    lines: Mapping[str, Curve],
+    may_be_log: bool,
+    kinds: Mapping[str, str] | None = None,
+) -> str:
     """A line chart as inline SVG, coloured by the page's style sheet.
 
     Args:
         stage, title: what is drawn; the stage is only spoken.
         unit: "%" takes shares in [0, 1].
-        lines: "train" or "val" -> [(step, value), ...], at least one point each, finite.
+        lines: "train" or "val" (or any name, see `kinds`) -> [(step, value), ...], at least one point each, finite.
         may_be_log: take a logarithmic axis where all values are positive and span a decade.
+        kinds: what the style sheet colours each line by; None for "train" and "val".
     """
+    kinds = {split: "val" if split == "val" else "train" for split in lines} if kinds is None else kinds
     steps = [step for points in lines.values() for step, _ in points]
     values = [value for points in lines.values() for _, value in points]
     log = may_be_log and min(values) > 0 and max(values) >= 10 * min(values)
@@ -43,7 +53,7 @@ def chart(stage: str, title: str, unit: str, lines: dict[str, Curve], may_be_log
         parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{tick:,.0f}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
     for split in sorted(lines):  # validation over training
-        kind = "val" if split == "val" else "train"
+        kind = kinds[split]
         dots = lines[split][:: -(-len(lines[split]) // 400)]
         path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in dots)
         parts.append(f'<path class="{kind}" d="M{path}"/>')
@@ -51,7 +61,7 @@ def chart(stage: str, title: str, unit: str, lines: dict[str, Curve], may_be_log
             parts.extend(f'<circle class="{kind}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.4"/>' for s, v in dots)
     ends = {split: number(lines[split][-1][1], unit) for split in sorted(lines, reverse=True)}
     spoken = ", ".join(f"{escape(split)} ends at {end}" for split, end in ends.items())
-    key = "".join(f'<span class="{escape(split)}">{escape(split)} {end}</span>' for split, end in ends.items())
+    key = "".join(f'<span class="{escape(kinds[split])}">{escape(split)} {end}</span>' for split, end in ends.items())
     units = ", ".join(filter(None, (unit if unit != "%" else "", "log scale" if log else "")))
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b>{f" <small>{units}</small>" if units else ""}'

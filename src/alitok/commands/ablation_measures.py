@@ -1,0 +1,216 @@
+"""What a rung of the ladder is measured by: one classifier's features, the same pictures, samples and seeds for all."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+from alitok.callbacks.pictures import save_grid
+from alitok.commands.ablation import Settings, load_pictures
+from alitok.commands.device import pick_device
+from alitok.commands.probe import token_statistics
+from alitok.common.random import stream
+from alitok.data.token_cache import TokenCache
+from alitok.evaluation.accuracy import TokenAccuracy
+from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
+from alitok.evaluation.codebook import CodebookUsage
+from alitok.evaluation.generation import GenerationMetrics
+from alitok.evaluation.quantise import to_uint8
+from alitok.evaluation.reconstruction import ReconstructionMetrics, psnr
+from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.sampling.images import sample_images
+
+if TYPE_CHECKING:
+    from alitok.models.generator import Generator
+    from alitok.models.tokenizer import Tokenizer
+
+BATCH = 100
+REFERENCE_PICTURES = 10_000
+CLASSIFIER_WIDTH = 48
+# Guidance is chosen on samples of a seed of its own, so that the number reported is no luckiest of several.
+TUNING_SEED, SEED = 1, 0
+
+
+class Judge:
+    """The measures of one ladder; the classifier and its statistics are made once and kept in its folder.
+
+    Attributes:
+        facts: what the results say of the measures: the classifier with its accuracy, counts, floor of the FID.
+    """
+
+    def __init__(self, settings: Settings, out: Path, image_size: int) -> None:
+        self.settings = settings
+        self.device = pick_device("auto")
+        self.images, self.labels, self.class_names = load_pictures(settings.data, "val", image_size, settings.pictures)
+        # mixed, since folders come sorted by class and the first pictures are shown
+        order = torch.randperm(len(self.images), generator=stream("ladder pictures"))
+        self.images, self.labels = self.images[order], self.labels[order]
+        if not (out / "classifier").is_dir():
+            images, labels, _ = load_pictures(settings.data, "train", image_size, None)
+            self._train_classifier(images, labels, out / "classifier")
+        network = Classifier.load(out / "classifier")
+        self.extractor = ClassifierExtractor(network, "ladder classifier", self.device)
+        if not (out / "reference.npz").is_file():
+            images, _, _ = load_pictures(settings.data, "train", image_size, REFERENCE_PICTURES)
+            self._features(images)[0].save(out / "reference.npz")
+        self.reference = FeatureStatistics.load(out / "reference.npz")
+        held_out, right = self._features(self.images, self.labels)
+        self.facts: dict[str, Any] = {
+            "settings": vars(settings),
+            "extractor": {
+                "name": f"classifier of {settings.classifier_steps} steps on the training pictures of {settings.data}",
+                "digest": self.extractor.digest,
+                "features": self.extractor.num_features,
+                "accuracy": right,
+            },
+            "fid_real": frechet_distance(held_out, self.reference),
+            "comparable": False,
+            "reasons": [
+                "features of a classifier of our own, not of the 2015 Inception",
+                f"{settings.samples:,} samples instead of 50,000",
+            ],
+        }
+
+    def _train_classifier(self, images: Tensor, labels: Tensor, folder: Path) -> None:
+        from rich.progress import Progress
+
+        steps = self.settings.classifier_steps
+        with Progress() as progress:
+            task = progress.add_task("Classifier", total=steps)
+            train_classifier(
+                array_batches(images, labels, 128),
+                num_classes=len(self.class_names),
+                steps=steps,
+                width=CLASSIFIER_WIDTH,
+                device=self.device,
+                progress=lambda step, loss: progress.update(task, completed=step),
+            ).save(folder)
+
+    def _features(self, images: Tensor, labels: Tensor | None = None) -> tuple[FeatureStatistics, float | None]:
+        """Statistics of uint8 images, and the share that the classifier gets right where labels are given."""
+        statistics, right = FeatureStatistics(self.extractor.num_features), 0
+        for index, part in enumerate(images.split(500)):
+            features = self.extractor(part)
+            statistics.update(features.pooled)
+            if labels is not None:
+                right += int((features.probabilities.argmax(1).cpu() == labels.split(500)[index]).sum())
+        return statistics, None if labels is None else right / len(images)
+
+    def measure(
+        self, tokenizer_path: Path, generator_path: Path, folder: Path, tokens: Path
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The row of one rung, without its name and cost, and details beside it.
+
+        Args:
+            folder: where pictures of the rung go.
+            tokens: token cache that the generator was trained on.
+        """
+        tokenizer = load_tokenizer(tokenizer_path, self.device)
+        generator = load_generator(generator_path, self.device)
+        check_pair(generator, tokenizer)
+        row, details = self._tokens_and_pictures(tokenizer, generator)
+        details |= self._first_tokens(tokenizer, folder / "first-tokens.png")
+        cache = TokenCache(tokens)
+        statistics = token_statistics(cache, torch.arange(len(cache)), tokenizer.codebook_size)
+        details |= {key: statistics[key] for key in ("entropy", "entropy_given_class", "codebook_perplexity")}
+        plain = self._fid(tokenizer, generator, 0.0, self.settings.samples, SEED)
+        tried = {
+            guidance: self._fid(tokenizer, generator, guidance, self.settings.tuning_samples, TUNING_SEED)["fid"]
+            for guidance in self.settings.guidance
+        }
+        best = min(tried, key=lambda guidance: tried[guidance])
+        guided = self._fid(tokenizer, generator, best, self.settings.samples, SEED)
+        row |= {"gfid": plain["fid"], "gfid_guided": guided["fid"]}
+        details |= {
+            "guidance": best,
+            "gfid_by_guidance": {f"{guidance:g}": fid for guidance, fid in tried.items()},
+            "inception_score": plain["inception_score"],
+            "inception_score_guided": guided["inception_score"],
+        }
+        self._sample_grid(tokenizer, generator, best, folder / "samples.png")
+        return row, details
+
+    @torch.inference_mode()
+    def _tokens_and_pictures(
+        self, tokenizer: "Tokenizer", generator: "Generator"
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fidelity, codebook and predictability on the held-out pictures."""
+        metrics, codes = ReconstructionMetrics(self.extractor), CodebookUsage(tokenizer.codebook_size)
+        accuracy = TokenAccuracy(tokenizer.num_tokens)
+        for images, labels in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
+            pixels = images.to(self.device).float() / 255
+            ids = tokenizer.encode(pixels)
+            codes.update(ids)
+            metrics.update(pixels, tokenizer.decode(ids))
+            accuracy.update(generator(ids, labels.to(self.device)), ids)
+        pictures, usage, tokens = metrics.compute(), codes.compute(), accuracy.compute()
+        by_position = accuracy.by_position()
+        row = {
+            "psnr": pictures["psnr"],
+            "rfid": pictures["rfid"],
+            "codebook_usage": usage["codebook_usage"],
+            "ar_accuracy": tokens["token_accuracy"],
+            "ar_loss": tokens["token_nats"],
+        }
+        details = {
+            "ssim": pictures["ssim"],
+            "nats_per_picture": float(by_position[1].sum()),
+            "accuracy_by_position": by_position[0].tolist(),
+            "nats_by_position": by_position[1].tolist(),
+        }
+        return row, details
+
+    @torch.inference_mode()
+    def _first_tokens(self, tokenizer: "Tokenizer", path: Path) -> dict[str, Any]:
+        """PSNR of pictures decoded from their first k tokens, the rest replaced by the mean code; and a grid."""
+        pixels = self.images[:200].to(self.device).float() / 255
+        latents = tokenizer.quantizer.lookup(tokenizer.encode(pixels))
+        mean = latents.mean(dim=(0, 1))
+        total = tokenizer.num_tokens
+        counts = sorted({*range(0, total, max(1, total // 8)), total})
+        values, columns = {}, []
+        for count in counts:
+            cut = torch.cat([latents[:, :count], mean.expand(len(latents), total - count, -1)], dim=1)
+            images = torch.cat([tokenizer.decoder(part)["image"].float() for part in cut.split(BATCH)]).clamp(0, 1)
+            values[str(count)] = float(psnr(images, pixels).mean())
+            columns.append(images[:8])
+        grid = torch.stack([*columns, pixels[:8]], dim=1).flatten(0, 1)
+        save_grid(grid, path, len(counts) + 1, [*map(str, counts), "original"])
+        return {"psnr_by_first_tokens": values}
+
+    def _fid(
+        self, tokenizer: "Tokenizer", generator: "Generator", guidance: float, count: int, seed: int
+    ) -> dict[str, float]:
+        """FID and Inception Score of `count` samples, classes cycling."""
+        from rich.progress import Progress
+
+        metrics = GenerationMetrics(self.extractor, self.reference)
+        labels = [index % len(self.class_names) for index in range(count)]
+        with Progress() as progress:
+            name = f"Samples, guidance {guidance:g}" if guidance else "Samples, no guidance"
+            task = progress.add_task(name, total=-(-count // BATCH) * generator.num_tokens)
+            for _, _, images in sample_images(
+                generator,
+                tokenizer,
+                labels,
+                batch=BATCH,
+                guidance=guidance,
+                power=1.0,
+                seed=seed,
+                on_step=lambda step: progress.advance(task),
+            ):
+                metrics.update(to_uint8(images))
+        return metrics.compute()
+
+    def _sample_grid(self, tokenizer: "Tokenizer", generator: "Generator", guidance: float, path: Path) -> None:
+        """Eight samples of each of the first ten classes: without guidance above, with it below."""
+        names = self.class_names[:10]
+        labels = [label for _ in range(4) for label in range(len(names))]
+        rows = [
+            images.clamp(0, 1)
+            for scale in (0.0, guidance)
+            for _, _, images in sample_images(generator, tokenizer, labels, guidance=scale, power=1.0, seed=SEED)
+        ]
+        save_grid(torch.cat(rows), path, len(names), names)

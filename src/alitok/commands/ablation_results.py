@@ -1,0 +1,128 @@
+"""The ladder's results: JSON for programs, a table in Markdown, a figure."""
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alitok.commands.ablation import LADDER
+from alitok.commands.runs import read_json, spread
+from alitok.common.files import atomic_file
+
+# key of a row -> head of its column, how it is written, factor
+COLUMNS: dict[str, tuple[str, str, float]] = {
+    "psnr": ("PSNR (dB)", ".2f", 1),
+    "rfid": ("rFID", ".3f", 1),
+    "codebook_usage": ("codes in use (%)", ".0f", 100),
+    "ar_accuracy": ("accuracy (%)", ".1f", 100),
+    "ar_loss": ("nats a token", ".3f", 1),
+    "gfid": ("gFID", ".3f", 1),
+    "gfid_guided": ("gFID, guided", ".3f", 1),
+    "steps": ("steps", ",.0f", 1),
+    "seconds": ("seconds", ",.0f", 1),
+}
+PANELS = ("ar_accuracy", "ar_loss", "gfid", "gfid_guided", "rfid", "psnr")
+ROW_KEYS = ("variant", "seed", *COLUMNS)
+
+
+def write_results(out: Path, path: Path, facts: Mapping[str, Any]) -> None:
+    """Gathers the rows in the ladder's folder into PATH.json, PATH.md and PATH.png.
+
+    Args:
+        facts: of the measures, see `Judge`.
+    """
+    rows, details = [], {}
+    for variant in LADDER:
+        for file in sorted(out.glob(f"seed-*/{variant}/row.json")):
+            row = read_json(file)
+            rows.append({key: row[key] for key in ROW_KEYS})
+            details[f"{variant}-{row['seed']}"] = read_json(file.with_name("details.json"))
+    content = {"rows": rows, **facts, "command": command(), "machine": machine(), "details": details}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path.with_name(f"{path.name}.json")) as file:
+        file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with atomic_file(path.with_name(f"{path.name}.md")) as file:
+        file.write_text(markdown(content, f"{path.name}.png"), encoding="utf-8")
+    draw(rows, details, path.with_name(f"{path.name}.png"))
+
+
+def command() -> str:
+    """The command that is running, as one would type it."""
+    return shlex.join(["alitok", *sys.argv[1:]])
+
+
+def machine() -> str:
+    """Processor or GPU, threads, versions, in one line."""
+    import torch
+
+    import alitok
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    processor = platform.processor() or platform.machine()
+    versions = f"torch {torch.__version__}, alitok {alitok.__version__}, Python {platform.python_version()}"
+    return f"{processor}, {torch.get_num_threads()} threads, {gpu}; {versions}"
+
+
+def by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rung -> its rows, in the ladder's order."""
+    return {name: found for name in LADDER if (found := [row for row in rows if row["variant"] == name])}
+
+
+def markdown(content: Mapping[str, Any], figure: str) -> str:
+    """The table, mean and standard deviation over seeds, with what is behind it."""
+    heads = ["rung", "seeds", *(head for head, _, _ in COLUMNS.values())]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for variant, rows in by_variant(content["rows"]).items():
+        cells = [variant, str(len(rows))]
+        for key, (_, form, factor) in COLUMNS.items():
+            mean, deviation = spread([row[key] * factor for row in rows])
+            alone = deviation is None or key in ("steps", "seconds")
+            cells.append(f"{mean:{form}}" if alone else f"{mean:{form}} ± {deviation:{form}}")
+        lines.append(f"| {' | '.join(cells)} |")
+    extractor, settings = content["extractor"], content["settings"]
+    scales = ", ".join(f"{scale:g}" for scale in settings["guidance"])
+    notes = [
+        "Mean ± standard deviation over seeds. PSNR, rFID, codes in use, accuracy and nats a token are of"
+        f" {settings['pictures']:,} held-out pictures; gFID is of {settings['samples']:,} samples against training"
+        f" pictures, guided at the best of the scales {scales}, chosen on {settings['tuning_samples']:,} samples of"
+        " another seed. Steps and seconds are of training, tokenizer and generator.",
+        f"**Not comparable with published numbers**: {'; '.join(content['reasons'])}. All rungs share the features of a"
+        f" {extractor['name']}: {extractor['accuracy']:.1%} right on held-out pictures, {extractor['features']}"
+        f" features, digest `{extractor['digest'][:12]}`. Held-out pictures against the reference have FID"
+        f" {content['fid_real']:.3f}.",
+        f"Data: `{settings['data']}`. Command: `{content['command']}`. Machine: {content['machine']};"
+        f" {settings['precision']}.",
+    ]
+    parts = ["# The ladder", "\n".join(lines), f"![The ladder's numbers by rung]({figure})", *notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """A panel a number with a dot a seed, and accuracy by position of the first seeds; PNG."""
+    from matplotlib.figure import Figure
+
+    groups = by_variant(rows)
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    grid = figure.add_gridspec(3, 3)
+    for place, key in enumerate(PANELS):
+        axes = figure.add_subplot(grid[divmod(place, 3)])
+        head, _, factor = COLUMNS[key]
+        for index, found in enumerate(groups.values()):
+            values = [row[key] * factor for row in found]
+            axes.plot([index] * len(values), values, "o", markersize=6, alpha=0.8)
+            axes.plot([index - 0.25, index + 0.25], [spread(values)[0]] * 2, color="black", linewidth=1)
+        axes.set_xticks(range(len(groups)), list(groups), rotation=35, ha="right", fontsize=7)
+        axes.set_title(head, fontsize=9)
+        axes.tick_params(labelsize=7)
+    axes = figure.add_subplot(grid[2, :])
+    for variant, found in groups.items():
+        shares = details[f"{variant}-{found[0]['seed']}"]["accuracy_by_position"]
+        axes.plot(range(1, len(shares) + 1), [100 * share for share in shares], label=variant, linewidth=1)
+    axes.set_title("accuracy (%) by position of the token, first seed", fontsize=9)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7, ncols=3)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,373 @@
+"""How predictable are these tokens? Their entropies, and what a small generator learns of them in a stated budget.
+
+A cache from anywhere is measured by the same rule, so tokenizers can be compared; the budget belongs to the number.
+"""
+
+import argparse
+import json
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from alitok.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alitok.data.datamodule import ImageNetDataModule
+    from alitok.data.token_cache import TokenCache
+
+BLOCK = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cache", nargs="?", metavar="CACHE", help="token cache, of any origin")
+    parser.add_argument("--tokenizer", metavar="DIR", help="in place of CACHE, with --data: encode pictures first")
+    parser.add_argument("--data", metavar="SPEC", help="shapes, a folder, or owner/name on the hub")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
+    parser.add_argument("--steps", type=int, default=1000, help="of the small generator (default 1000)")
+    parser.add_argument("--batch", type=int, default=64, help="images a step (default 64)")
+    parser.add_argument("--width", type=int, default=256, help="of the small generator (default 256)")
+    parser.add_argument("--depth", type=int, default=6, help="its layers (default 6)")
+    parser.add_argument("--prefix", type=int, help="tokens in front of a square grid (default: what is over)")
+    parser.add_argument("--images", type=int, default=50_000, help="at most so many to learn from (default 50000)")
+    parser.add_argument("--held-out", type=int, default=2_000, help="at most so many to judge by (default 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.epilog = "example: alitok probe runs/demo/tokens --steps 500 --json probe.json"
+
+
+def run(args: argparse.Namespace) -> None:
+    if (args.cache is None) == (args.tokenizer is None) or (args.tokenizer is None) != (args.data is None):
+        raise BadInput("Give a token cache, or --tokenizer together with --data.")
+    for name in ("steps", "batch", "width", "depth", "images", "held_out"):
+        if getattr(args, name) < 1:
+            raise BadInput(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.width % 64:
+        raise BadInput(f"--width must be a multiple of 64, not {args.width}.")
+    with ExitStack() as stack:
+        cache, held_out = args.cache, None
+        if cache is None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="alitok-probe-")))
+            cache, held_out = encode(args, folder)
+        record = probe(
+            cache,
+            held_out,
+            steps=args.steps,
+            batch=args.batch,
+            width=args.width,
+            depth=args.depth,
+            prefix=args.prefix,
+            images=args.images,
+            held_out=args.held_out,
+            seed=args.seed,
+            device=args.device,
+        )
+    if args.tokenizer is not None:
+        record |= {"source": args.tokenizer, "data": args.data}
+    if args.json:
+        from alitok.common.files import atomic_file
+
+        with atomic_file(args.json) as file:
+            file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    show(record)
+
+
+def encode(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
+    """Caches of the centre crops of both splits; the data's validation split is what is judged by."""
+    from alitok.artifacts.folder import load_tokenizer
+    from alitok.commands.device import pick_device
+    from alitok.commands.tokenize import tokenize
+    from alitok.data.sources import open_source
+
+    tokenizer = load_tokenizer(args.tokenizer, pick_device(args.device))
+    size = tokenizer.image_size
+    train = open_source(args.data, "train", size=size, count=args.images)
+    val = open_source(args.data, "val", size=size, count=args.held_out)
+    for name, source in (("train", train), ("val", val)):
+        tokenize(tokenizer, source, folder / name, crops="center")
+    return str(folder / "train"), str(folder / "val")
+
+
+def probe(
+    cache: str | Path,
+    val_cache: str | Path | None = None,
+    *,
+    steps: int = 1000,
+    batch: int = 64,
+    width: int = 256,
+    depth: int = 6,
+    prefix: int | None = None,
+    images: int = 50_000,
+    held_out: int = 2_000,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measures the tokens of a cache.
+
+    Args:
+        cache: token cache folder; 5 % of it are held out where there is no `val_cache`.
+        steps, batch: budget of the small generator.
+        width, depth: its size; heads of 32 channels.
+        prefix: tokens in front of the grid; None = what is over after the largest square.
+        images, held_out: at most so many to learn from, and to judge by.
+
+    Returns:
+        What `alitok probe --json` writes; entropies and losses in nats.
+
+    Raises:
+        BadInput: no readable cache, one with sub-codes, or a prefix that leaves no square grid.
+    """
+    from alitok.data.datamodule import ImageNetDataModule
+
+    start = time.perf_counter()
+    data = ImageNetDataModule(
+        cache=str(cache),
+        val_cache=None if val_cache is None else str(val_cache),
+        global_batch=batch,
+        micro_batch=min(batch, 64),
+        seed=seed,
+        count=images,
+        val_count=held_out,
+    )
+    data.setup()
+    tokens = data.token_cache
+    assert tokens is not None
+    if tokens.sub_codes is not None:
+        raise BadInput(
+            f"Token cache {cache} has {tokens.sub_codes} sub-codes a token, and the small generator predicts one id a"
+            " token: give a cache of views x tokens."
+        )
+    num_prefix, side = layout(tokens.num_tokens, prefix)
+    train, held = (data.splits[split].chosen for split in ("train", "val"))  # type: ignore[union-attr]
+    codebook = tokens.codebook_size or highest_id(tokens, val_cache) + 1
+    statistics = token_statistics(tokens, train, codebook)
+    generator = train_generator(data, codebook, num_prefix, side, steps, width, depth, seed, device)
+    held_metric = judge(generator, data.splits["val"].cache, held)  # type: ignore[union-attr]
+    seen_metric = judge(generator, tokens, train[: len(held)])
+    accuracy, nats = held_metric.by_position()
+    return {
+        "source": str(cache),
+        "digest": tokens.digest,
+        "images": len(train),
+        "held_out": len(held),
+        "tokens": tokens.num_tokens,
+        "codebook_size": codebook,
+        "codebook_size_known": tokens.codebook_size is not None,
+        **statistics,
+        "generator": {
+            "width": width,
+            "depth": depth,
+            "parameters": sum(p.numel() for p in generator.parameters()),
+            "prefix": num_prefix,
+        },
+        "steps": steps,
+        "batch": batch,
+        "seed": seed,
+        **held_metric.compute(),
+        "nats_per_picture": float(nats.sum()),
+        "token_nats_train": seen_metric.compute()["token_nats"],
+        "accuracy_by_position": accuracy.tolist(),
+        "nats_by_position": nats.tolist(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def layout(num_tokens: int, prefix: int | None) -> tuple[int, int]:
+    """(K, side) with K + side^2 = N tokens; the largest square where no prefix is given.
+
+    Raises:
+        BadInput: what the prefix leaves is no square.
+    """
+    side = math.isqrt(num_tokens if prefix is None else max(0, num_tokens - prefix))
+    rest = num_tokens - side**2
+    if side == 0 or (prefix is not None and (rest != prefix or prefix < 0)):
+        raise BadInput(f"--prefix {prefix} leaves no square grid of the {num_tokens} tokens of an image.")
+    return rest, side
+
+
+def evaluation_view(cache: "TokenCache") -> int:
+    """The view that is measured: the middle crop of ten, else the first."""
+    return 4 if cache.views == 10 else 0
+
+
+def gather(cache: "TokenCache", images: "Tensor") -> "Tensor":
+    """Ids (B, N) of the view that is measured."""
+    import torch
+
+    return cache.gather(images, torch.full_like(images, evaluation_view(cache)))
+
+
+def highest_id(cache: "TokenCache", val_cache: str | Path | None) -> int:
+    """The largest id in any view, where no metadata tells the size of the codebook."""
+    import torch
+
+    from alitok.data.token_cache import TokenCache
+
+    highest = 0
+    for part in [cache] if val_cache is None else [cache, TokenCache(val_cache)]:
+        for images in torch.arange(len(part)).split(BLOCK):
+            for view in range(part.views):
+                ids = part.gather(images, torch.full_like(images, view))
+                if ids.min() < 0:
+                    raise BadInput(f"Token cache {part.folder} has ids below 0.")
+                highest = max(highest, int(ids.max()))
+    return highest
+
+
+def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) -> dict[str, Any]:
+    """Usage, perplexity and entropies (nats) of one view of the images, all positions together.
+
+    `entropy` is of a token alone, `entropy_given_class` given its image's class; both are plug-in estimates, which lie
+    low where tokens are few, plus the correction (m - 1) / 2n for m codes seen in n tokens (Miller 1955), which is
+    given as `entropy_bias` and `entropy_given_class_bias`. `entropy_given_position` likewise.
+    """
+    import torch
+
+    labels = cache.labels[images]
+    counts = torch.zeros(codebook_size, dtype=torch.int64)
+    class_entropy = class_bias = 0.0
+    for label in labels.unique().tolist():  # a class at a time: C x V counts would not fit for large codebooks
+        of_class = torch.zeros(codebook_size, dtype=torch.int64)
+        for part in images[labels == label].split(BLOCK):
+            of_class += torch.bincount(gather(cache, part).flatten(), minlength=codebook_size)
+        entropy, bias = plug_in_entropy(of_class)
+        share = float(of_class.sum()) / (len(images) * cache.num_tokens)
+        class_entropy += share * (entropy + bias)
+        class_bias += share * bias
+        counts += of_class
+    entropy, bias = plug_in_entropy(counts)
+    by_position = torch.zeros(cache.num_tokens, codebook_size, dtype=torch.int64)
+    offsets = torch.arange(cache.num_tokens) * codebook_size
+    for part in images.split(BLOCK):
+        flat = (gather(cache, part) + offsets).flatten()
+        by_position += torch.bincount(flat, minlength=by_position.numel()).view_as(by_position)
+    positions = [plug_in_entropy(row) for row in by_position]
+    return {
+        "counted_tokens": int(counts.sum()),
+        "codebook_usage": float((counts > 0).double().mean()),
+        "codebook_perplexity": math.exp(entropy),
+        "entropy": entropy + bias,
+        "entropy_bias": bias,
+        "entropy_given_class": class_entropy,
+        "entropy_given_class_bias": class_bias,
+        "entropy_given_position": sum(e + b for e, b in positions) / len(positions),
+    }
+
+
+def plug_in_entropy(counts: "Tensor") -> tuple[float, float]:
+    """Entropy (nats) of the frequencies of counts (V,), and what Miller's correction adds to it."""
+    import torch
+
+    total = float(counts.sum())
+    entropy = float(torch.special.entr(counts.double() / total).sum())
+    return entropy, (int((counts > 0).sum()) - 1) / (2 * total)
+
+
+def train_generator(
+    data: "ImageNetDataModule",
+    codebook_size: int,
+    num_prefix: int,
+    side: int,
+    steps: int,
+    width: int,
+    depth: int,
+    seed: int,
+    device: str,
+) -> Any:
+    """The small generator after its budget, in eval mode: the training step of `alitok fit`, nothing written."""
+    import lightning as L
+    import torch
+
+    from alitok.callbacks.progress import Progress
+    from alitok.commands.device import pick_device
+    from alitok.commands.lightning import _quiet
+    from alitok.common.random import derive_seed
+    from alitok.training.generator import GeneratorTraining
+
+    _quiet()
+    place = pick_device(device)
+    block = {
+        "class_path": "alitok.models.generator.Generator",
+        "init_args": {
+            "codebook_size": codebook_size,
+            "num_classes": data.num_classes,
+            "num_prefix": num_prefix,
+            "grid": [side, side],
+            "width": width,
+            "depth": depth,
+            "heads": width // 32,
+            "hidden_multiple": 64,
+        },
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "probe"))
+        phases = {"main": {"steps": steps, "lr": [2e-3, 1e-4], "shape": "cosine"}}
+        module = GeneratorTraining(block, phases, warmup_steps=min(50, steps // 4), seed=seed)
+        trainer = L.Trainer(
+            accelerator="gpu" if place.type == "cuda" else place.type,
+            devices=[place.index or 0] if place.type == "cuda" else 1,
+            max_steps=steps,
+            max_epochs=-1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            callbacks=[Progress()],
+            default_root_dir=data.cache,
+        )
+        trainer.fit(module, datamodule=data)
+    return module.generator.to(place).eval()
+
+
+def judge(generator: Any, cache: "TokenCache", images: "Tensor") -> Any:
+    """`TokenAccuracy` of a generator on the measured view of some images of a cache."""
+    import torch
+
+    from alitok.evaluation.accuracy import TokenAccuracy
+
+    device = next(generator.parameters()).device
+    metric = TokenAccuracy(cache.num_tokens)
+    with torch.inference_mode():
+        for part in images.split(64):
+            ids = gather(cache, part).to(device)
+            metric.update(generator(ids, cache.labels[part].to(device)), ids)
+    return metric
+
+
+def show(record: dict[str, Any]) -> None:
+    """The record as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{record['source']}: {record['tokens']} tokens an image, {record['codebook_size']:,} codes")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    rows = [
+        ("codes in use", f"{record['codebook_usage']:.1%}"),
+        ("perplexity", f"{record['codebook_perplexity']:,.0f}"),
+        ("entropy of a token alone", f"{record['entropy']:.3f} nats"),
+        ("  given its class", f"{record['entropy_given_class']:.3f} nats"),
+        ("  given its position", f"{record['entropy_given_position']:.3f} nats"),
+        (f"accuracy after {record['steps']:,} steps of {record['batch']}", f"{record['token_accuracy']:.1%}"),
+        ("loss a token, held out", f"{record['token_nats']:.3f} nats"),
+        ("loss a token, seen", f"{record['token_nats_train']:.3f} nats"),
+        ("loss a picture", f"{record['nats_per_picture']:,.1f} nats"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    if record["entropy_given_class_bias"] > 0.1:
+        console.print(
+            f"The entropy given the class rests on {record['counted_tokens']:,} tokens: its correction for so few is"
+            f" {record['entropy_given_class_bias']:.2f} nats, and the value is no better than that."
+        )
+    console.print(
+        f"{record['images']:,} images to learn from, {record['held_out']:,} held out; accuracy and loss hold for this"
+        " budget and this small generator only."
+    )

@@ -1,0 +1,152 @@
+"""`alitok probe`: entropies of tokens whose law is known, and what the small generator finds in them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alitok.cli import run
+from alitok.commands.probe import layout, plug_in_entropy, probe, token_statistics
+from alitok.common.errors import BadInput
+from alitok.data.token_cache import TokenCache, write_token_cache
+
+TINY = {"width": 64, "depth": 1, "batch": 32}
+WORDS = ["--width", "64", "--depth", "1", "--batch", "16"]
+
+
+def cache_of(folder: Path, tokens: np.ndarray, labels: np.ndarray, codes: int) -> TokenCache:
+    """A cache of tokens (images, views, N) or (images, views, N, S)."""
+    names = [f"class {label}" for label in range(int(labels.max()) + 1)]
+    rows = zip(labels.tolist(), tokens, strict=True)
+    write_token_cache(
+        folder, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={}, total=len(labels)
+    )
+    return TokenCache(folder)
+
+
+def foreign(folder: Path, tokens: np.ndarray, labels: np.ndarray) -> Path:
+    """The same made elsewhere: no metadata of ours."""
+    import datasets
+
+    datasets.Dataset.from_dict({"label": labels.tolist(), "tokens": tokens.tolist()}).save_to_disk(str(folder))
+    return folder
+
+
+def chains(images: int, length: int = 9, codes: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences that count upwards from a random code: all but the first token follow from the one before."""
+    random = np.random.default_rng(0)
+    first = random.integers(0, codes, (images, 1, 1))
+    return (first + np.arange(length)) % codes, random.integers(0, 3, images)
+
+
+def test_entropies_of_a_known_law(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(2000) % 4
+    # the class decides between two pairs of codes: ln 8 nats alone, ln 2 given the class; half of 16 codes unused
+    tokens = 2 * labels[:, None, None] + random.integers(0, 2, (2000, 1, 6))
+    result = token_statistics(cache_of(tmp_path / "c", tokens, labels, 16), torch.arange(2000), 16)
+    assert result["counted_tokens"] == 12_000
+    assert result["codebook_usage"] == 0.5
+    assert result["codebook_perplexity"] == pytest.approx(8, rel=1e-3)
+    assert result["entropy"] == pytest.approx(math.log(8), abs=2e-3)
+    assert result["entropy_given_position"] == pytest.approx(math.log(8), abs=2e-3)
+    assert result["entropy_given_class"] == pytest.approx(math.log(2), abs=2e-3)
+    assert result["entropy_bias"] == pytest.approx(7 / 24_000)
+    assert result["entropy_given_class_bias"] == pytest.approx(1 / 6_000)
+
+
+def test_the_correction_takes_most_of_the_bias_away() -> None:
+    random = torch.Generator().manual_seed(0)
+    estimates = []
+    for _ in range(50):
+        counts = torch.bincount(torch.randint(0, 64, (400,), generator=random), minlength=64)
+        estimates.append(plug_in_entropy(counts))
+    plain = sum(entropy for entropy, _ in estimates) / 50
+    corrected = sum(entropy + bias for entropy, bias in estimates) / 50
+    assert abs(corrected - math.log(64)) < 0.15 * abs(plain - math.log(64))
+
+
+def test_the_generator_finds_what_can_be_known(tmp_path: Path) -> None:
+    tokens, labels = chains(400)
+    cache_of(tmp_path / "c", tokens, labels, 8)
+    record = probe(tmp_path / "c", steps=120, **TINY)
+    assert record["images"] + record["held_out"] == 400
+    accuracy, nats = record["accuracy_by_position"], record["nats_by_position"]
+    assert len(accuracy) == len(nats) == record["tokens"] == 9
+    assert min(accuracy[1:]) > 0.95
+    assert max(nats[1:]) < 0.3
+    assert nats[0] == pytest.approx(math.log(8), abs=0.5)  # nothing tells the first token
+    assert record["nats_per_picture"] == pytest.approx(sum(nats))
+    assert record["token_nats"] == pytest.approx(sum(nats) / 9)
+
+
+def test_the_same_seed_gives_the_same_record(tmp_path: Path) -> None:
+    tokens, labels = chains(60)
+    cache_of(tmp_path / "c", tokens, labels, 8)
+    records = [probe(tmp_path / "c", steps=3, seed=seed, **TINY) for seed in (0, 0, 1)]
+    losses = [record["token_nats"] for record in records]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_cache_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens, labels = chains(60)
+    folder = foreign(tmp_path / "c", tokens, labels)
+    with pytest.warns(UserWarning, match="cannot be checked"):
+        run(["probe", str(folder), "--json", str(tmp_path / "p.json"), "--steps", "2", *WORDS])
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert (record["digest"], record["codebook_size"], record["codebook_size_known"]) == (None, 8, False)
+    assert "loss a picture" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
+    )
+
+
+def test_a_tokenizer_and_its_data(artifacts: Path, tmp_path: Path) -> None:
+    words = ["--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--images", 40, "--held-out", 12]
+    run([str(word) for word in ["probe", *words, "--json", tmp_path / "p.json", "--steps", 2, *WORDS]])
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert (record["images"], record["held_out"], record["tokens"], record["codebook_size"]) == (40, 12, 21, 24)
+    assert record["source"] == str(artifacts / "tokenizer")
+    assert record["data"] == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prefix", "expected"),
+    [(72, None, (8, 8)), (273, None, (17, 16)), (64, None, (0, 8)), (32, None, (7, 5)), (32, 16, (16, 4))],
+)
+def test_layout(tokens: int, prefix: int | None, expected: tuple[int, int]) -> None:
+    assert layout(tokens, prefix) == expected
+
+
+@pytest.mark.parametrize("prefix", [-1, 3, 72, 100])
+def test_a_prefix_that_leaves_no_square(prefix: int) -> None:
+    with pytest.raises(BadInput, match="no square"):
+        layout(72, prefix)
+
+
+def test_sub_codes_are_refused(tmp_path: Path) -> None:
+    tokens = np.zeros((40, 1, 4, 3), dtype=np.int64)
+    cache_of(tmp_path / "c", tokens, np.zeros(40, dtype=np.int64), 4)
+    with pytest.raises(BadInput, match="3 sub-codes"):
+        probe(tmp_path / "c", steps=1, **TINY)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "token cache, or --tokenizer"),
+        (["nowhere"], "does not exist"),
+        (["c", "--tokenizer", "t", "--data", "shapes"], "token cache, or"),
+        (["--tokenizer", "t"], "together with --data"),
+        (["c", "--steps", "0"], "--steps"),
+        (["c", "--width", "100"], "--width"),
+    ],
+)
+def test_wrong_usage(words: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=message):
+        run(["probe", *words])
