@@ -55,12 +55,16 @@ train-tokenizer: setup  ## stage 1, then stage 2 (EXPERIMENT, DATA, RUN, DEVICES
 	$(FIT) -c $(CONFIGS)/tokenizer-stage2.yaml $(OVERLAY) $(TRAINER) --define.source $(DATA) $(ARGS)
 
 tokenize: setup  ## the ten-crop token cache of DATA
-	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE)
+	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE) $(ARGS)
 
 train-ar: setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises first where there is no cache
 	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) --define.tokenizer $(TOKENIZER) $(ARGS)
 
-eval-fid: setup  ## gFID and IS: COUNT samples against REFERENCE
+eval-fid: setup  ## rFID of TOKENIZER (validation images of DATA) and gFID of COUNT samples (against REFERENCE, training images)
+	@test -e $(REFERENCE) || { echo "eval-fid: no reference $(REFERENCE); download ADM's VIRTUAL_imagenet256_labeled.npz there, or name another with REFERENCE=" >&2; exit 2; }
+	@echo "rFID: reconstructions of the validation images of $(DATA), against those images"
+	$(BIN)/alitok evaluate --reconstruction --tokenizer $(TOKENIZER) --data $(DATA) $(if $(EXTRACTOR),--extractor $(EXTRACTOR)) --json $(HERE)/rfid.json
+	@echo "gFID: $(COUNT) samples, against $(REFERENCE) (training images)"
 	$(BIN)/alitok sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz
 	$(BIN)/alitok evaluate $(HERE)/samples-$(SIZE).npz --reference $(REFERENCE) $(if $(EXTRACTOR),--extractor $(EXTRACTOR)) --json $(HERE)/gfid-$(SIZE).json
 

@@ -6,58 +6,155 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stand_in
 import torch
 from PIL import Image
+from scipy import linalg
+from scipy.spatial.distance import cdist
 
-from alitok.cli import run
+from alitok.cli import main, run
+from alitok.common.distributed import process_group
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
 from alitok.data.shapes import Shapes
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
 from alitok.evaluation.statistics import FeatureStatistics
 
-KEYS = {
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+CONTRACT = {
     *("fid", "sfid", "inception_score", "precision", "recall", "samples", "reference", "extractor", "resize"),
     *("quantisation", "comparable", "reasons"),
 }
+NUMBERS = ("fid", "sfid", "inception_score", "precision", "recall")
+
+
+def shapes(split: str, count: int, size: int = 32) -> Any:
+    return np.stack([np.asarray(image) for image, _ in Shapes(split, size, count)])
+
+
+def save_pngs(folder: Path, images: Any) -> Path:
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:03d}.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier, and twelve shapes as an .npz, as a folder and as stored statistics; and twelve others."""
     folder = tmp_path_factory.mktemp("sets")
-    images = np.stack([np.asarray(image) for image, _ in Shapes("train", 32, 12)])
+    images = shapes("train", 12)
     pixels, labels = torch.from_numpy(images).permute(0, 3, 1, 2), torch.arange(12) % 10
     classifier = train_classifier(array_batches(pixels, labels), 10, steps=20, width=4)
     classifier.save(folder / "classifier")
     np.savez(folder / "shapes.npz", arr_0=images)
-    (folder / "shapes").mkdir()
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(folder / "shapes" / f"{index:03d}.png")
-    np.savez(folder / "others.npz", arr_0=np.stack([np.asarray(image) for image, _ in Shapes("val", 32, 12)]))
+    save_pngs(folder / "shapes", images)
+    np.savez(folder / "others.npz", arr_0=shapes("val", 12))
     statistics = FeatureStatistics(16)
     statistics.update(ClassifierExtractor(classifier, "classifier")(pixels).pooled)
     statistics.save(folder / "statistics.npz")
     return folder
 
 
-def evaluate(sets: Path, samples: str, reference: str, *more: object) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for the Inception file; 100 samples; a reference in ADM's form of 120 images, 70 of them kept."""
+    folder = tmp_path_factory.mktemp("inception")
+    stand_in.write(folder / "network.pt")
+    np.savez(folder / "samples.npz", shapes("val", 100))
+    training = shapes("train", 120, 48)
+    pooled, spatial, _ = stand_in.truth(training)
+    arrays = {"mu": pooled.mean(axis=0), "sigma": np.cov(pooled.T)}
+    arrays |= {"mu_s": spatial.mean(axis=0), "sigma_s": np.cov(spatial.T)}
+    np.savez(folder / "reference.npz", arr_0=training[:70], **arrays)
+    return folder
+
+
+def evaluate(sets: Path, *words: object, extractor: str = "classifier") -> dict[str, Any]:
     record = sets / "record.json"
     record.unlink(missing_ok=True)
-    words = ["evaluate", sets / samples, "--reference", sets / reference, "--json", record]
-    run([str(word) for word in [*words, "--extractor", sets / "classifier", *more]])
+    run([str(word) for word in ["evaluate", *words, "--json", record, "--extractor", sets / extractor]])
     return json.loads(record.read_text())
 
 
+def against(sets: Path, samples: str, reference: str, *more: object) -> dict[str, Any]:
+    return evaluate(sets, sets / samples, "--reference", sets / reference, *more)
+
+
+def frechet(mean_x: Any, cov_x: Any, mean_y: Any, cov_y: Any) -> float:
+    values, vectors = linalg.eigh(cov_x)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(linalg.eigvalsh(root @ cov_y @ root).clip(0)).sum()
+    return float(np.sum((mean_x - mean_y) ** 2) + np.trace(cov_x + cov_y) - 2 * cross)
+
+
+def inside(x: Any, y: Any) -> float:
+    """Share of x within the distance of some y's third nearest other y."""
+    return float((cdist(x, y) <= np.sort(cdist(y, y), axis=1)[:, 3]).any(axis=1).mean())
+
+
+def test_adm_protocol_against_float64_through_torchscript(inception: Path) -> None:
+    record = evaluate(
+        inception, inception / "samples.npz", "--reference", inception / "reference.npz", extractor="network.pt"
+    )
+    with np.load(inception / "samples.npz") as samples, np.load(inception / "reference.npz") as reference:
+        pooled, spatial, p = stand_in.truth(samples["arr_0"])
+        near, _, _ = stand_in.truth(reference["arr_0"])
+        expected = {
+            "fid": frechet(pooled.mean(axis=0), np.cov(pooled.T), reference["mu"], reference["sigma"]),
+            "sfid": frechet(spatial.mean(axis=0), np.cov(spatial.T), reference["mu_s"], reference["sigma_s"]),
+            "inception_score": np.exp((p * (np.log(p) - np.log(p.mean(axis=0)))).sum(axis=1).mean()),
+            "precision": inside(pooled, near),
+            "recall": inside(near, pooled),
+        }
+    assert 0 < expected["precision"] < 1
+    assert 0 < expected["recall"] < 1
+    assert {name: record[name] for name in NUMBERS} == pytest.approx(expected, rel=1e-4)
+    assert record["resize"] == "bilinear to 299 x 299 inside the network"
+    assert record["protocol"] == "adm"
+    for words in ("100 samples", "reference has 48 pixels, the samples 32", "not the 2015 Inception", "nothing tells"):
+        assert any(words in reason for reason in record["reasons"])
+    assert not any("ADM's" in reason for reason in record["reasons"])
+
+
+def test_statistics_of_ours_stand_for_their_images(inception: Path) -> None:
+    network = {"extractor": "network.pt"}
+    saved = inception / "train.npz"
+    words = ["shapes", "--split", "train", "--count", 90, "--size", 32]
+    alone = evaluate(inception, *words, "--save-statistics", saved, **network)
+    assert (alone["fid"], alone["reference"]) == (None, None)
+    assert alone["inception_score"] > 1
+    with np.load(saved) as file:
+        about = json.loads(str(file["about"]))
+    assert (about["made_of"], about["image_size"], about["images"]) == ("training images", 32, "shapes")
+
+    stored = evaluate(inception, inception / "samples.npz", "--reference", saved, **network)
+    np.savez(inception / "train-images.npz", shapes("train", 90))
+    images = evaluate(inception, inception / "samples.npz", "--reference", inception / "train-images.npz", **network)
+    assert (stored["fid"], stored["sfid"]) == pytest.approx((images["fid"], images["sfid"]), rel=1e-6)
+    assert stored["precision"] is None
+    assert images["precision"] > 0
+    turned = evaluate(inception, saved, "--reference", inception / "train-images.npz", **network)
+    assert turned["fid"] == pytest.approx(0, abs=1e-6)
+    assert (turned["samples"]["count"], turned["samples"]["image_size"]) == (90, 32)
+
+    stand_in.write(inception / "other.pt", seed=1)
+    with pytest.raises(BadInput, match="was measured with the extractor"):
+        evaluate(inception, inception / "samples.npz", "--reference", saved, extractor="other.pt")
+
+
 def test_record_of_an_npz_against_a_folder_of_the_same_images(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = evaluate(sets, "shapes.npz", "shapes", "--batch", 5)
-    assert record.keys() == KEYS
+    record = against(sets, "shapes.npz", "shapes", "--batch", 5)
+    assert record.keys() >= CONTRACT
     assert record["fid"] == pytest.approx(0, abs=1e-4)
     assert 1 <= record["inception_score"] <= 10
-    assert (record["samples"], record["quantisation"], record["resize"]) == (12, "as stored", "none")
-    assert record["reference"] == {"name": "shapes", "digest": "folder"}
+    assert (record["precision"], record["recall"], record["sfid"]) == (1, 1, None)
+    digest = sha256(sets / "shapes.npz")
+    assert record["samples"] == {"name": "shapes.npz", "digest": digest, "count": 12, "image_size": 32}
+    assert (record["quantisation"], record["resize"], record["measure"]) == (None, "none", "gFID")
+    assert record["reference"]["name"] == "shapes"
+    assert len(record["reference"]["digest"]) == 64
     assert record["extractor"] == {"name": "classifier", "digest": Classifier.load(sets / "classifier").digest()}
-    assert [record[name] for name in ("sfid", "precision", "recall")] == [None, None, None]
     assert record["comparable"] is False
     reasons = " | ".join(record["reasons"])
     for words in ("12 samples instead of 50,000", "classes of the samples", "not ADM's", "not the 2015 Inception"):
@@ -65,43 +162,216 @@ def test_record_of_an_npz_against_a_folder_of_the_same_images(sets: Path, capsys
     assert "no: 12 samples" in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_is_known_of_the_samples_is_in_the_record(sets: Path) -> None:
+    folder = save_pngs(sets / "drawn", shapes("val", 12))
+    known = {
+        "count": 12,
+        "generator": {"name": "g", "digest": "d1"},
+        "tokenizer": {"name": "t", "digest": "d2"},
+        "guidance": 3.0,
+        "power": 2.0,
+        "schedule": "power-cosine",
+        "temperature": 1.0,
+        "seed": 5,
+        "classes": "cycling",
+        "num_classes": 10,
+        "quantisation": "rounded",
+    }
+    (folder / "samples.json").write_text(json.dumps(known))
+    record = against(sets, "drawn", "shapes.npz")
+    for name in ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation"):
+        assert record[name] == known[name]
+    reasons = " | ".join(record["reasons"])
+    assert "nothing tells" not in reasons
+    assert "1,000 classes in equal counts" in reasons
+    (folder / "samples.json").write_text(json.dumps({**known, "seed": None}))
+    assert "nothing tells the seed of the samples" in against(sets, "drawn", "shapes.npz")["reasons"]
+    with pytest.raises(BadInput, match="would replace"):
+        run(["evaluate", str(folder), "--reference", str(sets / "shapes"), "--json", str(folder / "samples.json")])
+
+
 def test_every_form_of_a_set_gives_the_same_numbers(sets: Path) -> None:
-    first = evaluate(sets, "others.npz", "shapes.npz")
+    first = against(sets, "others.npz", "shapes.npz")
     assert first["fid"] > 0.01
     assert first["reference"] == {"name": "shapes.npz", "digest": sha256(sets / "shapes.npz")}
-    stored = evaluate(sets, "others.npz", "statistics.npz", "--batch", 7)
+    stored = against(sets, "others.npz", "statistics.npz", "--batch", 7)
     assert stored["fid"] == pytest.approx(first["fid"], rel=1e-5)
     assert stored["inception_score"] == pytest.approx(first["inception_score"], rel=1e-5)
     assert any("resolution of the reference is not known" in reason for reason in stored["reasons"])
-    turned = evaluate(sets, "shapes", "others.npz")
+    turned = against(sets, "shapes", "others.npz")
     assert turned["fid"] == pytest.approx(first["fid"], rel=1e-5)  # the distance is symmetric
+    spec = evaluate(sets, "shapes", "--count", 12, "--reference", sets / "shapes.npz")
+    assert spec["fid"] == pytest.approx(first["fid"], rel=1e-5)
+    assert any("losslessly" in reason for reason in spec["reasons"])
+
+
+def test_a_class_folder_is_taken_whole_and_cropped_to_the_other_set(sets: Path) -> None:
+    images = shapes("val", 12, 64)
+    for index, image in enumerate(images):
+        folder = sets / "classes" / f"class{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    record = against(sets, "classes", "shapes.npz")
+    assert (record["samples"]["count"], record["samples"]["image_size"]) == (12, 32)
+    with pytest.raises(BadInput, match="give --size"):
+        against(sets, "classes", "classes")
+    assert against(sets, "classes", "classes", "--size", 24)["fid"] == pytest.approx(0, abs=1e-4)
 
 
 def test_another_size_is_a_reason(sets: Path) -> None:
     np.savez(sets / "large.npz", arr_0=np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8))
-    assert any("48 pixels" in reason for reason in evaluate(sets, "shapes", "large.npz")["reasons"])
+    assert any("48 pixels" in reason for reason in against(sets, "shapes", "large.npz")["reasons"])
+
+
+def test_jpeg_is_a_reason(sets: Path) -> None:
+    (sets / "jpeg").mkdir()
+    for index, image in enumerate(shapes("val", 5)):
+        Image.fromarray(image).save(sets / "jpeg" / f"{index}.jpg")
+    assert any("losslessly" in reason for reason in against(sets, "jpeg", "shapes.npz")["reasons"])
 
 
 @pytest.mark.parametrize(
     ("samples", "reference", "more", "words"),
     [
         ("none.npz", "shapes", [], r"none\.npz does not exist"),
-        ("shapes", "none", [], "none does not exist"),
-        ("statistics.npz", "shapes", [], "no array 'arr_0'"),
+        ("shapes", "none.npz", [], r"none\.npz does not exist"),
+        ("named.npz", "shapes", [], "no array 'arr_0', only images"),
+        ("float.npz", "shapes", [], "must be uint8"),
+        ("empty", "shapes", [], "holds no PNG"),
+        ("broken", "shapes", [], r"007\.png is no readable PNG"),
+        ("shapes", "broken", [], r"007\.png is no readable PNG"),
+        ("mixed", "shapes", [], r"012\.png has 40 x 40 pixels"),
+        ("shapes", "wide.npz", [], "of 20 features, but classifier gives 16"),
+        ("statistics.npz", "shapes", ["--save-statistics", "x.npz"], "holds statistics, not images"),
         ("shapes", "shapes", ["--batch", 0], "--batch must be at least 1"),
+        ("shapes", "shapes", ["--size", 32], "--size is the crop of a data spec"),
         ("shapes", "shapes", ["--extractor", "shapes.npz"], "shapes.npz"),
+        ("shapes.npz", "shapes", ["--save-statistics", "shapes.npz"], "would replace"),
+        ("shapes", "shapes", ["--tokenizer", "x"], "belong to --reconstruction"),
     ],
 )
-def test_refusals_write_no_record(
-    sets: Path, samples: str, reference: str, more: list[object], words: str, monkeypatch: pytest.MonkeyPatch
+def test_bad_input_is_one_line_and_status_2(
+    sets: Path,
+    samples: str,
+    reference: str,
+    more: list[object],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    import re
+
     monkeypatch.chdir(sets)
-    with pytest.raises(BadInput, match=words):
-        evaluate(sets, samples, reference, *more)
-    assert not (sets / "record.json").exists()
+    images = shapes("val", 12)
+    if not (sets / "empty").exists():
+        np.savez("named.npz", images=images)
+        np.savez("float.npz", images / np.float32(255))
+        np.savez("wide.npz", mu=np.zeros(20), sigma=np.eye(20))
+        (sets / "empty").mkdir()
+        (save_pngs(sets / "broken", images) / "007.png").write_bytes(b"no picture")
+        save_pngs(sets / "mixed", [*images, np.zeros((40, 40, 3), np.uint8)])
+    record = sets / "refused.json"
+    words_given = ["evaluate", sets / samples, "--reference", sets / reference, "--json", record]
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in [*words_given, "--extractor", sets / "classifier", *more]])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert re.search(words, lines[0])
+    assert not record.exists()
 
 
-def test_statistics_of_another_extractor_are_refused(sets: Path) -> None:
-    np.savez(sets / "wide.npz", mu=np.zeros(20), sigma=np.eye(20))
-    with pytest.raises(BadInput):
-        evaluate(sets, "shapes", "wide.npz")
+def test_wrong_usage(sets: Path) -> None:
+    for words, message in (
+        ([], "Give SAMPLES"),
+        (["shapes"], "--reference REF to measure against"),
+        (["--reconstruction", "--data", "shapes"], "needs --tokenizer"),
+        (["shapes", "--reconstruction", "--tokenizer", "t", "--data", "shapes"], "leave SAMPLES out"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            evaluate(sets, *words)
+
+
+def test_reconstruction_is_measured_against_its_own_images(sets: Path, artifacts: Path) -> None:
+    words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 20]
+    record = evaluate(sets, *words, "--batch", 7)
+    assert record["measure"] == "rFID"
+    assert record["rfid"] > 0
+    assert record["fid"] is None
+    assert 0 < record["psnr"] < 100
+    assert 0 < record["codebook_usage"] <= 1
+    assert record["quantisation"] == "truncated"
+    assert record["reference"] == {name: record["samples"][name] for name in ("name", "digest")}
+    assert record["samples"]["count"] == 20
+    assert record["tokenizer"]["digest"] == json.loads((artifacts / "tokenizer" / "card.json").read_text())["digest"]
+    assert any("20 images instead of the 50,000" in reason for reason in record["reasons"])
+
+    saved = sets / "val.npz"
+    evaluate(sets, "shapes", "--count", 20, "--size", 32, "--save-statistics", saved)
+    stored = evaluate(sets, *words, "--reference", saved)
+    assert stored["rfid"] == pytest.approx(record["rfid"], rel=1e-5)
+    assert not any("reference" in reason for reason in stored["reasons"])
+    given = evaluate(sets, *words, "--reference", sets / "others.npz")
+    assert any("what the reference is made of" in reason for reason in given["reasons"])
+
+    # Each reference for its own number.
+    with pytest.raises(BadInput, match="statistics of validation images, which are meant for rFID"):
+        against(sets, "shapes", "val.npz")
+    trained = sets / "trained.npz"
+    evaluate(sets, "shapes", "--split", "train", "--count", 20, "--size", 32, "--save-statistics", trained)
+    with pytest.raises(BadInput, match="made of training images, which is meant for the FID of samples"):
+        evaluate(sets, *words, "--reference", trained)
+    with pytest.raises(BadInput, match="leave it out"):
+        evaluate(sets, *words, "--reference", "shapes", "--reference-split", "train")
+    other = sets / "val24.npz"
+    evaluate(sets, "shapes", "--count", 20, "--size", 24, "--save-statistics", other)
+    with pytest.raises(BadInput, match="of 24 pixels, the reconstructions have 32"):
+        evaluate(sets, *words, "--reference", other)
+
+
+def test_adms_reference_is_refused_for_reconstructions(inception: Path, artifacts: Path) -> None:
+    words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 8]
+    with pytest.raises(BadInput, match="made of training images"):
+        evaluate(inception, *words, "--reference", inception / "reference.npz", extractor="network.pt")
+
+
+def of_one_process(rank: int, folder: str, tokenizer: str, port: int) -> None:
+    import os
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    broken = ["evaluate", f"{folder}/broken", "--batch", "3", "--save-statistics", f"{folder}/x.npz"]
+    with process_group(torch.device("cpu")):
+        both(Path(folder), tokenizer, "two")
+        # the fourth batch is the second process's
+        with pytest.raises(BadInput, match="Another process" if rank == 0 else r"009\.png"):
+            run([*broken, "--extractor", f"{folder}/network.pt"])
+
+
+def both(folder: Path, tokenizer: str, name: str) -> None:
+    words = ["--extractor", f"{folder}/network.pt", "--batch", "16", "--json"]
+    sets = [f"{folder}/samples.npz", "--reference", f"{folder}/reference.npz"]
+    run(["evaluate", *sets, *words, f"{folder}/g-{name}.json"])
+    spec = ["--reconstruction", "--tokenizer", tokenizer, "--data", "shapes", "--count", "50"]
+    run(["evaluate", *spec, *words, f"{folder}/r-{name}.json"])
+
+
+def test_two_processes_give_the_numbers_of_one(inception: Path, artifacts: Path) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tokenizer = str(artifacts / "tokenizer")
+    (save_pngs(inception / "broken", shapes("val", 12)) / "009.png").write_bytes(b"no picture")
+    torch.multiprocessing.spawn(of_one_process, args=(str(inception), tokenizer, port), nprocs=2)
+    both(inception, tokenizer, "one")
+    for kind in "gr":
+        one, two = (json.loads((inception / f"{kind}-{name}.json").read_text()) for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            if isinstance(value, float):
+                assert two[key] == pytest.approx(value, rel=1e-7), key
+            else:
+                assert two[key] == value, key

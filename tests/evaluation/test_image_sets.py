@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.image_sets import array_names, open_images
+from alitok.common.files import sha256
+from alitok.evaluation.image_sets import Reader, SourceImages, array_names, holds_images, open_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
 
@@ -33,9 +34,11 @@ def test_batches_come_in_order(tmp_path: Path, form: str) -> None:
         (path / "notes.txt").write_text("no picture")
     images = open_images(path)
     assert (images.count, images.size) == (7, 16)
-    parts = list(images.batches(3))
+    index, parts = zip(*Reader(images, 3), strict=True)
     assert [len(part) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat(index), torch.arange(7))
     assert torch.equal(torch.cat(parts), torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
+    assert images.lossless
 
 
 def test_array_names(tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_damaged_npz(tmp_path: Path, save: Any, damage: str) -> None:
         content[50:80] = b"x" * 30
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"set\.npz"):
-        list(open_images(path).batches(3))
+        list(Reader(open_images(path), 3))
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -92,10 +95,58 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_folders_of_other_pictures(tmp_path: Path) -> None:
     mixed = save_pngs(tmp_path / "mixed", [*IMAGES[:2], np.zeros((20, 20, 3), np.uint8)])
     with pytest.raises(BadInput, match=r"002\.png has 20 x 20 pixels"):
-        list(open_images(mixed).batches(2))
+        list(Reader(open_images(mixed), 2))
     with pytest.raises(BadInput, match="not square"):
         open_images(save_pngs(tmp_path / "wide", [IMAGES[0, :12]]))
     broken = save_pngs(tmp_path / "broken")
     (broken / "004.png").write_bytes(b"no picture")
     with pytest.raises(BadInput, match=r"004\.png is no readable PNG"):
-        list(open_images(broken).batches(2))
+        list(Reader(open_images(broken), 2))
+
+
+def test_what_a_folder_holds(tmp_path: Path) -> None:
+    pngs = save_pngs(tmp_path / "pngs")
+    assert holds_images(pngs)
+    Image.fromarray(IMAGES[0]).save(pngs / "zzz.jpg")
+    images = open_images(pngs)
+    assert images.count == 8
+    assert not images.lossless
+    (tmp_path / "classes" / "cat").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    assert not holds_images(tmp_path / "classes")
+    assert holds_images(tmp_path / "empty")  # an empty folder is a folder of PNG with none in it
+    assert not holds_images(tmp_path / "none")
+
+
+def digest(images: Any, batch: int) -> str:
+    reader = Reader(images, batch)
+    assert len(list(reader)) == len(reader)
+    return reader.digest()
+
+
+def test_digest_is_of_the_pixels_and_their_order(tmp_path: Path) -> None:
+    first = digest(open_images(save_pngs(tmp_path / "a")), 3)
+    assert digest(open_images(save_pngs(tmp_path / "b")), 2) == first
+    assert len(first) == 64
+    assert digest(open_images(save_pngs(tmp_path / "c", IMAGES[::-1])), 3) != first
+    np.savez(tmp_path / "set.npz", IMAGES)
+    assert digest(open_images(tmp_path / "set.npz"), 3) == sha256(tmp_path / "set.npz")
+
+
+def test_labels_that_adm_samplers_write(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", IMAGES, np.arange(7))
+    labels = open_images(tmp_path / "set.npz").labels
+    assert labels is not None
+    assert labels.tolist() == list(range(7))
+    np.savez(tmp_path / "other.npz", IMAGES, np.arange(3))
+    assert open_images(tmp_path / "other.npz").labels is None
+
+
+def test_pictures_of_a_data_set() -> None:
+    class Source(list[tuple[int, int]]):
+        name = "numbers"
+
+    source = Source((number, 0) for number in range(5))
+    images = SourceImages(source, 4, lambda picture, size: torch.full((3, size, size), picture, dtype=torch.uint8))
+    assert (images.count, images.size, images.name, images.lossless) == (5, 4, "numbers", False)
+    assert torch.cat([part for _, part in Reader(images, 2)])[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]

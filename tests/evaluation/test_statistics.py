@@ -136,3 +136,18 @@ def test_failures(tmp_path: Path) -> None:
         FeatureStatistics.load(tmp_path / "images.npz")
     with pytest.raises(BadInput, match="expected"):
         FeatureStatistics.from_dict({"mu": np.zeros(3), "sigma": np.zeros((2, 2))})
+
+
+def test_inference_mode_and_its_absence_may_alternate() -> None:
+    values = features(40)
+    with torch.inference_mode():
+        statistics = FeatureStatistics(24)
+        statistics.update(values[:10] * 1)
+    statistics.update(values[10:20])
+    with torch.inference_mode():
+        statistics.update(values[20:] * 1)
+        statistics.merge(of(values[:5]))
+    statistics.merge(of(values[5:10]))
+    expected = torch.cat([values, values[:10]])
+    assert statistics.count == 50
+    np.testing.assert_allclose(statistics.covariance, np.cov(expected.numpy().T), rtol=1e-10, atol=1e-9)

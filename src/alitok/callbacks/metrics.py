@@ -8,12 +8,15 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer
+from alitok.callbacks.average import evaluated
+from alitok.common.errors import BadInput
 from alitok.evaluation.accuracy import TokenAccuracy
 from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
+from alitok.evaluation.reference import file_reference, refuse_for_samples
 from alitok.evaluation.statistics import FeatureStatistics
 from alitok.sampling.images import sample_images
 
@@ -21,11 +24,16 @@ from alitok.sampling.images import sample_images
 class ValidationMetric(Callback):
     """Feeds validation batches to evaluation metrics and logs what they compute as `val/NAME`.
 
-    A subclass says in `metrics` which metrics there are and in `update` what they see.
+    A subclass says in `metrics` which metrics there are and in `update` what they see. Where a callback keeps an
+    average of the weights, its outputs (`predict`) are measured in place of the trained model's.
     """
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Any]:
         """The metrics by name, made anew for each validation."""
+        raise NotImplementedError
+
+    def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the training module's validation step gives, from another model like its own."""
         raise NotImplementedError
 
     def update(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> None:
@@ -34,6 +42,8 @@ class ValidationMetric(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.running = self.metrics(trainer, pl_module)
+        kept = (getattr(callback, "average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        self.average = next((model for model in kept if model is not None), None)
 
     def on_validation_batch_end(
         self,
@@ -44,12 +54,11 @@ class ValidationMetric(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.update(pl_module, outputs, batch)
+        self.update(pl_module, outputs if self.average is None else self.predict(self.average, batch), batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for metric in self.running.values():
-            for name, value in metric.compute().items():
-                pl_module.log(f"val/{name}", value, rank_zero_only=True)
+            log_everywhere(pl_module, metric.compute())
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -61,19 +70,34 @@ class Reconstruction(ValidationMetric):
 
     Args:
         extractor: anything `open_extractor` takes; None for no rFID.
+        count: validation images that are measured, the same ones on any number of processes; None for all.
     """
 
-    def __init__(self, extractor: str | None = None) -> None:
-        self.extractor = extractor
+    def __init__(self, extractor: str | None = None, count: int | None = None) -> None:
+        if count is not None and count < 2:
+            raise BadInput(f"Reconstruction metrics need a count of at least 2 images, not {count}.")
+        self.extractor, self.count = extractor, count
+        self._extractor: Extractor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.extractor is not None and self._extractor is None:
+            self._extractor = open_extractor(self.extractor, trainer.strategy.root_device)
 
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Any]:
-        extractor = None if self.extractor is None else open_extractor(self.extractor, module.device)
         codes = CodebookUsage(module.tokenizer.codebook_size, getattr(module.tokenizer.quantizer, "sub_codes", None))
-        return {"reconstruction": ReconstructionMetrics(extractor), "codebook": codes}
+        return {"reconstruction": ReconstructionMetrics(self._extractor), "codebook": codes}
+
+    def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = model(batch["image"])
+        return {"image": outputs["image"].float(), "ids": outputs["ids"]}
 
     def update(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> None:
-        self.running["reconstruction"].update(batch["image"], outputs["image"])
-        self.running["codebook"].update(outputs["ids"])
+        images, copies, ids = batch["image"], outputs["image"], outputs["ids"]
+        if self.count is not None:
+            chosen = batch["position"] < self.count  # validation positions are in a mixed order of all classes
+            images, copies, ids = images[chosen], copies[chosen], ids[chosen]
+        self.running["reconstruction"].update(images, copies)
+        self.running["codebook"].update(ids)
 
 
 class Accuracy(ValidationMetric):
@@ -82,12 +106,17 @@ class Accuracy(ValidationMetric):
     def metrics(self, trainer: Trainer, module: Any) -> dict[str, Any]:
         return {"accuracy": TokenAccuracy(module.generator.num_tokens)}
 
+    def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": model(batch["tokens"], batch["label"]).float()}
+
     def update(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> None:
         self.running["accuracy"].update(outputs["logits"], batch["tokens"])
 
 
 class Generation(Callback):
     """FID and Inception Score of samples drawn at each validation, with classes cycling and fixed random streams.
+
+    Drawn with the weights that are trained, or with their average where `callbacks.average` keeps one.
 
     Args:
         tokenizer: artifact that decodes the samples.
@@ -109,16 +138,33 @@ class Generation(Callback):
         power: float = 1.0,
         seed: int = 0,
     ) -> None:
+        if count < 2 or batch < 1:
+            raise BadInput(f"Samples need a count of at least 2 and a batch of at least 1, not {count} and {batch}.")
         self.tokenizer, self.extractor, self.reference = tokenizer, extractor, reference
         self.count, self.batch, self.seed = count, batch, seed
         self.guidance, self.power = guidance, power
+        self._ready: tuple[Any, Extractor, FeatureStatistics | None] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Opens all three at the start, so that what is missing shows before hours of training."""
+        if self._ready is None:
+            device = trainer.strategy.root_device
+            extractor, reference = open_extractor(self.extractor, device), None
+            if self.reference is not None:
+                stored = file_reference(Path(self.reference), extractor)
+                if stored.pooled is None:
+                    raise BadInput(f"{self.reference} holds no mu and sigma: make it with evaluate --save-statistics.")
+                refuse_for_samples(stored)
+                reference = stored.pooled
+            self._ready = load_tokenizer(self.tokenizer, device), extractor, reference
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        generator: Any = pl_module.generator
-        tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
-        reference = None if self.reference is None else FeatureStatistics.load(self.reference)
-        metrics = GenerationMetrics(open_extractor(self.extractor, pl_module.device), reference)
+        if trainer.sanity_checking or self._ready is None:
+            return
+        tokenizer, extractor, reference = self._ready
+        generator: Any = evaluated(trainer, pl_module)
+        metrics = GenerationMetrics(extractor, reference)
         classes = len(trainer.datamodule.class_names)  # type: ignore[attr-defined]
         mine = range(trainer.global_rank, self.count, trainer.world_size)
         labels = [index % classes for index in mine]
@@ -126,8 +172,13 @@ class Generation(Callback):
             generator, tokenizer, labels, mine, self.batch, self.guidance, self.power, seed=self.seed
         ):
             metrics.update(to_uint8(images), torch.tensor(indices))
-        for name, value in metrics.compute().items():
-            pl_module.log(f"val/{name}", value, rank_zero_only=True)
+        log_everywhere(pl_module, metrics.compute())
+
+
+def log_everywhere(module: LightningModule, values: dict[str, float]) -> None:
+    """Logs numbers that are equal on every process on every process, so that all callbacks see the same."""
+    for name, value in values.items():
+        module.log(f"val/{name}", value, sync_dist=True)
 
 
 def open_extractor(spec: str, device: torch.device | str) -> Extractor:

@@ -1,93 +1,139 @@
-"""FID and Inception Score of samples against a reference, with the record that says what may be compared."""
+"""FID, sFID, Inception Score, precision and recall of samples (gFID), or rFID, PSNR and SSIM of a tokenizer.
+
+Without --reconstruction, SAMPLES are measured against REF: ADM's reference of training images, for gFID.
+With it, the validation images of --data are sent through --tokenizer and measured against themselves, for rFID.
+"""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from alitok.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from alitok.evaluation.record import EvaluationRecord
+
+PROTOCOLS = ("adm", "clean", "legacy_tensorflow", "legacy_pytorch")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("samples", metavar="SAMPLES", type=Path, help=".npz (arr_0) or a folder of PNG")
-    parser.add_argument(
-        "--reference", required=True, type=Path, metavar="REF", help=".npz (mu, sigma or arr_0) or a folder of PNG"
-    )
+    parser.add_argument("samples", metavar="SAMPLES", nargs="?", help=".npz (arr_0), a folder of PNG, or a data spec")
+    parser.add_argument("--reference", metavar="REF", help=".npz (mu, sigma or arr_0), a folder of PNG, or a data spec")
     parser.add_argument(
         "--extractor",
         default="inception",
         metavar="FILE",
         help="inception-2015-12-05.pt (default: where clean-fid keeps it) or the folder of a classifier",
     )
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default="adm", help="ADM's evaluator (default), or a mode of clean-fid"
+    )
+    parser.add_argument("--split", choices=("train", "val"), default="val", help="of a data spec as SAMPLES (val)")
+    parser.add_argument("--reference-split", choices=("train", "val"), help="of a data spec as REF (train)")
+    parser.add_argument("--size", type=int, help="centre crop of a data spec (default: the size of the other set)")
+    parser.add_argument("--count", type=int, help="at most so many images of a data spec as SAMPLES or --data")
+    parser.add_argument(
+        "--save-statistics", type=Path, metavar="FILE", help="keep mu and sigma of SAMPLES, as a later --reference"
+    )
+    parser.add_argument("--reconstruction", action="store_true", help="rFID, PSNR and SSIM of --tokenizer on --data")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer artifact")
+    parser.add_argument("--data", metavar="SPEC", help="data spec whose validation split is reconstructed")
+    parser.add_argument(
+        "--quantisation", choices=("truncated", "rounded"), default="truncated", help="of reconstructions to bytes"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
-    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="auto")
-    parser.epilog = "example: alitok evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json gfid.json"
+    parser.epilog = (
+        "example: alitok evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json gfid.json\n"
+        "         alitok evaluate --reconstruction --tokenizer runs/stage2/artifact --data data/imagenet\n"
+        "         torchrun --nproc-per-node 8 -m alitok evaluate ...   shares the work"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from alitok.commands.device import pick_device
+    from alitok.commands.gfid import evaluate_samples
+    from alitok.commands.rfid import evaluate_reconstructions
+    from alitok.common.distributed import process_group, rank
+
+    check_options(args)
+    with process_group(pick_device(args.device)) as device:
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # its ten bits would show in the third digit
+        record = evaluate_reconstructions(args, device) if args.reconstruction else evaluate_samples(args, device)
+        if rank() == 0:
+            if args.json:
+                record.save(args.json)
+            print_table(record, args)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses options that do not go together, before anything is opened."""
+    for name in ("batch", "size", "count"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise BadInput(f"--{name} must be at least 1, not {value}.")
+    if args.reconstruction:
+        for given, words in (
+            (args.samples, "SAMPLES"),
+            (args.save_statistics, "--save-statistics"),
+            (args.size, "--size"),
+        ):
+            if given is not None:
+                raise BadInput(f"--reconstruction makes its own images from --tokenizer and --data: leave {words} out.")
+        if args.tokenizer is None or args.data is None:
+            raise BadInput("--reconstruction needs --tokenizer DIR and --data SPEC.")
+        if args.reference_split == "train":
+            raise BadInput("rFID is measured against validation images, not --reference-split train: leave it out.")
+        return
+    if args.tokenizer is not None or args.data is not None:
+        raise BadInput("--tokenizer and --data belong to --reconstruction; samples are given as SAMPLES.")
+    if args.samples is None:
+        raise BadInput("Give SAMPLES (.npz, a folder of PNG or a data spec), or --reconstruction.")
+    if args.reference is None and args.save_statistics is None:
+        raise BadInput("Give --reference REF to measure against, or --save-statistics FILE to keep for later.")
+
+
+ROWS = {
+    "fid": "FID (gFID)",
+    "sfid": "sFID",
+    "inception_score": "Inception Score",
+    "precision": "precision",
+    "recall": "recall",
+    "rfid": "FID (rFID)",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "codebook_usage": "codebook in use",
+    "codebook_perplexity": "codebook perplexity",
+}
+
+
+def print_table(record: "EvaluationRecord", args: argparse.Namespace) -> None:
+    """The record for people."""
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
-    from alitok.callbacks.metrics import open_extractor
-    from alitok.commands.device import pick_device
-    from alitok.common.errors import BadInput
-    from alitok.common.files import sha256
-    from alitok.evaluation.generation import GenerationMetrics
-    from alitok.evaluation.image_sets import array_names, open_images
-    from alitok.evaluation.record import EvaluationRecord, Named, reasons_against
-
-    if args.batch < 1:
-        raise BadInput(f"--batch must be at least 1, not {args.batch}.")
-    images = open_images(args.samples)
-    keys = array_names(args.reference) if args.reference.is_file() else set()
-    extractor = open_extractor(args.extractor, pick_device(args.device))
-    reference, reference_size = read_reference(args.reference, keys, extractor, args.batch)
-    metrics = GenerationMetrics(extractor, reference)
-    for part in track(images.batches(args.batch), "Samples", total=-(-images.count // args.batch)):
-        metrics.update(part)
-    results = metrics.compute()
-    reasons = reasons_against(
-        samples=images.count,
-        labels=None,
-        lossless=True,
-        sample_size=images.size,
-        reference_keys=keys,
-        reference_size=reference_size,
-        extractor=extractor,
-    )
-    record = EvaluationRecord(
-        samples=images.count,
-        reference=Named(args.reference.name, sha256(args.reference) if args.reference.is_file() else "folder"),
-        extractor=Named(extractor.name, extractor.digest),
-        resize=extractor.resize,
-        quantisation="as stored",
-        fid=results["fid"],
-        inception_score=results["inception_score"],
-        reasons=reasons,
-    )
-    if args.json:
-        record.save(args.json)
-    table = Table(title=f"{args.samples} against {args.reference}")
+    subject = f"{args.tokenizer} on {args.data}" if args.reconstruction else args.samples
+    against = args.reference or ("the same images" if args.reconstruction else "nothing")
+    table = Table(title=f"{record.measure}: {subject} against {against}")
     table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_row("FID", f"{record.fid:.4f}")
-    table.add_row("Inception Score", f"{record.inception_score:.3f}")
-    table.add_row("comparable", "yes" if record.comparable else "no: " + "; ".join(reasons))
+    table.add_column("value")
+    for name, title in ROWS.items():
+        if (value := getattr(record, name)) is not None:
+            table.add_row(title, f"{value:.4f}", style="bold")
+    for title, thing in (("samples", record.samples), ("reference", record.reference), ("extractor", record.extractor)):
+        if thing is not None:
+            table.add_row(title, f"{thing.name} ({thing.digest[:12]})")
+    for title, number in (("images", record.samples.count), ("size", record.samples.image_size)):
+        if number is not None:
+            table.add_row(title, f"{number:,}")
+    for title in ("generator", "tokenizer"):
+        if (made_by := getattr(record, title)) is not None:
+            table.add_row(title, f"{made_by['name']} ({made_by['digest'][:12]})")
+    for title in ("guidance", "power", "schedule", "temperature", "seed", "quantisation", "protocol", "resize"):
+        if (value := getattr(record, title)) is not None:
+            table.add_row(title, str(value))
+    table.add_row("comparable", "yes" if record.comparable else "no: " + "; ".join(record.reasons))
     Console().print(table)
-
-
-def read_reference(path: Path, keys: set[str], extractor: Any, batch: int) -> tuple[Any, int | None]:
-    """Statistics of the reference, stored or measured, and the side of its images where it holds any."""
-    from rich.progress import track
-
-    from alitok.evaluation.image_sets import open_images
-    from alitok.evaluation.statistics import FeatureStatistics
-
-    stored = {"mu", "sigma"} <= keys
-    size = open_images(path).size if not stored or "arr_0" in keys else None
-    if stored:
-        return FeatureStatistics.load(path), size
-    images = open_images(path)
-    statistics = FeatureStatistics(extractor.num_features)
-    for part in track(images.batches(batch), "Reference", total=-(-images.count // batch)):
-        statistics.update(extractor(part).pooled)
-    return statistics, size

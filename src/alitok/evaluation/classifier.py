@@ -182,6 +182,7 @@ class ClassifierExtractor:
     """A trained classifier as an `Extractor`; its FID compares runs of ours with one another and with nothing else."""
 
     stand_in = True
+    num_spatial = 0
     resize = "none"
 
     def __init__(self, classifier: Classifier, name: str, device: torch.device | str = "cpu") -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights, sha256
+from alitok.common.random import stream
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_ORIGIN = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
@@ -23,14 +26,20 @@ INCEPTION_CONVOLUTIONS = {
     "conv_4": (192, 80, 3, 3),
     "mixed_6.conv": (192, 768, 1, 1),
 }
+INPUT_SIZE = 299
+SPATIAL_CHANNELS = 7  # of mixed_6/conv; ADM takes so few to have about as many numbers as pooled features
 INCEPTION_MODULES = {"pool0", "pool1", "mixed", *(f"mixed_{i}" for i in range(1, 7))}
 
 
 class Features(NamedTuple):
-    """`pooled` (B, F) float32, `probabilities` (B, C) float32 with rows that sum to 1."""
+    """`pooled` (B, F) float32, `probabilities` (B, C) float32 with rows that sum to 1 (B, 0 without classes).
+
+    `spatial` (B, S) float32 of an intermediate layer, for sFID; None where the network has none.
+    """
 
     pooled: Tensor
     probabilities: Tensor
+    spatial: Tensor | None = None
 
 
 class Extractor(Protocol):
@@ -44,6 +53,11 @@ class Extractor(Protocol):
 
     @property
     def num_features(self) -> int: ...
+
+    @property
+    def num_spatial(self) -> int:
+        """S, 0 where there are no spatial features."""
+        ...
 
     @property
     def stand_in(self) -> bool: ...
@@ -75,7 +89,9 @@ class InceptionExtractor:
     """The 2015 Inception, called as the ADM evaluator's numbers need it: softmax of the logits without their bias.
 
     The file resizes to 299 x 299 and normalises inside. `stand_in` is false only where the module names and weight
-    shapes are those of the genuine network.
+    shapes are those of the genuine network. Its parts (resize, `layers` one after the other, the output's weights) are
+    run one by one, which gives the spatial features on the way and everything in one pass, where a trial shows that
+    they give what the whole gives; else the whole is called and there are no spatial features.
 
     Args:
         path: the file or its folder; None = where clean-fid keeps it.
@@ -101,14 +117,16 @@ class InceptionExtractor:
                 self._network = torch.jit.load(str(file), map_location=self.device).eval()
         except (RuntimeError, ValueError) as error:
             raise BadInput(f"{file} is not a TorchScript file: download it from {INCEPTION_ORIGIN}.") from error
+        self._output: Tensor | None = None
+        trial = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=stream("extractor trial"))
         try:
-            probe = self(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+            probe = self(trial)
         except (RuntimeError, TypeError) as error:
             raise BadInput(
                 f"{file} does not answer Inception's calls (return_features, no_output_bias): "
                 f"download it from {INCEPTION_ORIGIN}."
             ) from error
-        if any(not isinstance(part, Tensor) or part.ndim != 2 or len(part) != 2 for part in probe):
+        if any(not isinstance(part, Tensor) or part.ndim != 2 or len(part) != 2 for part in probe[:2]):
             raise BadInput(f"{file} returns no (B, F) features and (B, C) probabilities: use the genuine file.")
         if not torch.allclose(probe.probabilities.sum(dim=1), torch.ones(2, device=self.device), atol=1e-3):
             raise BadInput(f"{file} returns rows that are no class probabilities: use the genuine file.")
@@ -118,6 +136,9 @@ class InceptionExtractor:
             and self.num_features == POOLED_WIDTH
             and probe.probabilities.shape[1] == NUM_CLASSES
         )
+        self._output = self._find_output(trial, probe)
+        spatial = self(trial).spatial
+        self.num_spatial = 0 if spatial is None else spatial.shape[1]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
@@ -129,9 +150,57 @@ class InceptionExtractor:
         check_images(images)
         pixels = images.to(self.device).float()
         with torch.autocast(self.device.type, enabled=False):
+            if self._output is not None:
+                pooled, spatial = self._in_parts(pixels)
+                return Features(pooled, (pooled @ self._output.T).softmax(dim=1), spatial)
             pooled = self._network(pixels, return_features=True)
             probabilities = self._network(pixels, no_output_bias=True)
         return Features(pooled, probabilities)
+
+    def _in_parts(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pooled (B, F) and spatial features (B, S): mixed_6/conv, positions first and channels last as ADM has them.
+
+        Raises:
+            AttributeError, RuntimeError: the network has other parts.
+        """
+        hidden, spatial = (resize_as_tensorflow(pixels, INPUT_SIZE) - 128) / 128, None
+        for name, layer in self._network.layers.named_children():
+            if name == "mixed_6":
+                spatial = rearrange(layer.conv(hidden)[:, :SPATIAL_CHANNELS], "b c h w -> b (h w c)")
+            hidden = layer(hidden)
+        return hidden.flatten(1), spatial
+
+    @torch.no_grad()
+    def _find_output(self, trial: Tensor, whole: Features) -> Tensor | None:
+        """The weights (C, F) of the output where the network's parts give what the whole gives, else None."""
+        try:
+            pooled, spatial = self._in_parts(trial.to(self.device).float())
+        except (AttributeError, RuntimeError):
+            return None
+        if spatial is None or not _close(pooled, whole.pooled):
+            return None
+        shape = (whole.probabilities.shape[1], self.num_features)
+        for weight in self._network.state_dict().values():
+            if weight.shape == shape and _close((pooled @ weight.T).softmax(dim=1), whole.probabilities):
+                return weight
+        return None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-3 * b.abs().max())
+
+
+def resize_as_tensorflow(images: Tensor, size: int) -> Tensor:
+    """Bilinear resize as TensorFlow 1 did it: output pixel i lies at input pixel i * (side / size), no antialiasing.
+
+    Args:
+        images: (B, 3, H, W) float.
+    """
+    # grid_sample counts from pixel centres; the shift of half a pixel is taken back here
+    height, width = images.shape[-2:]
+    theta = images.new_tensor([[1, 0, 1 / width - 1 / size], [0, 1, 1 / height - 1 / size]])
+    grid = F.affine_grid(theta.expand(len(images), 2, 3), [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def has_inception_layers(network: torch.nn.Module) -> bool:

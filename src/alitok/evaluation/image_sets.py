@@ -1,59 +1,261 @@
-"""Sets of images to be measured, read a batch at a time: an .npz file or a folder of PNG."""
+"""Sets of images to be measured, read by the batch: an .npz file, a folder of pictures, the pictures of a data set."""
 
+import hashlib
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alitok.common import distributed
 from alitok.common.errors import BadInput
+from alitok.common.files import sha256
+from alitok.evaluation.metric import sum_over_processes
 
-ARRAY = "arr_0"
+ARRAY, LABELS = "arr_0", "arr_1"
+LOSSLESS = (".png",)
+LOSSY = (".jpg", ".jpeg", ".webp")
+READERS = min(4, os.cpu_count() or 1)
+
+T = TypeVar("T")
+Batch = tuple[Tensor, Tensor]  # positions in the set (B,) int64, uint8 images (B, 3, H, W)
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Where images lie: how many, their side in pixels, and the labels that are known."""
+class ImageSet(Protocol):
+    """Square images of one size in a fixed order.
 
-    path: Path
+    `lossless`: never stored as JPEG or the like, nor resampled; `file`: the one file that holds them, if any;
+    `labels` (count,) int64, where they are known; `readers`: threads that may call `load` at a time (with one, the
+    calls come in ascending order).
+    """
+
+    name: str
     count: int
     size: int
+    lossless: bool
+    file: Path | None
+    labels: Tensor | None
+    readers: int
 
-    def batches(self, batch: int = 100) -> Iterator[Tensor]:
-        """uint8 (B, 3, H, W), in order.
+    def load(self, rows: range) -> Tensor:
+        """Images `rows`, uint8 (B, 3, size, size).
 
         Raises:
-            BadInput: an image that cannot be read or has another size than the first.
+            BadInput: one cannot be read, or has another size.
         """
-        yield from (
-            _npz_batches(self.path, batch) if self.path.is_file() else _folder_batches(self.path, batch, self.size)
-        )
+        ...
+
+    def close(self) -> None: ...
+
+
+class Reader:
+    """This process's batches of a set, read ahead of their use.
+
+    Batch b goes to process b mod P whole, so that the networks see the same batches on any number of processes.
+
+    Yields (on iteration):
+        positions (B,) int64, images (B, 3, H, W) uint8.
+
+    Raises:
+        BadInput: as the set's `load`.
+    """
+
+    def __init__(self, images: ImageSet, batch: int = 32) -> None:
+        starts = range(0, images.count, batch)
+        self.images = images
+        self.parts = [
+            range(start, min(start + batch, images.count))
+            for start in starts[distributed.rank() :: distributed.world_size()]
+        ]
+        self._lanes = torch.zeros(4, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._lanes.zero_()
+        readers = self.images.readers
+        try:
+            for rows, images, lanes in read_ahead((self._task(rows) for rows in self.parts), readers, readers + 1):
+                self._lanes += lanes
+                yield torch.arange(rows.start, rows.stop), images
+        finally:
+            self.images.close()
+
+    def _task(self, rows: range) -> Callable[[], tuple[range, Tensor, Tensor]]:
+        def task() -> tuple[range, Tensor, Tensor]:
+            images = self.images.load(rows)
+            return rows, images, pixel_lanes(rows, images) if self.images.file is None else torch.tensor(0)
+
+        return task
+
+    def digest(self) -> str:
+        """SHA-256 of the file that holds the set; else of all pixels and their order, once read. A collective."""
+        lanes = sum_over_processes(self._lanes)
+        if self.images.file is not None:
+            return sha256(self.images.file)
+        return lanes.numpy().astype(">i8").tobytes().hex()
+
+
+def read_ahead(tasks: Iterable[Callable[[], T]], workers: int, depth: int) -> Iterator[T]:
+    """Results of the tasks in their order; at most `depth` are under way or wait to be taken."""
+    tasks = iter(tasks)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[T]] = deque(pool.submit(task) for task in islice(tasks, depth))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(task) for task in islice(tasks, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def pixel_lanes(rows: range, images: Tensor) -> Tensor:
+    """(4,) int64: the sum, lane by lane and modulo 2^64, of the SHA-256 of each image with its position.
+
+    Sums of parts are the whole's, whoever read them.
+    """
+    lanes = np.zeros(4, np.int64)
+    for row, image in zip(rows, images.numpy(), strict=True):
+        digest = hashlib.sha256(f"{row} {image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).data)
+        lanes += np.frombuffer(digest.digest(), ">i8").astype(np.int64)
+    return torch.from_numpy(lanes)
+
+
+def holds_images(path: Path) -> bool:
+    """Whether a path is a file, or a folder with pictures directly in it or with nothing below it."""
+    if not path.is_dir():
+        return path.is_file()
+    entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    files = [entry.name.lower() for entry in entries if entry.is_file()]
+    return not entries or any(name.endswith((*LOSSLESS, *LOSSY)) for name in files)
 
 
 def open_images(path: Path) -> ImageSet:
-    """An .npz with `arr_0` (count, H, W, 3) uint8, or a folder of PNG files.
+    """An .npz with `arr_0` (count, H, W, 3) uint8 (and labels `arr_1`, if it has them), or a folder of PNG files.
+
+    A folder may hold JPEG or WebP files too; it is then not lossless. Other files in it are left alone.
 
     Raises:
         BadInput: neither, an array of another name, type or shape, or an empty folder.
     """
     if path.is_file():
-        count, height, width, _ = _npz_shape(path)
-        if height != width:
-            raise BadInput(f"{path}: images of {height} x {width} are not square.")
-        return ImageSet(path, count, height)
-    if not path.is_dir():
-        raise BadInput(f"{path} does not exist: give an .npz file or a folder of PNG.")
-    files = _png_files(path)
-    if not files:
-        raise BadInput(f"{path} holds no PNG file.")
-    height, width = _read_png(files[0]).shape[-2:]
-    if height != width:
-        raise BadInput(f"{files[0]}: an image of {height} x {width} is not square.")
-    return ImageSet(path, len(files), height)
+        return NpzImages(path)
+    if path.is_dir():
+        return FolderImages(path)
+    raise BadInput(f"{path} does not exist: give an .npz file, a folder of PNG or a data spec.")
+
+
+class NpzImages:
+    """`arr_0` straight from the archive, so that 50,000 images need no memory of their own."""
+
+    lossless: bool = True
+    readers: int = 1
+
+    def __init__(self, path: Path) -> None:
+        self.shape = _npz_shape(path)
+        self.count, height, width, _ = self.shape
+        _check_square(height, width, path)
+        self.size, self.name = height, path.name
+        self.file: Path | None = path
+        self._path = path
+        self.labels = _npz_labels(path, self.count)
+        self._member: Any = None
+
+    def load(self, rows: range) -> Tensor:
+        bytes_each = int(np.prod(self.shape[1:]))
+        try:
+            if self._member is None:
+                self._archive = zipfile.ZipFile(self._path)
+                self._member = self._archive.open(f"{ARRAY}.npy")
+                _header(self._member, self._path)
+                self._start = self._member.tell()
+            if self._member.tell() != self._start + rows.start * bytes_each:  # a seek gives up the archive's checksum
+                self._member.seek(self._start + rows.start * bytes_each)
+            content = self._member.read(len(rows) * bytes_each)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadInput(f"{self._path}: {ARRAY} is damaged; make or download it again.") from error
+        if len(content) != len(rows) * bytes_each:
+            raise BadInput(f"{self._path}: {ARRAY} ends before image {rows.stop:,} of {self.count:,}.")
+        images = np.frombuffer(content, np.uint8).reshape(len(rows), *self.shape[1:])
+        return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+    def close(self) -> None:
+        if self._member is not None:
+            self._member.close()
+            self._archive.close()
+            self._member = None
+
+
+class FolderImages:
+    """The pictures that lie in a folder, in the order of their names."""
+
+    file: Path | None = None
+    labels: Tensor | None = None
+    readers: int = READERS
+
+    def __init__(self, path: Path) -> None:
+        with os.scandir(path) as entries:
+            files = sorted(
+                Path(entry.path)
+                for entry in entries
+                if entry.name.lower().endswith((*LOSSLESS, *LOSSY)) and not entry.name.startswith(".")
+            )
+        if not files:
+            raise BadInput(f"{path} holds no PNG file: give the folder that the samples were written to.")
+        self.files, self.count, self.name = files, len(files), path.name
+        self.lossless = all(file.suffix.lower() in LOSSLESS for file in files)
+        height, width = _read_picture(files[0]).shape[-2:]
+        _check_square(height, width, files[0])
+        self.size = height
+
+    def load(self, rows: range) -> Tensor:
+        images = []
+        for file in self.files[rows.start : rows.stop]:
+            image = _read_picture(file)
+            if image.shape[-2:] != (self.size, self.size):
+                raise BadInput(
+                    f"{file} has {image.shape[-1]} x {image.shape[-2]} pixels,"
+                    f" the first image {self.size} x {self.size}: give images of one size."
+                )
+            images.append(image)
+        return torch.stack(images)
+
+    def close(self) -> None: ...
+
+
+class SourceImages:
+    """Pictures of a data set, each cropped to `size`.
+
+    Args:
+        source: a list of (picture, label) with a `name`.
+        crop: (picture, size) -> (3, size, size) uint8.
+    """
+
+    file: Path | None = None
+    labels: Tensor | None = None
+    lossless: bool = False
+    readers: int = READERS
+
+    def __init__(self, source: Any, size: int, crop: Callable[[Any, int], Tensor]) -> None:
+        self.source, self.size, self.crop = source, size, crop
+        self.count, self.name = len(source), source.name
+
+    def load(self, rows: range) -> Tensor:
+        return torch.stack([self.crop(self.source[row][0], self.size) for row in rows])
+
+    def close(self) -> None: ...
 
 
 def array_names(path: Path) -> set[str]:
@@ -62,7 +264,7 @@ def array_names(path: Path) -> set[str]:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path} is no .npz file.") from error
+        raise BadInput(f"{path} is no .npz file: give one with images ({ARRAY}) or statistics (mu, sigma).") from error
 
 
 def _npz_shape(path: Path) -> tuple[int, ...]:
@@ -88,45 +290,28 @@ def _header(member: object, path: Path) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _npz_batches(path: Path, batch: int) -> Iterator[Tensor]:
-    """Straight from the archive, so that 50,000 images need no memory of their own."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as member:
-        shape, _ = _header(member, path)
-        bytes_each = int(np.prod(shape[1:]))
-        for start in range(0, shape[0], batch):
-            count = min(batch, shape[0] - start)
-            try:
-                content = member.read(count * bytes_each)
-            except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise BadInput(f"{path}: {ARRAY} is damaged; make or download it again.") from error
-            if len(content) != count * bytes_each:
-                raise BadInput(f"{path}: {ARRAY} ends after {start:,} of {shape[0]:,} images.")
-            images = np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
-            yield torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+def _npz_labels(path: Path, count: int) -> Tensor | None:
+    """`arr_1` where it holds an integer class for each image, as ADM's own samplers write it."""
+    if LABELS not in array_names(path):
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            labels = file[LABELS]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"{path}: {LABELS} is damaged; make or download it again.") from error
+    fits = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
+    return torch.from_numpy(labels.astype(np.int64)) if fits else None
 
 
-def _png_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png")
+def _check_square(height: int, width: int, path: Path) -> None:
+    if height != width:
+        raise BadInput(f"{path}: images of {height} x {width} are not square; crop them first.")
 
 
-def _read_png(file: Path) -> Tensor:
+def _read_picture(file: Path) -> Tensor:
     from torchvision.io import ImageReadMode, decode_image
 
     try:
         return decode_image(str(file), ImageReadMode.RGB)
     except RuntimeError as error:
-        raise BadInput(f"{file} is no readable PNG.") from error
-
-
-def _folder_batches(folder: Path, batch: int, size: int) -> Iterator[Tensor]:
-    files = _png_files(folder)
-    for start in range(0, len(files), batch):
-        images = []
-        for file in files[start : start + batch]:
-            image = _read_png(file)
-            if image.shape[-2:] != (size, size):
-                raise BadInput(
-                    f"{file} has {image.shape[-1]} x {image.shape[-2]} pixels, the first image {size} x {size}."
-                )
-            images.append(image)
-        yield torch.stack(images)
+        raise BadInput(f"{file} is no readable PNG: replace or remove it.") from error

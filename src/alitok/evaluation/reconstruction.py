@@ -30,10 +30,20 @@ def ssim(reconstructions: Tensor, images: Tensor) -> Tensor:
 
 
 class ReconstructionMetrics:
-    """Mean PSNR (dB) and SSIM over images and, with an extractor, rFID of uint8 images against their originals."""
+    """Mean PSNR (dB) and SSIM over images and, with an extractor, rFID of uint8 images.
 
-    def __init__(self, extractor: Extractor | None = None, quantisation: Quantisation = "truncate") -> None:
+    Args:
+        reference: statistics of the originals where they are at hand; None = measured on the originals that come.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor | None = None,
+        quantisation: Quantisation = "truncate",
+        reference: FeatureStatistics | None = None,
+    ) -> None:
         self.extractor = extractor
+        self.reference = reference
         self.quantisation = quantisation
         self.reset()
 
@@ -63,7 +73,8 @@ class ReconstructionMetrics:
         values = torch.stack([psnr(reconstructions, images), ssim(reconstructions, images)]).cpu().double()
         self._sums += torch.cat([torch.tensor([float(len(images))], dtype=torch.float64), values.sum(dim=1)])
         if self.extractor is not None:
-            self.real.update(self.extractor(real).pooled)
+            if self.reference is None:
+                self.real.update(self.extractor(real).pooled)
             self.reconstructed.update(self.extractor(fake).pooled)
 
     def compute(self) -> dict[str, float]:
@@ -77,5 +88,6 @@ class ReconstructionMetrics:
             raise BadInput("Reconstruction metrics of no images are undefined: give images.")
         result = {"psnr": psnr_sum / count, "ssim": ssim_sum / count}
         if self.extractor is not None:
-            result["rfid"] = frechet_distance(self.real.reduce(), self.reconstructed.reduce())
+            real = self.real.reduce() if self.reference is None else self.reference
+            result["rfid"] = frechet_distance(real, self.reconstructed.reduce())
         return result

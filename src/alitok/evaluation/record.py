@@ -1,4 +1,4 @@
-"""The evaluation record: a number together with everything that decides whether it may be compared."""
+"""The evaluation record: numbers together with everything that decides whether they may be compared."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from alitok.common.files import atomic_file
 from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.reference import ADM_KEYS
 
 PUBLISHED_SAMPLES, PUBLISHED_CLASSES = 50_000, 1000
-ADM_KEYS = ("mu", "sigma", "mu_s", "sigma_s", "arr_0")
+ADM = "adm"
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,45 @@ class Named:
 
 
 @dataclass(frozen=True)
-class EvaluationRecord:
-    """What `alitok evaluate --json` writes; numbers that a stand-in cannot give are None (null)."""
+class ImagesRecord(Named):
+    """A set of images by name and digest, with how many there are and their side in pixels, where it is known."""
 
-    samples: int
-    reference: Named
+    count: int | None
+    image_size: int | None
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What `alitok evaluate --json` writes; what is not known or cannot be given is None (null).
+
+    `measure` is "gFID" (samples against training images) or "rFID" (reconstructions against validation images).
+    """
+
+    measure: str
+    samples: ImagesRecord
+    reference: Named | None
     extractor: Named
+    protocol: str
     resize: str
-    quantisation: str
+    quantisation: str | None
     fid: float | None = None
     sfid: float | None = None
     inception_score: float | None = None
     precision: float | None = None
     recall: float | None = None
+    rfid: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    codebook_usage: float | None = None
+    codebook_perplexity: float | None = None
+    generator: dict[str, str] | None = None
+    tokenizer: dict[str, str] | None = None
+    guidance: float | None = None
+    power: float | None = None
+    schedule: str | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    alitok: str | None = None
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -60,17 +87,20 @@ def reasons_against(
     labels: Tensor | None,
     lossless: bool,
     sample_size: int,
-    reference_keys: set[str],
+    reference_keys: frozenset[str] | set[str],
     reference_size: int | None,
     extractor: Extractor,
+    protocol: str = ADM,
+    unknown: tuple[str, ...] = (),
 ) -> list[str]:
-    """Why numbers are not comparable with published ones, one sentence each; empty where they are.
+    """Why numbers of samples are not comparable with published ones, one sentence each; empty where they are.
 
     Args:
         labels: (samples,) class of each image in order, None where it is not known.
-        lossless: the samples were never stored as JPEG or the like.
+        lossless: the samples were never stored as JPEG or the like, nor resampled.
         sample_size, reference_size: height and width of the images, None where it is not known.
         reference_keys: the arrays that the reference file holds.
+        unknown: what nobody tells of the samples.
     """
     reasons = []
     if samples != PUBLISHED_SAMPLES:
@@ -78,13 +108,15 @@ def reasons_against(
     if labels is None:
         reasons.append("the classes of the samples are not known, so their counts and order cannot be checked")
     else:
-        counts = torch.bincount(labels.cpu(), minlength=PUBLISHED_CLASSES)
+        counts = torch.bincount(labels.cpu().clamp(min=0), minlength=PUBLISHED_CLASSES)
         if len(counts) != PUBLISHED_CLASSES or counts.min() != counts.max():
             reasons.append(f"the samples do not hold {PUBLISHED_CLASSES:,} classes in equal counts")
         if not torch.equal(labels.cpu(), torch.arange(len(labels)) % len(counts)):
             reasons.append("the samples do not cycle through the classes (0, 1, ..., 999, 0, ...)")
+    if unknown:
+        reasons.append(f"nothing tells the {', '.join(unknown)} of the samples")
     if not lossless:
-        reasons.append("the samples are not stored losslessly")
+        reasons.append("the samples are not stored losslessly at their own size (JPEG, or cropped on reading)")
     missing = [key for key in ADM_KEYS if key not in reference_keys]
     if missing:
         reasons.append(f"the reference is not ADM's: it holds no {', '.join(missing)}")
@@ -92,6 +124,33 @@ def reasons_against(
         reasons.append("the resolution of the reference is not known")
     elif reference_size != sample_size:
         reasons.append(f"the reference has {reference_size} pixels, the samples {sample_size}")
+    return [*reasons, *_network_reasons(extractor, protocol)]
+
+
+def reasons_against_reconstruction(
+    *, images: int, own_images: bool, made_of_known: bool, held_out: bool, extractor: Extractor, protocol: str = ADM
+) -> list[str]:
+    """Why an rFID is not comparable with published ones, one sentence each; empty where it is.
+
+    Args:
+        own_images: the reconstructions are measured against the very images they are of.
+        made_of_known: else: the reference says that it is made of validation images.
+        held_out: the images are a share of the training split, for want of a validation split.
+    """
+    reasons = []
+    if images != PUBLISHED_SAMPLES:
+        reasons.append(f"{images:,} images instead of the {PUBLISHED_SAMPLES:,} of the validation split")
+    if held_out:
+        reasons.append("the images are held out of the training split, the data has no validation split")
+    if not own_images and not made_of_known:
+        reasons.append("nothing tells what the reference is made of")
+    return [*reasons, *_network_reasons(extractor, protocol)]
+
+
+def _network_reasons(extractor: Extractor, protocol: str) -> list[str]:
+    reasons = []
+    if protocol != ADM:
+        reasons.append(f"the protocol is clean-fid's {protocol}, not that of the ADM evaluator")
     if extractor.stand_in:
         reasons.append(f"the extractor {extractor.name} is not the 2015 Inception")
     return reasons

@@ -26,6 +26,7 @@ class FeatureStatistics:
         self.num_features = num_features
         self.reset()
 
+    @torch.inference_mode(False)  # the state is changed in place, under whatever mode features come
     def reset(self) -> None:
         self.count: int | None = 0
         self.mean = torch.zeros(self.num_features, dtype=torch.float64)
@@ -44,6 +45,8 @@ class FeatureStatistics:
             raise BadInput(f"A covariance needs at least 2 samples, there are {self.count}: give more images.")
         return self._scatter / (self.count - 1)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def update(self, features: Tensor) -> None:
         """Adds a batch of features (B, F) of any float type.
 
@@ -59,9 +62,12 @@ class FeatureStatistics:
             return
         batch = features.detach().to(features.device if features.is_cuda else "cpu").double()
         mean = batch.mean(dim=0)
-        centred = batch - mean
-        self._merge(len(batch), mean, centred.T @ centred)
+        delta, weight = self._grow(len(batch), mean)
+        # The shift of the mean enters as one more row, so that a batch costs one product and no other pass.
+        rows = torch.cat([batch - mean, (delta * weight**0.5)[None]])
+        self._scatter.addmm_(rows.T, rows)
 
+    @torch.inference_mode(False)
     def merge(self, other: "FeatureStatistics") -> None:
         """Adds the samples behind another set of statistics.
 
@@ -72,17 +78,20 @@ class FeatureStatistics:
         if other.count is None:
             raise BadInput("Stored statistics without a sample count cannot be merged: only compared.")
         if other.count:
-            self._merge(other.count, other.mean, other._scatter)
+            delta, weight = self._grow(other.count, other.mean)
+            self._scatter += other._scatter.to(delta.device)
+            self._scatter.addr_(delta, delta, alpha=weight)
 
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+    def _grow(self, count: int, mean: Tensor) -> tuple[Tensor, float]:
+        """Moves count and mean; gives the shift between the two means, and the weight of its outer product."""
         if self.count is None:
             raise BadInput("Stored statistics without a sample count cannot grow: only be compared.")
         total = self.count + count
-        old_mean, old_scatter = self.mean.to(mean.device), self._scatter.to(mean.device)
-        delta = mean - old_mean
-        self.mean = old_mean + delta * (count / total)
-        self._scatter = old_scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
+        self.mean, self._scatter = self.mean.to(mean.device), self._scatter.to(mean.device)
+        delta, weight = mean - self.mean, self.count * count / total
+        self.mean = self.mean + delta * (count / total)
         self.count = total
+        return delta, weight
 
     def reduce(self) -> "FeatureStatistics":
         """The statistics of all processes together, equal on each; a collective that leaves this object as it is."""

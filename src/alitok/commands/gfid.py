@@ -1,0 +1,145 @@
+"""gFID and what goes with it: samples against a reference of training images, by the ADM protocol."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alitok import __version__
+from alitok.commands.image_specs import bar, is_spec, open_spec, pick_extractor
+from alitok.common.distributed import rank
+from alitok.common.errors import BadInput
+from alitok.evaluation.image_sets import ImageSet, open_images
+from alitok.evaluation.measure import Measured, distances, measure
+from alitok.evaluation.record import ADM, PUBLISHED_SAMPLES, EvaluationRecord, ImagesRecord, Named, reasons_against
+from alitok.evaluation.reference import (
+    SAMPLES,
+    TRAINING,
+    UNKNOWN,
+    VALIDATION,
+    Reference,
+    file_reference,
+    only_statistics,
+    refuse_for_samples,
+    save_statistics,
+    set_reference,
+)
+from alitok.evaluation.sidecar import KEYS, TOLD, read_sidecar, sidecar_labels, sidecar_path
+
+NOT_TOLD = ("generator", "tokenizer", "guidance", "temperature", "seed", "quantisation")
+
+
+def evaluate_samples(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:
+    """gFID and the rest of the ADM protocol; a collective.
+
+    Raises:
+        BadInput: anything that cannot be read or does not fit.
+    """
+    check_outputs(args)
+    if not is_spec(args.samples) and only_statistics(Path(args.samples)):
+        return compare_statistics(args, device)
+    samples: ImageSet | None = None if is_spec(args.samples) else open_images(Path(args.samples))
+    known: dict[str, Any] = dict.fromkeys(KEYS)
+    if samples is not None:
+        known = read_sidecar(Path(args.samples), samples.count, samples.size)
+    extractor = pick_extractor(args, device)
+    reference: Reference | None = None
+    if args.reference is not None and not is_spec(args.reference):
+        reference = file_reference(Path(args.reference), extractor)
+        refuse_for_samples(reference)
+    size = args.size or (samples.size if samples else None) or (reference.size if reference else None)
+    kinds = {"train": TRAINING, "val": VALIDATION}
+    made_of = UNKNOWN if known["count"] is None else SAMPLES
+    if samples is None:
+        samples, made_of = open_spec(args.samples, args.split, size, args.count), kinds[args.split]
+    if args.reference is not None and reference is None:
+        split = args.reference_split or "train"
+        reference = set_reference(open_spec(args.reference, split, size), kinds[split])
+
+    # precision and recall need the reference's images, and are ADM's only
+    wanted = args.protocol == ADM and reference is not None and reference.images is not None
+    measured = measure(samples, extractor, args.batch, keep=wanted, progress=bar("Samples"))
+    record = ImagesRecord(samples.name, measured.digest, samples.count, samples.size)
+    results: dict[str, Any] = {"inception_score": measured.score}
+    if args.save_statistics is not None and rank() == 0:
+        about = {
+            "made_of": made_of,
+            "images": samples.name,
+            "digest": measured.digest,
+            "image_size": samples.size,
+            "extractor": {"name": extractor.name, "digest": extractor.digest},
+            "resize": extractor.resize,
+            "alitok": __version__,
+        }
+        save_statistics(args.save_statistics, measured, about)
+    if reference is not None:
+        reference = reference.measured(extractor, args.batch, wanted, bar("Reference"))
+        assert reference.pooled is not None
+        results = distances(measured, reference.pooled, reference.spatial, reference.features, device)
+    labels = sidecar_labels(known, samples.count)
+    reasons = reasons_against(
+        samples=samples.count,
+        labels=samples.labels if labels is None else labels,
+        lossless=samples.lossless,
+        sample_size=samples.size,
+        reference_keys=reference.keys if reference else frozenset(),
+        reference_size=reference.size if reference else None,
+        extractor=extractor,
+        protocol=args.protocol,
+        unknown=tuple(key for key in NOT_TOLD if known[key] is None),
+    )
+    return EvaluationRecord(
+        measure="gFID",
+        samples=record,
+        reference=Named(reference.name, reference.digest) if reference else None,
+        extractor=Named(extractor.name, extractor.digest),
+        protocol=args.protocol,
+        resize=extractor.resize,
+        **{key: known[key] for key in TOLD},
+        **results,
+        reasons=reasons,
+    )
+
+
+def compare_statistics(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:
+    """FID and sFID of samples of which nothing but stored statistics is left.
+
+    Raises:
+        BadInput: as `evaluate_samples`, or a reference without stored statistics.
+    """
+    if args.reference is None or is_spec(args.reference) or args.save_statistics is not None:
+        raise BadInput(f"{args.samples} holds statistics, not images: give a --reference file to compare them with.")
+    extractor = pick_extractor(args, device)
+    samples, reference = (file_reference(Path(path), extractor) for path in (args.samples, args.reference))
+    refuse_for_samples(reference)
+    reference = reference.measured(extractor, args.batch, features=False, progress=bar("Reference"))
+    assert samples.pooled is not None
+    assert reference.pooled is not None
+    measured = Measured(samples.pooled, samples.spatial, None, None, samples.digest)
+    results: dict[str, Any] = distances(measured, reference.pooled, reference.spatial, None)
+    reasons = ["of the samples only stored statistics are given, so nothing about them can be checked"]
+    if samples.pooled.count not in (None, PUBLISHED_SAMPLES):
+        reasons.append(f"{samples.pooled.count:,} samples instead of {PUBLISHED_SAMPLES:,}")
+    return EvaluationRecord(
+        measure="gFID",
+        samples=ImagesRecord(samples.name, samples.digest, samples.pooled.count, samples.size),
+        reference=Named(reference.name, reference.digest),
+        extractor=Named(extractor.name, extractor.digest),
+        protocol=args.protocol,
+        resize=extractor.resize,
+        quantisation=None,
+        **results,
+        reasons=reasons,
+    )
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuses to write over what is read."""
+    inputs = [Path(path) for path in (args.samples, args.reference) if path is not None]
+    read = {path.resolve() for path in (*inputs, sidecar_path(inputs[0]))}
+    for option, path in (("--json", args.json), ("--save-statistics", args.save_statistics)):
+        if path is not None and path.resolve() in read:
+            raise BadInput(f"{option} {path} would replace a file that is read: name another.")
+    if args.size is not None and not any(is_spec(path) for path in (args.samples, args.reference) if path is not None):
+        raise BadInput("--size is the crop of a data spec, and none is given: leave it out.")

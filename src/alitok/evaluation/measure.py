@@ -1,0 +1,113 @@
+"""One pass over a set of images: all that FID, sFID, Inception Score, precision and recall need of it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alitok.common.distributed import all_or_none
+from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.image_sets import Batch, ImageSet, Reader
+from alitok.evaluation.inception_score import InceptionScore
+from alitok.evaluation.metric import sum_over_processes
+from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+
+KEPT = 50_000  # features of so many images at most are kept for precision and recall (400 MB at a width of 2,048)
+
+Progress = Callable[[Reader], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A set in numbers, equal on every process.
+
+    `spatial` and `score` are None where the extractor has no spatial features or classes; `features` (M, F) float32 in
+    the order of the set, M at most `KEPT`; `digest` of the images.
+    """
+
+    pooled: FeatureStatistics
+    spatial: FeatureStatistics | None
+    score: float | None
+    features: Tensor | None
+    digest: str
+
+
+def measure(
+    images: ImageSet,
+    extractor: Extractor,
+    batch: int = 32,
+    *,
+    statistics: bool = True,
+    keep: bool = True,
+    progress: Progress = iter,
+) -> Measured:
+    """Reads a set once, each process its share. A collective.
+
+    Args:
+        statistics: whether mean and covariance are wanted (not where they are stored).
+        keep: whether the features are wanted; of more than `KEPT` images, those of `KEPT` at even distances.
+        progress: what the reader's batches go through, e.g. a progress bar.
+
+    Raises:
+        BadInput: an image that cannot be used, on every process.
+    """
+    reader = Reader(images, batch)
+    pooled = FeatureStatistics(extractor.num_features)
+    spatial = FeatureStatistics(extractor.num_spatial) if extractor.num_spatial else None
+    score = InceptionScore()
+    kept = min(images.count, KEPT)
+    features = torch.zeros(kept if keep else 0, extractor.num_features)
+    scored = False
+    with all_or_none():
+        for index, pixels in progress(reader):
+            found = extractor(pixels)
+            if statistics:
+                pooled.update(found.pooled)
+                if spatial is not None and found.spatial is not None:
+                    spatial.update(found.spatial)
+                if found.probabilities.shape[1]:
+                    score.update(found.probabilities, index)
+                    scored = True
+            if keep:
+                place = index * kept // images.count
+                first = place != (index - 1) * kept // images.count
+                features[place[first]] = found.pooled.cpu()[first]
+    has_score = bool(sum_over_processes(torch.tensor(float(scored))))
+    return Measured(
+        pooled=pooled.reduce() if statistics else pooled,
+        spatial=spatial.reduce() if statistics and spatial is not None else None,
+        score=score.compute()["inception_score"] if has_score else None,
+        features=sum_over_processes(features) if keep else None,
+        digest=reader.digest(),
+    )
+
+
+def distances(
+    samples: Measured,
+    pooled: FeatureStatistics,
+    spatial: FeatureStatistics | None,
+    features: Tensor | None,
+    device: torch.device | str = "cpu",
+) -> dict[str, float | None]:
+    """`fid`, `sfid`, `precision` and `recall` of samples against a reference, `inception_score` of the samples.
+
+    None where one of the two sides lacks what it needs. A collective.
+
+    Args:
+        features: (R, F) of the reference.
+        device: where neighbours are searched.
+
+    Raises:
+        BadInput: other widths, too few images, features that are not finite.
+    """
+    from alitok.evaluation.neighbours import precision_recall
+
+    result: dict[str, float | None] = dict.fromkeys(("fid", "sfid", "inception_score", "precision", "recall"))
+    result["fid"] = frechet_distance(samples.pooled, pooled)
+    result["inception_score"] = samples.score
+    if samples.spatial is not None and spatial is not None:
+        result["sfid"] = frechet_distance(samples.spatial, spatial)
+    if samples.features is not None and features is not None:
+        result |= precision_recall(samples.features.to(device), features.to(device))
+    return result
