@@ -25,7 +25,7 @@ TRAINER := --define.run $(HERE) --trainer.devices $(DEVICES) --trainer.num_nodes
 OVERLAY := $(if $(STRATEGY),-c experiments/strategies/$(STRATEGY).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid ablation
+.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid bench ablation
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -55,7 +55,7 @@ train-tokenizer: setup  ## stage 1, then stage 2 (EXPERIMENT, DATA, RUN, DEVICES
 	$(FIT) -c $(CONFIGS)/tokenizer-stage2.yaml $(OVERLAY) $(TRAINER) --define.source $(DATA) $(ARGS)
 
 tokenize: setup  ## the ten-crop token cache of DATA
-	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE) $(ARGS)
+	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE) $(if $(filter tokenize,$(MAKECMDGOALS)),$(ARGS))
 
 train-ar: setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises first where there is no cache
 	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) --define.tokenizer $(TOKENIZER) $(ARGS)
@@ -67,6 +67,9 @@ eval-fid: setup  ## rFID of TOKENIZER (validation images of DATA) and gFID of CO
 	@echo "gFID: $(COUNT) samples, against $(REFERENCE) (training images)"
 	$(BIN)/alitok sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz
 	$(BIN)/alitok evaluate $(HERE)/samples-$(SIZE).npz --reference $(REFERENCE) $(if $(EXTRACTOR),--extractor $(EXTRACTOR)) --json $(HERE)/gfid-$(SIZE).json
+
+bench: setup  ## how fast sampling, training, tokenising, data and evaluation are here (under five minutes on a CPU)
+	$(BIN)/alitok bench $(ARGS)
 
 ablation: DATA := $(if $(filter file,$(origin DATA)),uoft-cs/cifar10,$(DATA))
 ablation: setup  ## the ladder of the paper's ablation on DATA (default uoft-cs/cifar10): hours, goes on where it stopped

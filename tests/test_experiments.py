@@ -6,12 +6,17 @@ from typing import Any
 import pytest
 import torch
 
+from alitok.commands.ablation import LADDER
 from alitok.common.build import import_class
 from alitok.config import compose_run
 
 ROOT = Path(__file__).parents[1] / "experiments"
 SIZED = [(path.parent.parent / "generator.yaml", path) for path in sorted(ROOT.glob("*/sizes/*.yaml"))]
 WHOLE = [(path,) for path in sorted(ROOT.glob("*/*.yaml")) if path.stem.startswith(("tokenizer", "generator"))]
+LADDER_FILES = [
+    (ROOT / "ablation" / "tokenizer.yaml", *(ROOT / "ablation" / f"{name}.yaml" for name in names))
+    for names in LADDER.values()
+]
 PUBLISHED = {"177M": 177_048_064, "318M": 317_851_648, "662M": 662_141_696}
 
 
@@ -22,12 +27,13 @@ def build(files: tuple[Path, ...]) -> tuple[dict[str, Any], Any]:
 
 
 def test_all_files_are_covered() -> None:
-    covered = {path for files in [*SIZED, *WHOLE] for path in files}
-    assert covered == set(ROOT.rglob("*.yaml"))
+    covered = {path for files in [*SIZED, *WHOLE, *LADDER_FILES] for path in files}
+    overlays = {path for folder in ("strategies", "debug", "options") for path in (ROOT / folder).glob("*.yaml")}
+    assert covered | overlays == set(ROOT.rglob("*.yaml"))  # tests/training/test_overlays.py lays those over the bases
 
 
 @pytest.mark.parametrize(
-    "files", [*WHOLE, *SIZED], ids=lambda files: "+".join(f.stem for f in files) + files[0].parent.name
+    "files", [*WHOLE, *SIZED, *LADDER_FILES], ids=lambda files: "+".join(f.stem for f in files) + files[0].parent.name
 )
 def test_it_composes_and_builds_at_full_size(files: tuple[Path, ...]) -> None:
     config, module = build(files)

@@ -8,6 +8,8 @@ import torch
 
 from alitok.common.build import import_class
 from alitok.config import compose_run
+from alitok.data.shapes import Shapes
+from alitok.data.token_cache import write_token_cache
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
 SMALL = ["--define.image_size", "32", "--define.patch_size", "8", "--define.num_prefix", "4"]
@@ -57,3 +59,13 @@ def train(config: dict[str, Any], steps: int) -> Any:
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == steps
     return module
+
+
+def token_cache(folder: Path, images: int = 40, codes: int = 32) -> Path:
+    """A cache of random tokens that fits the tiny generator, as `folder / "tokens"`."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [(i % 10, torch.randint(codes, (2, 20), generator=generator).numpy()) for i in range(images)]
+    names = Shapes("train").class_names
+    out = folder / "tokens"
+    write_token_cache(out, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={}, total=images)
+    return out

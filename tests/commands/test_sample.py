@@ -1,6 +1,8 @@
 """`alitok sample`: the three forms of its output, which images it draws, and what it refuses."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alitok.artifacts.folder import load_generator, load_tokenizer
+import alitok
+from alitok.artifacts.folder import load_generator, load_tokenizer, read_card
 from alitok.cli import run
 from alitok.common.errors import BadInput
 from alitok.evaluation.quantise import to_uint8
-from alitok.sampling.images import sample_images
+from alitok.evaluation.sidecar import read_sidecar
+from alitok.sampling.images import ImageSampler, sample_images
 
 
 def sample(artifacts: Path, out: Path, *more: object, tokenizer: str = "tokenizer") -> None:
@@ -56,15 +60,19 @@ def test_npz_holds_the_whole_count_with_classes_cycling(artifacts: Path, tmp_pat
     assert len(np.unique(array.reshape(7, -1), axis=0)) == 7
     sample(artifacts, tmp_path / "again.npz", "--count", 7, "--batch", 8)
     assert same(array, pixels(tmp_path / "again.npz"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.npz", "samples.npy", "samples.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("again.json", "again.npz", "samples.json", "samples.npy", "samples.npz")
+    ]
     assert (tmp_path / "samples.npy").read_bytes() == b"mine"
 
 
 def test_folder_of_png_holds_the_same_images(artifacts: Path, tmp_path: Path) -> None:
     sample(artifacts, tmp_path / "samples.npz", "--count", 5)
     sample(artifacts, tmp_path / "pictures", "--count", 5, "--batch", 2)
-    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    names = sorted(path.name for path in (tmp_path / "pictures").glob("*.png"))
     assert names == [f"{index:06d}.png" for index in range(5)]
+    told = json.loads((tmp_path / "pictures" / "samples.json").read_text())
+    assert told == json.loads((tmp_path / "samples.json").read_text())
     images = np.stack([np.asarray(Image.open(tmp_path / "pictures" / name)) for name in names])
     assert same(images, pixels(tmp_path / "samples.npz"))
 
@@ -88,7 +96,10 @@ def test_guidance_power_and_seed_come_from_the_card(artifacts: Path, tmp_path: P
         ("out.png", ["--classes", "3"], "No class '3'"),
         ("out.npz", ["--count", 0], "--count must be at least 1"),
         ("out.npz", ["--batch", 0], "--batch must be at least 1"),
+        ("out.npz", ["--batch", "many"], "--batch must be at least 1, or auto"),
         ("out.npz", ["--count", 3, "--temperature", 0], "temperature must be above 0"),
+        ("out.npz", ["--count", 3, "--schedule", "cosine"], "'cosine'.*did you mean 'power-cosine'"),
+        ("out.npz", ["--count", 3, "--power", -1], "power must be above 0"),
         ("out.jpg", ["--count", 3], r"out\.jpg must be a \.png grid"),
         ("full", ["--count", 3], "full exists and is no empty folder"),
         ("full/note", ["--count", 3], "note exists and is no empty folder"),
@@ -110,15 +121,71 @@ def test_a_tokenizer_of_other_tokens_is_refused(artifacts: Path, tmp_path: Path)
     assert not any(tmp_path.iterdir())
 
 
-def test_an_interrupted_command_leaves_nothing(
-    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*arguments: object, **more: object) -> object:
-        yield [0], None, torch.zeros(1, 3, 32, 32)
-        raise KeyboardInterrupt
+def test_what_is_told_beside_the_images(artifacts: Path, tmp_path: Path) -> None:
+    sample(artifacts, tmp_path / "a.npz", "--classes", "star,0", "--per-class", 2, "--schedule", "linear", "--seed", 7)
+    told = read_sidecar(tmp_path / "a.npz", 4, 32)
+    cards = {kind: read_card(artifacts / kind) for kind in ("generator", "tokenizer")}
+    assert {kind: (told[kind]["name"], told[kind]["digest"]) for kind in cards} == {
+        kind: (kind, card["digest"]) for kind, card in cards.items()
+    }
+    expected = {
+        "count": 4,
+        "guidance": 3.0,
+        "power": 2.0,
+        "schedule": "linear",
+        "temperature": 1.0,
+        "seed": 7,
+        "classes": [2, 0, 2, 0],
+        "num_classes": 3,
+        "class_names": ["circle", "square", "star"],
+        "quantisation": "truncated",
+        "image_size": 32,
+        "alitok": alitok.__version__,
+    }
+    assert {key: told[key] for key in expected} == expected
+    sample(artifacts, tmp_path / "b.npz", "--count", 4)
+    assert read_sidecar(tmp_path / "b.npz", 4, 32)["classes"] == "cycling"
 
-    monkeypatch.setattr("alitok.sampling.images.sample_images", interrupted)
-    for name in ("a.png", "a.npz", "a"):
-        with pytest.raises(KeyboardInterrupt):
-            sample(artifacts, tmp_path / name, "--count", 3)
-    assert not any(tmp_path.iterdir())
+
+def test_a_finished_command_is_not_done_again(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outs = [tmp_path / "a.npz", tmp_path / "v1.0"]
+    for out in outs:
+        sample(artifacts, out, "--count", 3)
+    monkeypatch.setattr(ImageSampler, "draw", None)
+    for out in outs:
+        sample(artifacts, out, "--count", 3, "--batch", 2)
+        assert "3 images, all there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npz", "a"])
+def test_an_interrupted_command_goes_on_where_it_stopped(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    draw, wanted = ImageSampler.draw, []
+
+    def stopped_after(most: int) -> Any:
+        def stopping(self: ImageSampler, batches: Any, *arguments: Any) -> Any:
+            batches = list(batches)
+            wanted.append([list(indices) for indices, _ in batches])
+            yield from draw(self, batches[:most], *arguments)
+            if len(batches) > most:
+                raise KeyboardInterrupt
+
+        return stopping
+
+    monkeypatch.setattr(ImageSampler, "draw", stopped_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        sample(artifacts, tmp_path / name, "--count", 7, "--batch", 2)
+    assert [path.name for path in tmp_path.iterdir()] == [f".{name}.partial"]
+    with pytest.raises(BadInput, match=r"4 images of other settings \(seed 5, not 6\)"):
+        sample(artifacts, tmp_path / name, "--count", 7, "--seed", 6)
+    sample(artifacts, tmp_path / name, "--count", 7, "--batch", 2)
+    assert wanted == [[[0, 1], [2, 3], [4, 5], [6]], [[4, 5], [6]]]
+    assert (tmp_path / name).exists()
+    assert not (tmp_path / f".{name}.partial").exists()
+    if name == "a.npz":
+        monkeypatch.setattr(ImageSampler, "draw", draw)
+        sample(artifacts, tmp_path / "whole.npz", "--count", 7, "--batch", 4)
+        assert same(pixels(tmp_path / name), pixels(tmp_path / "whole.npz"))

@@ -66,3 +66,33 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path, arguments: dict[st
     cache(tmp_path, **arguments)
     with pytest.raises(BadInput, match=words):
         fit(tmp_path, 1)
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> None:
+    cache(tmp_path)
+    kept = []
+
+    def fit_counting(*overrides: str) -> dict[str, torch.Tensor]:
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            weights = fit(tmp_path, 3, "--model.warmup_steps", "0", *overrides).generator.state_dict()
+        kept.append(sum(sizes))
+        return weights
+
+    plain, spared = fit_counting(), fit_counting("--model.activation_checkpointing", "true")  # dropout is on
+    assert all(torch.equal(plain[name], spared[name]) for name in plain)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_dropped_classes_do_not_depend_on_micro_batches(tmp_path: Path) -> None:
+    cache(tmp_path)
+    still = ["--model.generator.dropout", "0.0", "--model.class_dropout", "0.5"]
+    whole = fit(tmp_path, 4, *still).generator.state_dict()
+    parts = fit(tmp_path, 4, *still, "--data.micro_batch", "3").generator.state_dict()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, parts[name], atol=2e-5, rtol=1e-4)

@@ -6,20 +6,26 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from alitok.artifacts.folder import save_artifact
+from alitok.callbacks.average import evaluated
 from alitok.callbacks.progress import images_seen
 
 
 class ExportArtifact(Callback):
-    """Writes what was trained to `folder` (default: `artifact` in the run's folder) when all steps are done."""
+    """Writes what was trained to `folder` (default: `artifact` in the run's folder) when all steps are done.
+
+    Where an average of the weights is kept, that is what is written. Shards are put together first.
+    """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.interrupted or trainer.global_step < trainer.max_steps or not trainer.is_global_zero:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.interrupted or trainer.global_step < trainer.max_steps:
             return
         training: Any = pl_module
-        module: Any = getattr(training, "tokenizer", None) or training.generator
+        module = evaluated(trainer, pl_module)  # by all processes: shards are gathered
+        if not trainer.is_global_zero:
+            return
         card: dict[str, Any] = {
             "kind": "tokenizer" if hasattr(pl_module, "tokenizer") else "generator",
             "data": trainer.datamodule.description,  # type: ignore[attr-defined]
@@ -38,4 +44,5 @@ class ExportArtifact(Callback):
             card["tokenizer"] = training.parents.get("tokenizer")
         discriminator = getattr(pl_module, "discriminator", None)
         extra = {"discriminator": (discriminator.block, discriminator)} if discriminator is not None else None
-        save_artifact(self.folder or Path(trainer.default_root_dir) / "artifact", module.block, module, card, extra)
+        block = training.model.block
+        save_artifact(self.folder or Path(trainer.default_root_dir) / "artifact", block, module, card, extra)

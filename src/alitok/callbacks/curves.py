@@ -18,7 +18,7 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
         with open(file, newline="") as handle:
             for row in csv.DictReader(handle):
                 for name, text in row.items():
-                    if text and name not in ("step", "epoch"):
+                    if text and name not in ("step", "epoch", "images_seen"):
                         points[name][int(row["step"])] = float(text)
     return {name: sorted(values.items()) for name, values in points.items()}
 

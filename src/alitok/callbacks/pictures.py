@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer
+from alitok.callbacks.average import evaluated
 from alitok.common.files import atomic_file
 from alitok.sampling.images import sample_images
 
@@ -73,9 +74,9 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        generator: Any = evaluated(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        generator: Any = pl_module.generator
         classes = min(self.classes, generator.num_classes)
         labels = [index % classes for index in range(classes * self.rows)]
         tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)

@@ -2,9 +2,19 @@
 
 import argparse
 
-from alitok.commands.lightning import TAKES_OVERRIDES, add_arguments, launch
+from alitok.commands import lightning
+from alitok.commands.lightning import TAKES_OVERRIDES, launch
 
 __all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    lightning.add_arguments(parser)
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on with a run though its model, data or schedule is another now",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,13 +1,17 @@
 """What fit, validate and test share: one composed configuration, handed to the Lightning CLI."""
 
 import argparse
+import errno
 import itertools
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from alitok.commands.changes import check_changes
 from alitok.common.build import build, import_class, is_class_block
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
@@ -26,30 +30,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def launch(verb: str, args: argparse.Namespace) -> None:
     """Composes the configuration and runs it; a finished fit says so, an interrupted one goes on."""
     # Before compose_run, which takes seconds: it imports Lightning.
-    check_weight_files(resolve([DEFAULTS, *args.config], args.overrides))
-    run(verb, compose_run(args.config, args.overrides))
+    early = resolve([DEFAULTS, *args.config], args.overrides)
+    if not (verb == "fit" and _seems_finished(early)):
+        check_weight_files(early)
+    run(verb, compose_run(args.config, args.overrides), getattr(args, "allow_changes", False), weights_checked=True)
 
 
-def run(verb: str, config: dict[str, Any]) -> None:
-    """Runs `fit`, `validate` or `test` for a composed configuration."""
-    check_weight_files(config)
+def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_checked: bool = False) -> None:
+    """Runs `fit`, `validate` or `test` for a composed configuration.
+
+    Args:
+        allow_changes: go on with a run whose configuration is another now.
+        weights_checked: `check_weight_files` has been called.
+
+    Raises:
+        BadInput: what the run needs is missing, a checkpoint that does not belong to it, a disk that is full.
+        KeyboardInterrupt: Ctrl-C.
+    """
     root = Path(config["trainer"]["default_root_dir"])
     total = total_steps(config)
     config.pop("define", None)
     if verb == "fit" and finished(root, total):
-        print(f"{root / 'artifact'} is finished ({total:,} steps); name another folder to train anew.")
+        _say(f"{root / 'artifact'} is finished ({total:,} steps); name another folder to train anew.", sys.stdout)
         return
-    if "ckpt_path" not in config:
-        last = root / "checkpoints" / "last.ckpt"
-        if last.exists():
-            config["ckpt_path"] = str(last)
-        elif verb != "fit":
-            raise BadInput(f"No checkpoint in {root / 'checkpoints'}: train first, or give --ckpt_path.")
+    if not weights_checked:
+        check_weight_files(config)
+    checkpoint = _resume_point(verb, config.pop("ckpt_path", None), root)
     module, data = _build(verb, config)
     if verb == "fit":
-        with atomic_file(root / "config.yaml") as file:
-            file.write_text(yaml.safe_dump(config, sort_keys=False))
-    _lightning_cli(verb, config, total, module, data)
+        module.configuration = {**config, "data found": data.descriptions["train"]}
+        if checkpoint is not None:
+            _announce_changes(checkpoint, module.configuration, allow_changes)
+        if _is_main():
+            with atomic_file(root / "config.yaml") as file:
+                file.write_text(yaml.safe_dump(config, sort_keys=False))
+    if checkpoint is not None:
+        config["ckpt_path"] = str(checkpoint)
+    try:
+        _lightning_cli(verb, config, total, module, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        place = error.filename or root
+        raise BadInput(f"Cannot write {place}: {error.strerror}; the checkpoints written so far are whole.") from error
+
+
+def _resume_point(verb: str, given: str | None, root: Path) -> Path | None:
+    """The checkpoint to go on with: the one given, or the newest whole one of the run."""
+    from alitok.training.checkpoint import is_whole, newest
+
+    if given not in (None, "last"):
+        path = Path(str(given))
+        if not path.is_file():
+            raise BadInput(f"There is no checkpoint {path}; give a file, or `last`.")
+        if not is_whole(path):
+            raise BadInput(f"Checkpoint {path} is damaged; give another, or `last`.")
+        return path
+    folder = root / "checkpoints"
+    path_or_none, damaged = newest(folder)
+    for path in damaged:
+        _say(f"alitok: {path} is damaged and passed over.", sys.stderr)
+    if path_or_none is None and verb != "fit":
+        raise BadInput(f"No checkpoint in {folder}: train first, or give --ckpt_path.")
+    return path_or_none
+
+
+def _announce_changes(checkpoint: Path, configuration: Mapping[str, Any], allow: bool) -> None:
+    from alitok.training.checkpoint import read_checkpoint
+
+    before = read_checkpoint(checkpoint).get("configuration")
+    for line in check_changes(before, configuration, allow, str(checkpoint)) if before else ():
+        _say(f"alitok: {line}", sys.stderr)
+
+
+def _is_main() -> bool:
+    """Whether this process speaks for all of a launch."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _say(line: str, stream: Any) -> None:
+    if _is_main():
+        print(line, file=stream, flush=True)
 
 
 def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -59,6 +122,7 @@ def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     from alitok.artifacts.folder import locate, read_card
 
     _quiet()
+    _check_loggers(config["trainer"])
     arguments = config["model"].get("init_args") or {}
     if verb == "fit" and arguments.get("start_from"):
         read_card(locate(arguments["start_from"]))
@@ -66,6 +130,15 @@ def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     data.setup(verb)
     seed_everything(config["seed_everything"], verbose=False)
     return _shallow(config["model"]), data
+
+
+def _check_loggers(trainer: Mapping[str, Any]) -> None:
+    """Raises BadInput where Weights & Biases is asked for and not installed."""
+    from importlib.util import find_spec
+
+    for block in _map(trainer.get("logger")).values():
+        if str(_map(block).get("class_path")).lower().endswith(("wandb", "wandblogger")) and find_spec("wandb") is None:
+            raise BadInput("Weights & Biases is not installed: pip install 'alitok[wandb]', or leave its logger out.")
 
 
 def check_weight_files(config: Mapping[str, Any]) -> None:
@@ -79,6 +152,16 @@ def check_weight_files(config: Mapping[str, Any]) -> None:
 
 def _map(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _seems_finished(config: Mapping[str, Any]) -> bool:
+    """`finished` for a configuration that is not checked yet; what is wrong with it is left to `compose`."""
+    arguments = _map(_map(config.get("model")).get("init_args"))
+    root = _map(config.get("trainer")).get("default_root_dir")
+    steps = [_map(phase).get("steps") for phase in _map(arguments.get("phases")).values()]
+    if root is None or not steps or not all(isinstance(count, int) for count in steps):
+        return False
+    return finished(Path(str(root)), total_steps(config))
 
 
 def total_steps(config: Mapping[str, Any]) -> int:
@@ -107,10 +190,9 @@ def _quiet() -> None:
     for message in (
         "(?s)LightningCLI's args parameter.*",
         ".*does not have many workers.*",
-        "(?s).*ModelCheckpoint with manual optimization.*",
         ".*module.s. in eval mode at the start of training.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
+        "FSDP2-wrapped module .* returned a view tensor.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -120,9 +202,11 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     from lightning.pytorch.cli import LightningCLI
 
     trainer = dict(config["trainer"])
-    for name in ("callbacks", "logger"):
+    for name in ("callbacks", "logger", "plugins"):
         if isinstance(trainer.get(name), Mapping):
             trainer[name] = list(trainer[name].values())
+    checkpoints = {"class_path": "alitok.training.checkpoint.AtomicCheckpointIO"}
+    trainer["plugins"] = [*trainer.get("plugins", []), checkpoints]
     trainer |= {"max_steps": total, "max_epochs": -1, "use_distributed_sampler": False}
     trainer["check_val_every_n_epoch"] = None  # an endless loader has one epoch; validation goes by steps
 
@@ -138,12 +222,28 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     for factory in (ready_module, ready_data):
         factory.__qualname__ = f"{factory.__name__}_{next(_runs)}"
     options = {key: config[key] for key in ("seed_everything", "ckpt_path") if key in config}
-    LightningCLI(
-        ready_module,
-        ready_data,
-        save_config_callback=None,
-        args={"subcommand": verb, verb: {**options, "trainer": trainer}},
-    )
+    try:
+        LightningCLI(
+            ready_module,
+            ready_data,
+            save_config_callback=None,
+            args={"subcommand": verb, verb: {**options, "trainer": trainer}},
+            parser_kwargs={"exit_on_error": False, verb: {"exit_on_error": False}},
+        )
+    except argparse.ArgumentError as error:
+        raise BadInput(f"The trainer's configuration is not valid: {_deepest(str(error))}.") from error
+    except SystemExit as error:  # how Lightning ends after Ctrl-C
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning had switched off
+        raise KeyboardInterrupt from None
+
+
+def _deepest(message: str) -> str:
+    """The innermost complaint of jsonargparse's tree of them."""
+    lines = [line.strip(" -") for line in message.splitlines() if not line.lstrip().startswith("Given value")]
+    keys = [number for number, line in enumerate(lines) if "Parser key" in line]
+    return " ".join(lines[keys[-1] : keys[-1] + 2] if keys else lines[:2]).rstrip(".")
 
 
 def _shallow(block: Mapping[str, Any]) -> Any:

@@ -1,72 +1,92 @@
-"""Draw pictures from a generator: a titled grid (.png), an .npz for evaluators, or a folder of PNG."""
+"""Draw pictures from a generator: a titled grid (.png), an .npz for evaluators, or a folder of PNG.
+
+Image i is the same in any batch, on any number of processes (torchrun) and after an interruption: the same command
+goes on where it stopped. Beside an .npz, and in a folder, `samples.json` says how the images were drawn.
+"""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact that decodes")
-    parser.add_argument("--out", required=True, metavar="PATH", help="grid.png, samples.npz or a folder")
+    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="grid.png, samples.npz or a folder")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--classes", help="numbers or names, comma-separated, e.g. 207,360")
     which.add_argument("--count", type=int, help="so many images in all, classes cycling")
     parser.add_argument("--per-class", type=int, default=4, help="images of each of --classes (default 4)")
-    parser.add_argument("--guidance", type=float, help="scale of power-cosine guidance, 0 = none (default: the card's)")
-    parser.add_argument("--power", type=float, help="of the guidance (default: the card's)")
+    parser.add_argument("--guidance", type=float, help="scale, 0 = none (default: the card's)")
+    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
+    parser.add_argument(
+        "--schedule", help="power-cosine, constant, linear or softcfg (default: the card's, else power-cosine)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, help="(default: the card's)")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--device", default="auto")
+    add_speed_arguments(parser)
     parser.epilog = (
         "example: alitok sample --generator runs/demo/generator/artifact --tokenizer runs/demo/stage2/artifact"
-        " --classes star,heart --out stars.png"
+        " --classes star,heart --out stars.png\n"
+        "         torchrun --nproc-per-node 8 -m alitok sample ... --count 50000 --out samples.npz   shares the work"
     )
 
 
+def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that decide how fast images are drawn, for every verb that draws."""
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    parser.add_argument("--batch", type=batch_size, metavar="N", help='"auto" (default) = the most that fit on a GPU')
+    parser.add_argument("--device", default="auto")
+
+
+def batch_size(text: str) -> int | None:
+    """A number of images, None for "auto"."""
+    from alitok.common.errors import BadInput
+
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInput(f"--batch must be at least 1, or auto, not {text}.")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> None:
-    from rich.progress import Progress
+    from datetime import timedelta
+
+    import torch
+    from torch import Tensor
 
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+    from alitok.callbacks.pictures import save_grid
     from alitok.commands.device import pick_device
+    from alitok.commands.sample_set import Draw, class_names, draw_set, set_settings
+    from alitok.common.distributed import process_group, rank
     from alitok.common.errors import BadInput
-    from alitok.sampling.images import sample_images
 
-    for name in ("count", "per_class", "batch"):
+    for name in ("count", "per_class"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
-    device = pick_device(args.device)
-    generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
-    check_pair(generator, tokenizer)
-    card = generator.card
-    names = card.get("class_names") or [str(index) for index in range(generator.num_classes)]
-    if args.count:
-        classes = list(range(len(names)))
-        labels = [index % len(names) for index in range(args.count)]
-    else:
-        classes = class_numbers(args.classes, names)
-        labels = [label for _ in range(args.per_class) for label in classes]
-    out = Path(args.out)
-    columns = min(len(classes), 10) if args.count else len(classes)
-    titles = [names[label] for label in labels[:columns]] if columns <= len(classes) else None
-    seed = args.seed if args.seed is not None else card.get("seed") or 0
-    batches = -(-len(labels) // args.batch)
-    with Progress() as progress, writer(out, len(labels), tokenizer.image_size, columns, titles) as write:
-        task = progress.add_task("Sampling", total=batches * generator.num_tokens)
-        for indices, _, images in sample_images(
-            generator,
-            tokenizer,
-            labels,
-            batch=args.batch,
-            guidance=args.guidance,
-            power=args.power,
-            temperature=args.temperature,
-            seed=seed,
-            on_step=lambda step: progress.advance(task),
-        ):
-            write(indices, images)
-    print(f"{out}: {len(labels):,} images")
+    # A process waits for the slowest, which may have hours more to draw.
+    with process_group(pick_device(args.device), patience=timedelta(days=1)) as device:
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, as the published samples were drawn
+        generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
+        check_pair(generator, tokenizer)
+        names = class_names(generator)
+        classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)
+        labels = None if args.count else classes * args.per_class
+        draw = Draw(args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+        count = args.count or len(classes) * args.per_class
+        sources = (Path(args.generator).name, Path(args.tokenizer).name)
+        settings = set_settings(generator, tokenizer, sources, draw, count, labels)
+        columns = min(len(classes), 10) if args.count else len(classes)
+
+        def grid(images: Tensor) -> None:
+            # The half keeps a grey level from falling to the one below when it is multiplied by 255 again.
+            save_grid((images + 0.5) / 255, args.out, columns, [names[label] for label in classes[:columns]])
+
+        drawn = draw_set(generator, tokenizer, args.out, settings, args.batch, grid)
+        if rank() == 0:
+            print(f"{args.out}: {count:,} images" + ("" if drawn else ", all there already"))
 
 
 def class_numbers(text: str | None, names: list[str]) -> list[int]:
@@ -89,58 +109,3 @@ def class_numbers(text: str | None, names: list[str]) -> list[int]:
         else:
             raise BadInput(f"No class {word!r}: there are {len(names)}, 0..{len(names) - 1}{nearest(word, names)}")
     return numbers
-
-
-def writer(out: Path, count: int, size: int, columns: int, titles: list[str] | None) -> Any:
-    """A context that takes (indices, images) and leaves a grid, an .npz or a folder of PNG, whole or not at all."""
-    from contextlib import contextmanager
-
-    import numpy as np
-    import torch
-
-    from alitok.callbacks.pictures import save_grid
-    from alitok.common.errors import BadInput
-    from alitok.common.files import atomic_file, atomic_folder
-    from alitok.evaluation.quantise import to_uint8
-
-    @contextmanager
-    def grid() -> Any:
-        kept: list[torch.Tensor] = []
-        yield lambda indices, images: kept.append(images.cpu())
-        save_grid(torch.cat(kept), out, columns, titles)
-
-    @contextmanager
-    def npz() -> Any:
-        import zipfile
-        from tempfile import TemporaryDirectory
-
-        # Filled through a memory map, so that 50,000 images need no memory of their own.
-        with atomic_file(out) as target, TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as near:
-            array_file = Path(near) / "arr_0.npy"
-            array = np.lib.format.open_memmap(array_file, "w+", np.uint8, (count, size, size, 3))
-
-            def write(indices: list[int], images: torch.Tensor) -> None:
-                array[indices] = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
-
-            yield write
-            array.flush()
-            with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                archive.write(array_file, "arr_0.npy")
-
-    @contextmanager
-    def folder() -> Any:
-        from torchvision.io import write_png
-
-        with atomic_folder(out) as target:
-
-            def write(indices: list[int], images: torch.Tensor) -> None:
-                for index, image in zip(indices, to_uint8(images).cpu(), strict=True):
-                    write_png(image, str(target / f"{index:06d}.png"))
-
-            yield write
-
-    if out.suffix not in ("", ".png", ".npz"):
-        raise BadInput(f"--out {out} must be a .png grid, an .npz file or a folder.")
-    if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"--out {out} exists and is no empty folder; name another.")
-    return {".png": grid, ".npz": npz, "": folder}[out.suffix]()

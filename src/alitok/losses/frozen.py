@@ -2,7 +2,8 @@
 
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from alitok.common.random import stream
 
 RANDOM = "random:"
 _loaded: WeakValueDictionary[tuple[str, str, str], nn.Module] = WeakValueDictionary()
+_built: dict[tuple[str, str | None], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,20 @@ def locate(network: Network, given: str | None) -> str:
     return str(find_weights(network.file, given, hub_checkpoints(), network.origin))
 
 
+@contextmanager
+def without_weights() -> Iterator[dict[tuple[str, str | None], nn.Module]]:
+    """Within it `load` looks for no file, and its networks' weights mean nothing; yields (name, given) -> network.
+
+    For counting what a network costs, on the meta device or on fake tensors.
+    """
+    global _built
+    before, _built = _built, {}
+    try:
+        yield _built
+    finally:
+        _built = before
+
+
 def load(network: Network, given: str | None, device: torch.device | str) -> nn.Module:
     """The network on `device`, frozen, in eval mode; the same object for all who ask for the same weights there.
 
@@ -73,6 +89,11 @@ def load(network: Network, given: str | None, device: torch.device | str) -> nn.
     Raises:
         BadInput: the file is missing, damaged or holds another network's weights.
     """
+    if _built is not None:
+        if (network.name, given) not in _built:
+            with torch.device(device):
+                _built[network.name, given] = network.build().requires_grad_(False).eval()
+        return _built[network.name, given]
     where = locate(network, given)
     key = (network.name, where, str(torch.device(device)))
     module = _loaded.get(key)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from alitok.models.transformer import init_weights
 
 # Distances are computed for blocks of tokens so that no (tokens, V) matrix larger than this many numbers exists.
-BLOCK_ELEMENTS = 1 << 24
+BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass
@@ -127,6 +127,7 @@ class ClusteredQuantizer(nn.Module):
                     nearest = torch.rand(len(codes), device=block.device)
                 part = ClusterStatistics(chosen.bincount(minlength=len(codes)), nearest, block[which])
                 statistics = part if statistics is None else statistics.merge(part)
+            del distances  # before the next block's are made
         return torch.cat(ids).view(latents.shape[:-1]), statistics
 
     @torch.no_grad()

@@ -54,6 +54,5 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     Returns:
         float32, shape of x.
     """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = table.unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # one pass over memory, not seven
+    return torch.view_as_real(pairs * torch.view_as_complex(table)).flatten(-2)

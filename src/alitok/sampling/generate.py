@@ -1,6 +1,7 @@
 """The loop that draws tokens."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,12 @@ from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.sampling.cache import KeyValueCache
-from alitok.sampling.guidance import Guidance, PowerCosine
+from alitok.sampling.guidance import DEFAULT_SCHEDULE, Guidance, make_guidance
+from alitok.sampling.weights import PRECISION, Precision, for_inference
+
+# Layouts of the cache in the course of a sequence: each reads up to 1 / LAYOUTS of the sequence in vain, and is a CUDA
+# graph of its own.
+LAYOUTS = 8
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -34,7 +40,142 @@ def image_uniforms(seed: int, indices: Sequence[int], num_tokens: int) -> Tensor
     )
 
 
-@torch.inference_mode()
+class Decoding:
+    """One batch of sequences while they are drawn: every buffer a step needs, allocated once and used for many batches.
+
+    Where there is guidance, the conditional and unconditional halves are rows of one batch. On a GPU a step is captured
+    as a CUDA graph (one for each layout of the cache) that contains the model, guidance and drawing.
+
+    Args:
+        generator: as `for_inference` made it.
+        batch: B, sequences that are drawn.
+        rule, temperature: as `Sampler.draw`; None = no guidance.
+        dtype: of the cache.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        batch: int,
+        rule: Guidance | None,
+        temperature: float,
+        dtype: torch.dtype,
+    ) -> None:
+        self.generator, self.batch, self.rule, self.temperature = generator, batch, rule, temperature
+        device = self.device = generator.embeddings.weight.device
+        rows, steps = batch if rule is None else 2 * batch, generator.num_tokens
+        self.value_weights = getattr(rule, "value_weights", None)
+        self.cache = KeyValueCache(
+            len(generator.blocks),
+            rows,
+            generator.heads,
+            steps,
+            generator.head_dim,
+            device,
+            dtype,
+            weighted=self.value_weights is not None,
+        )
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.uniforms = torch.zeros(batch, steps, dtype=torch.float64, device=device)
+        self.confidence = torch.zeros(batch, steps, device=device)
+        self.ids = torch.zeros(batch, steps, dtype=torch.int64, device=device)
+        self.x = torch.zeros(rows, 1, generator.embeddings.embedding_dim, device=device)
+        self.graphs: dict[int, Any] = {}
+
+    def run(self, labels: Tensor, uniforms: Tensor, on_step: Callable[[int], None] | None = None) -> Tensor:
+        """ids (B, N) of the labels (B,); `uniforms` (B, N) decide the draws."""
+        labels = labels.to(self.device)
+        if self.rule is not None:
+            labels = torch.cat([labels, torch.full_like(labels, self.generator.num_classes)])
+        self.x.copy_(self.generator.embed_labels(labels))
+        self.uniforms.copy_(uniforms)
+        self.position.zero_()
+        self.confidence.zero_()
+        steps = self.generator.num_tokens
+        room = -(-steps // (LAYOUTS * 16)) * 16
+        for step in range(steps):
+            if step % room == 0:
+                self.cache.resize(min(step + room, steps))
+            (self.replay if self.device.type == "cuda" else self.advance)()
+            if on_step is not None:
+                on_step(step)
+        return self.ids.clone()
+
+    def advance(self) -> None:
+        """Draws the token at `self.position` and moves on, all on the device: nothing here waits for it."""
+        self.cache.start_step(self.position)
+        if self.value_weights is not None and self.cache.value_weights is not None:
+            self.cache.value_weights[self.batch :, 0, 1:] = self.value_weights(self.confidence)[:, :-1]
+        logits = self.generator.step(self.x, self.position, self.cache).float()
+        if self.rule is not None:
+            conditional, unconditional = logits.chunk(2)
+            logits = self.rule(conditional, unconditional, self.position, self.generator.num_tokens)
+            if self.value_weights is not None:
+                confidence = conditional.softmax(-1).amax(-1, keepdim=True)
+                self.confidence.index_copy_(1, self.position, confidence)
+        uniform = self.uniforms.index_select(1, self.position)[:, 0]
+        token = draw(logits / self.temperature, uniform)[:, None]
+        self.ids.index_copy_(1, self.position, token)
+        self.x.copy_(self.generator.embed_tokens(token if self.rule is None else token.repeat(2, 1)))
+        self.position += 1
+
+    def replay(self) -> None:
+        """`advance` by way of a CUDA graph: run as it is the first time (which warms up), captured the second."""
+        length = self.cache.length
+        if length not in self.graphs:
+            self.graphs[length] = None
+            self.advance()
+            return
+        if self.graphs[length] is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.advance()
+            self.graphs[length] = graph
+        self.graphs[length].replay()
+
+
+class Sampler:
+    """Draws token ids from one generator, batch after batch, with its weights and buffers made ready once.
+
+    Args:
+        generator: a copy of its weights is kept, as they are now.
+        precision: of the weights of linear layers (but for the output head) and of the cache.
+
+    Raises:
+        BadInput: an unknown precision.
+    """
+
+    def __init__(self, generator: Generator, precision: Precision = "float32") -> None:
+        self.generator = for_inference(generator, precision)
+        self.dtype = PRECISION[precision]
+        self.decoding: Decoding | None = None
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        labels: Tensor,
+        rule: Guidance | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """ids (B, N) int64; arguments and errors as `generate`."""
+        if not temperature > 0:
+            raise BadInput(f"temperature must be above 0, not {temperature}.")
+        classes = self.generator.num_classes
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
+            raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
+        if not len(labels):
+            return torch.empty(0, self.generator.num_tokens, dtype=torch.int64)
+        wanted = (len(labels), rule, temperature)
+        if self.decoding is None or (self.decoding.batch, self.decoding.rule, self.decoding.temperature) != wanted:
+            self.decoding = None  # the old buffers go before the new ones come
+            self.decoding = Decoding(self.generator, *wanted, self.dtype)
+        indices = range(len(labels)) if indices is None else indices
+        return self.decoding.run(labels, image_uniforms(seed, indices, self.generator.num_tokens), on_step)
+
+
 def generate(
     generator: Generator,
     labels: Tensor,
@@ -44,62 +185,48 @@ def generate(
     seed: int = 0,
     indices: Sequence[int] | None = None,
     on_step: Callable[[int], None] | None = None,
+    schedule: str | None = None,
+    precision: Precision = "float32",
 ) -> Tensor:
     """Draws token ids.
 
     Args:
         generator: in eval mode.
         labels: (B,) int64 in [0, C].
-        guidance: scale of power-cosine guidance, 0 for none, or a guidance rule; None for what the generator's card
-            recommends (no guidance where there is no card).
+        guidance: scale, 0 for none, or a guidance rule; None for what the generator's card recommends (no guidance
+            where there is no card).
         power: of power-cosine guidance; None for the card's (1 where there is none).
         temperature: logits are divided by it.
         seed: with `indices` it decides each image's random numbers.
         indices: of the images in the whole set, default 0..B-1: image i is the same in any batch.
         on_step: called with the step's number after each step.
+        schedule: how the scale depends on the step, by name (`SCHEDULES`); None for the card's, else power-cosine.
+        precision: of the weights of the linear layers.
 
     Returns:
         ids (B, N) int64.
 
     Raises:
-        BadInput: a label outside [0, C], a temperature that is not positive.
+        BadInput: a label outside [0, C], a temperature or power that is not positive, an unknown schedule or precision.
     """
-    if temperature <= 0:
-        raise BadInput(f"temperature must be above 0, not {temperature}.")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= generator.num_classes:
-        raise BadInput(f"labels must lie in 0..{generator.num_classes} ({generator.num_classes} = no class).")
-    rule = choose_guidance(generator, guidance, power)
-    device = generator.output.weight.device
-    labels = labels.to(device)
-    batch, steps = len(labels), generator.num_tokens
-    uniforms = image_uniforms(seed, range(batch) if indices is None else indices, steps).to(device)
-    if rule is not None:
-        labels = torch.cat([labels, torch.full_like(labels, generator.num_classes)])
-    dtype = generator.output.weight.dtype
-    cache = KeyValueCache(len(generator.blocks), len(labels), generator.heads, steps, generator.head_dim, device, dtype)
-    ids = torch.empty(batch, steps, dtype=torch.int64, device=device)
-    x = generator.embed_labels(labels)
-    for step in range(steps):
-        logits = generator.step(x, step, cache).float()
-        if rule is not None:
-            conditional, unconditional = logits.chunk(2)
-            logits = rule(conditional, unconditional, step, steps)
-        ids[:, step] = token = draw(logits / temperature, uniforms[:, step])
-        x = generator.embed_tokens(token[:, None])
-        if rule is not None:
-            x = x.repeat(2, 1, 1)
-        if on_step is not None:
-            on_step(step)
-    return ids
+    rule = choose_guidance(generator, guidance, power, schedule)
+    return Sampler(generator, precision).draw(labels, rule, temperature, seed, indices, on_step)
 
 
-def choose_guidance(generator: Generator, guidance: float | Guidance | None, power: float | None) -> Guidance | None:
+def choose_guidance(
+    generator: Generator, guidance: float | Guidance | None, power: float | None, schedule: str | None = None
+) -> Guidance | None:
     """The rule for `generate`'s arguments: None = no guidance."""
-    card = getattr(generator, "card", None) or {}
-    if guidance is None:
-        guidance = card.get("guidance") or 0.0
-    if not isinstance(guidance, int | float):
+    if guidance is not None and not isinstance(guidance, int | float):
         return guidance
-    if guidance == 0:
-        return None
-    return PowerCosine(float(guidance), float(card.get("power") or 1.0) if power is None else power)
+    return make_guidance(*recommended(generator, schedule, guidance, power))
+
+
+def recommended(
+    generator: Generator, schedule: str | None = None, guidance: float | None = None, power: float | None = None
+) -> tuple[str, float, float]:
+    """(schedule, scale, power): what is given, else what the generator's card recommends, else no guidance."""
+    card = getattr(generator, "card", None) or {}
+    scale = (card.get("guidance") or 0.0) if guidance is None else guidance
+    power = float(card.get("power") or 1.0) if power is None else power
+    return schedule or card.get("schedule") or DEFAULT_SCHEDULE, float(scale), float(power)

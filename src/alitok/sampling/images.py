@@ -1,14 +1,21 @@
 """From labels to pictures: tokens drawn in batches and decoded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
-from alitok.sampling.generate import generate
+from alitok.sampling.generate import Sampler, choose_guidance
 from alitok.sampling.guidance import Guidance
+from alitok.sampling.weights import PRECISION, Precision, for_inference
+
+CPU_BATCH = 32
+MOST = 1024  # images in a batch that `largest_batch` chooses: beyond it a GPU is busy anyway
+SHARE_OF_MEMORY = 0.8  # the rest is for what the allocator and the kernels keep for themselves
+
+Batch = tuple[list[int], Tensor, Tensor]
 
 
 def sample_images(
@@ -22,14 +29,16 @@ def sample_images(
     temperature: float = 1.0,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    schedule: str | None = None,
+    precision: Precision = "float32",
+) -> Iterator[Batch]:
     """Draws and decodes images, a batch at a time.
 
     Args:
         labels: of each image, in [0, C].
         indices: of the images in the whole set (default 0, 1, ...); with the seed they decide the random numbers.
         batch: images drawn together.
-        guidance, power, temperature, seed, on_step: as `generate`.
+        guidance, power, temperature, seed, on_step, schedule, precision: as `generate`.
 
     Yields:
         indices of the batch, ids (B, N) int64, images (B, 3, H, W) float32 in [0, 1].
@@ -38,16 +47,86 @@ def sample_images(
         BadInput: as `generate`.
     """
     indices = range(len(labels)) if indices is None else indices
-    for start in range(0, len(labels), batch):
-        chosen = list(indices[start : start + batch])
-        ids = generate(
-            generator,
-            torch.tensor(list(labels[start : start + batch])),
-            guidance=guidance,
-            power=power,
-            temperature=temperature,
-            seed=seed,
-            indices=chosen,
-            on_step=on_step,
-        )
-        yield chosen, ids, tokenizer.decode(ids)
+    rule = choose_guidance(generator, guidance, power, schedule)
+    parts = ((indices[start : start + batch], labels[start : start + batch]) for start in range(0, len(labels), batch))
+    sampler = ImageSampler(generator, tokenizer, precision)
+    yield from sampler.draw(parts, rule, temperature, seed, on_step, batch)
+
+
+class ImageSampler:
+    """A generator and a tokenizer made ready to draw any number of batches.
+
+    On a GPU a batch is decoded on a stream of its own, beside the tokens of the next one, and handed over after those
+    are under way. The decoder stays in float32.
+    """
+
+    def __init__(self, generator: Generator, tokenizer: Tokenizer, precision: Precision = "float32") -> None:
+        self.tokens = Sampler(generator, precision)
+        self.tokenizer = for_inference(tokenizer, leave=("encoder",))
+        self.device = generator.embeddings.weight.device
+
+    def draw(
+        self,
+        batches: Iterable[tuple[Sequence[int], Sequence[int]]],
+        rule: Guidance | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        on_step: Callable[[int], None] | None = None,
+        size: int = 0,
+    ) -> Iterator[Batch]:
+        """Yields as `sample_images`.
+
+        Args:
+            batches: (indices, labels) of each.
+            rule, temperature, seed, on_step: as `Sampler.draw`.
+            size: on a GPU smaller batches are filled up to this, so that one captured step serves all.
+        """
+        side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        waiting: Batch | None = None
+        for indices, labels in batches:
+            chosen, wanted = list(indices), list(labels)
+            fill = max(0, size - len(chosen)) if side is not None else 0
+            ids = self.tokens.draw(
+                torch.tensor(wanted + wanted[-1:] * fill),
+                rule,
+                temperature,
+                seed,
+                chosen + chosen[-1:] * fill,
+                on_step,
+            )[: len(chosen)]
+            if side is None:
+                yield chosen, ids, self.tokenizer.decode(ids)
+                continue
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                images = self.tokenizer.decode(ids)
+            ids.record_stream(side)
+            if waiting is not None:
+                yield self.handed_over(waiting, side)
+            waiting = chosen, ids, images
+        if waiting is not None and side is not None:
+            yield self.handed_over(waiting, side)
+
+    def handed_over(self, batch: Batch, side: torch.cuda.Stream) -> Batch:
+        """Makes the present stream wait for the decoder's."""
+        torch.cuda.current_stream().wait_stream(side)
+        batch[2].record_stream(torch.cuda.current_stream())
+        return batch
+
+
+def largest_batch(
+    generator: Generator, tokenizer: Tokenizer, guided: bool, precision: Precision, free_bytes: int | None
+) -> int:
+    """Images that are drawn together: the most that fit into the free memory of a GPU; `CPU_BATCH` where it is None.
+
+    Counted for each image: the cache, logits in float32 and float64, and the decoder's activations.
+    """
+    if free_bytes is None:
+        return CPU_BATCH
+    rows, tokens = 2 if guided else 1, generator.num_tokens
+    width = generator.heads * generator.head_dim
+    cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[precision].itemsize
+    logits = generator.codebook_size * (rows * 3 * 4 + 3 * 8)
+    widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
+    decoder = 4 * 4 * widest * tokens + 3 * 3 * 4 * tokenizer.image_size**2
+    return max(1, min(MOST, int(SHARE_OF_MEMORY * free_bytes) // (cache + logits + decoder)))

@@ -1,23 +1,81 @@
 """What all LightningModules share: one training step is one global batch, split into micro-batches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from alitok.artifacts.folder import fit
 from alitok.common.build import build
+from alitok.common.distributed import all_sum
+from alitok.common.errors import BadInput
 from alitok.common.random import reseed
+from alitok.training.parallel import (
+    FSDP2,
+    average_gradients,
+    check_strategy,
+    clip_gradients,
+    gradient_norm,
+    recompute_activations,
+    shard,
+)
 from alitok.training.schedule import Moment, Schedule
 
 
+@dataclass
+class MicroBatch:
+    """What one device holds at a time: a part of its share of the global batch.
+
+    Attributes:
+        batch: the tensors by name.
+        share: of this process's batch, 0..1.
+        last: no other part follows.
+    """
+
+    batch: dict[str, Tensor]
+    share: float
+    last: bool
+
+
+@dataclass
+class StepRecord:
+    """What callbacks may know of a step; tensors stay on the device, so that nothing waits for them.
+
+    Attributes:
+        step: number of the batch, from 0.
+        discriminator: it was the discriminator's turn.
+        notes: means over this process's batch, by name.
+        parts: (image indices, whether the loss is not finite) of each micro-batch.
+        ids: token ids that the quantizer chose, of each micro-batch.
+        norm: of the gradient, over all processes.
+        bad: whether the norm or any process's loss is not finite; then the step changes no weight.
+    """
+
+    step: int
+    discriminator: bool
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    ids: list[Tensor] = field(default_factory=list)
+    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    bad: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
+
+
 class TrainingModule(L.LightningModule):
-    """Base of the stages: schedule, seeds, micro-batches, learning rate.
+    """Base of the stages: schedule, seeds, micro-batches, strategy, learning rate.
 
     A loader's batch is this process's share of one global batch, and every batch ends in exactly one optimizer step, so
     `trainer.global_step` counts batches, checkpoints fall between global batches, and what is random in a step
     (dropout, dropped classes, bottlenecks) is a function of seed, step, process and micro-batch.
+
+    A step whose loss or gradient is not finite changes nothing, neither weights nor moments nor the codebook; the
+    `Health` callback says so and decides what follows.
 
     Args:
         phases: the schedule, by name (see `Schedule`).
@@ -25,7 +83,11 @@ class TrainingModule(L.LightningModule):
         weight_decay, betas: of AdamW.
         clip: largest norm of the gradient; None for no clipping.
         seed: of everything random in a step.
+        activation_checkpointing: transformer blocks compute their activations again in the backward pass, which takes
+            a third more time and far less memory, and changes nothing else.
     """
+
+    parents: dict[str, str]
 
     def __init__(
         self,
@@ -35,6 +97,7 @@ class TrainingModule(L.LightningModule):
         betas: tuple[float, float],
         clip: float | None,
         seed: int,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -43,28 +106,200 @@ class TrainingModule(L.LightningModule):
         self.betas = betas
         self.clip = clip
         self.seed = seed
+        self.activation_checkpointing = activation_checkpointing
+        self.configuration: dict[str, Any] = {}  # of the run; kept in its checkpoints
+        self.batch_ended = 0.0
+        self._row: dict[str, Tensor | float] = {}
+        self._window: dict[str, tuple[Tensor, Tensor]] = {}
+        self._configured = False
 
-    def micro_batches(self, batch: dict[str, Tensor], step: int) -> Iterator[tuple[dict[str, Tensor], float]]:
-        """Parts of the batch that one device can hold, each with its share of the batch; reseeds before each."""
+    @property
+    def model(self) -> nn.Module:
+        """What is trained: the tokenizer or the generator."""
+        raise NotImplementedError
+
+    def replicated(self) -> list[nn.Parameter]:
+        """Parameters of the model that stay whole under every strategy."""
+        return []
+
+    def configure_model(self) -> None:
+        """Prepares the model for the trainer's strategy.
+
+        Raises:
+            BadInput: a strategy or precision that is not supported.
+        """
+        if self._configured:
+            return
+        self._configured = True
+        strategy = self.trainer.strategy
+        check_strategy(strategy)
+        if self.trainer.precision == "16-mixed":
+            raise BadInput("precision 16-mixed is not supported; use bf16-mixed or 32-true.")
+        if self.activation_checkpointing:
+            recompute_activations(self.model)
+        if isinstance(strategy, FSDP2):
+            shard(self.model, strategy.device_mesh["data_parallel"], str(self.trainer.precision), self.replicated())
+        elif isinstance(strategy, DDPStrategy):
+            # Which parameters a batch moves depends on its phase; buffers are the same by construction. What is not
+            # the model (the discriminator) is averaged by `finish_gradients`: DDP cannot do both in turns.
+            known = inspect.signature(DistributedDataParallel).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            mine = {"find_unused_parameters": self.uneven, buffers: False}
+            strategy._ddp_kwargs = mine | strategy._ddp_kwargs
+            inside = {id(parameter) for parameter in self.model.parameters()}
+            others = [name for name, parameter in self.named_parameters() if id(parameter) not in inside]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, others)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some batches leave parameters without a gradient."""
+        return True
+
+    def micro_batches(self, batch: dict[str, Tensor], step: int) -> Iterator[MicroBatch]:
+        """Parts of the batch that one device can hold; reseeds before each."""
         size = len(next(iter(batch.values())))
         limit = getattr(self.trainer.datamodule, "micro_batch", None) or size  # type: ignore[attr-defined]
         for index, start in enumerate(range(0, size, limit)):
             reseed(self.seed, "step", step, self.global_rank, index)
             part = {name: value[start : start + limit] for name, value in batch.items()}
-            yield part, len(next(iter(part.values()))) / size
+            yield MicroBatch(part, len(next(iter(part.values()))) / size, start + limit >= size)
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
+        step = self.trainer.global_step
+        moment = self.schedule.at(step)
+        self.record = StepRecord(step, moment.discriminator)
+        self.train_batch(batch, step, moment)
+        self._log_step(moment)
+        return {"record": self.record}
+
+    def reports(self, step: int) -> bool:
+        """Whether the logs get a row at this step."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (step + 1) % every == 0
+
+    def report(self, values: Mapping[str, Tensor | float]) -> None:
+        """Puts values into this step's row of the logs (Lightning's `log` would repeat them in all later rows)."""
+        self._row.update(values)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._row:
+            row = {name: float(value) for name, value in self._row.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(row, self.record.step)
+            self._row = {}
+        self.batch_ended = time.perf_counter()  # after the callbacks; what follows is waiting for the next batch
+
+    def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
+        """Gradients of a batch, and one optimizer step."""
+        raise NotImplementedError
+
+    def note(self, name: str, value: Tensor, share: float) -> None:
+        """Adds a micro-batch's value to the batch's mean; `train/NAME` is the mean since the last row of the logs."""
+        self.record.notes[name] = self.record.notes.get(name, 0.0) + value.detach().float() * share
+
+    def backward_part(self, loss: Tensor, part: MicroBatch, reduce: bool = True) -> None:
+        """Adds the gradient of a micro-batch; DDP averages over the processes with the last one, if `reduce`."""
+        index = part.batch.get("index")
+        if index is not None:
+            self.record.parts.append((index, ~loss.detach().isfinite()))
+        strategy: Any = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not (part.last and reduce):
+            with strategy.block_backward_sync():
+                self.manual_backward(loss * part.share)
+        else:
+            self.manual_backward(loss * part.share)
+
+    def finish_gradients(self, parameters: Iterable[nn.Parameter], averaged: bool) -> None:
+        """Averages over the processes what is not averaged yet, measures the norm, clips, and judges the step.
+
+        Args:
+            averaged: whether DDP has averaged these gradients in the backward pass.
+        """
+        parameters = list(parameters)
+        if not averaged:
+            average_gradients(parameters)
+        norm = gradient_norm(parameters)
+        bad = torch.stack([~norm.isfinite(), *(flag for _, flag in self.record.parts)]).any()
+        self.record.norm, self.record.bad = norm, all_sum(bad.float()) > 0
+        if self.clip is not None:
+            clip_gradients(parameters, norm, self.clip)
+
+    def unless_bad(self, module: nn.Module, change: Callable[[], None]) -> None:
+        """Runs `change`, and takes back what it did to the module's parameters and buffers where the step is bad."""
+        tensors = [*module.parameters(), *module.buffers()]
+        before = [tensor.detach().clone() for tensor in tensors]
+        change()
+        with torch.no_grad():
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(self.record.bad, old, tensor))
 
     def optimize(self, index: int, moment: Moment, parameters: Iterable[nn.Parameter]) -> None:
-        """Steps optimizer `index` at the moment's learning rate, after clipping, and clears the gradients."""
+        """Steps optimizer `index` at the moment's learning rate, unless the step is bad, and clears the gradients."""
         optimizers = self.optimizers()
         optimizer: Any = optimizers[index] if isinstance(optimizers, list) else optimizers
-        if self.clip is not None:
-            norm = nn.utils.clip_grad_norm_(parameters, self.clip)
-            self.log("train/grad_norm", norm)
         for group in optimizer.param_groups:
             group["lr"] = moment.lr * group["lr_factor"]
+        optimizer.optimizer.found_inf = self.record.bad.float()  # the fused kernel then leaves all as it is
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.log("train/lr", moment.lr)
+
+    def _log_step(self, moment: Moment) -> None:
+        """Adds the batch to the means since the last row of the logs, or writes them, over all processes."""
+        turn = "discriminator_" if moment.discriminator else ""
+        self.note(f"{turn}grad_norm", self.record.norm, 1.0)
+        good = (~self.record.bad).float()
+        for name, value in self.record.notes.items():
+            total, count = self._window.get(name, (torch.zeros_like(value), torch.zeros_like(good)))
+            self._window[name] = (total + torch.where(self.record.bad, 0.0, value), count + good)
+        if not self.reports(self.record.step):
+            return
+        sums = all_sum(torch.stack([torch.stack(pair) for pair in self._window.values()]))
+        means = {f"train/{name}": total / count for name, (total, count) in zip(self._window, sums, strict=True)}
+        self._window = {}
+        if "train/loss" in means:
+            self.log("train/loss", means["train/loss"], logger=False)  # for the progress bar
+        seen = (self.record.step + 1) * self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
+        self.report({**means, "train/lr": moment.lr, "images_seen": seen})
+
+    def note_validation(self, name: str, value: Tensor, count: int) -> None:
+        """Adds the mean over `count` images to the mean over the split, which is logged as `val/NAME`."""
+        value = value.detach().double() if value.device.type != "mps" else value.detach()
+        total, images = self._validation.get(name, (0.0, 0))
+        self._validation[name] = (total + value * count, images + count)
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation: dict[str, tuple[Any, int]] = {}
+
+    def on_validation_epoch_end(self) -> None:
+        # Not by Lightning's sync_dist, which rounds the mean of the processes' counts down.
+        for name, (total, count) in self._validation.items():
+            sums = all_sum(torch.stack([total, torch.as_tensor(count).to(total)]))
+            self.log(f"val/{name}", (sums[0] / sums[1]).float(), rank_zero_only=True)
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["configuration"] = self.configuration
+        checkpoint["parents"] = dict(self.parents)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Holds the checkpoint against the model.
+
+        Raises:
+            BadInput: its weights do not fit, or the run's parents (tokenizer, stage 1) are not the same.
+        """
+        fit(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
+        if self.trainer.state.fn == "fit":
+            for name, digest in checkpoint.get("parents", {}).items():
+                if self.parents.get(name) != digest:
+                    raise BadInput(
+                        f"The run began with {name} {digest[:12]}, which is now {str(self.parents.get(name))[:12]}:"
+                        " give it back, or train anew in another folder."
+                    )
 
 
 def build_on(block: Mapping[str, Any], device: torch.device | None = None) -> nn.Module:

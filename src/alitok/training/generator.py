@@ -4,12 +4,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from alitok.common.errors import BadInput
+from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.training.base import TrainingModule, build_on
-from alitok.training.optimizer import adamw, generator_decays
+from alitok.training.optimizer import AdamW, adamw, generator_decays
+from alitok.training.schedule import Moment
 
 
 class GeneratorTraining(TrainingModule):
@@ -17,7 +20,7 @@ class GeneratorTraining(TrainingModule):
 
     Args:
         generator: class block of the generator.
-        phases, warmup_steps, weight_decay, betas, clip, seed: see `TrainingModule`.
+        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing: see `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
         guidance, power, sampling_seed: what the artifact's card recommends for sampling.
     """
@@ -35,12 +38,21 @@ class GeneratorTraining(TrainingModule):
         guidance: float = 0.0,
         power: float = 1.0,
         sampling_seed: int = 0,
+        activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__(phases, warmup_steps, weight_decay, betas, clip, seed)
+        super().__init__(phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing)
         self.generator: Generator = build_on(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout
         self.recommended = {"guidance": guidance, "power": power, "seed": sampling_seed}
         self.parents: dict[str, str] = {}
+
+    @property
+    def model(self) -> Generator:
+        return self.generator
+
+    @property
+    def uneven(self) -> bool:
+        return False
 
     def setup(self, stage: str) -> None:
         """Holds the generator against the cache it is given.
@@ -68,26 +80,30 @@ class GeneratorTraining(TrainingModule):
         if cache.digest is not None:
             self.parents["tokenizer"] = cache.digest
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> AdamW:
         return adamw(self.generator.named_parameters(), self.weight_decay, self.betas, generator_decays)
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        step = self.trainer.global_step
-        moment = self.schedule.at(step)
-        for part, share in self.micro_batches(batch, step):
-            labels = part["label"]
-            dropped = torch.rand(labels.shape, device=labels.device) < self.class_dropout
-            labels = torch.where(dropped, self.generator.num_classes, labels)
-            logits = self.generator(part["tokens"], labels).float()
-            loss = F.cross_entropy(logits.flatten(0, -2), part["tokens"].flatten())
-            self.log("train/loss", loss, batch_size=len(labels))
-            self.manual_backward(loss * share)
+    def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
+        for part in self.micro_batches(batch, step):
+            labels = self._drop_classes(part.batch, step)
+            logits = self.generator(part.batch["tokens"], labels).float()
+            loss = F.cross_entropy(logits.flatten(0, -2), part.batch["tokens"].flatten())
+            self.note("loss", loss, part.share)
+            self.backward_part(loss, part)
+        self.finish_gradients(self.generator.parameters(), averaged=isinstance(self.trainer.strategy, DDPStrategy))
         self.optimize(0, moment, self.generator.parameters())
+
+    def _drop_classes(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        """Labels, some of them "no class": which ones depends on seed and position, not on processes."""
+        size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
+        drawn = torch.rand(size, generator=stream(self.seed, "class", step)).to(batch["label"].device)
+        dropped = drawn[batch["position"] - step * size] < self.class_dropout
+        return torch.where(dropped, self.generator.num_classes, batch["label"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         logits = self.generator(batch["tokens"], batch["label"]).float()
         loss = F.cross_entropy(logits.flatten(0, -2), batch["tokens"].flatten())
-        self.log("val/loss", loss, batch_size=len(batch["label"]), sync_dist=True)
+        self.note_validation("loss", loss, len(batch["label"]))
         return {"logits": logits}
 
     test_step = validation_step

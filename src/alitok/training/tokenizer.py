@@ -4,7 +4,8 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
 
 from alitok.artifacts.folder import load_extra, load_tokenizer
 from alitok.common.build import build, nearest
@@ -12,7 +13,7 @@ from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
 from alitok.models.tokenizer import Tokenizer
-from alitok.training.base import TrainingModule, build_on
+from alitok.training.base import MicroBatch, TrainingModule, build_on
 from alitok.training.optimizer import adamw
 from alitok.training.schedule import Moment
 
@@ -23,7 +24,7 @@ class TokenizerTraining(TrainingModule):
     Args:
         tokenizer: class block of the tokenizer.
         losses: loss terms, class blocks by name; their weights are the phases'.
-        phases, warmup_steps, weight_decay, betas, clip, seed: see `TrainingModule`.
+        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing: see `TrainingModule`.
         discriminator: class block; needed where a phase is adversarial.
         adversarial: class block of the adversarial loss; likewise.
         start_from: artifact of the stage before; every tensor whose shape fits carries over.
@@ -49,8 +50,9 @@ class TokenizerTraining(TrainingModule):
         start_from: str | None = None,
         trainable: list[str] | None = None,
         codebook_lr: float = 1.0,
+        activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__(phases, warmup_steps, weight_decay, betas, clip, seed)
+        super().__init__(phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing)
         self.tokenizer: Tokenizer = build_on(tokenizer)  # type: ignore[assignment]
         self.terms = {name: build(block) for name, block in losses.items() if self.schedule.uses(name)}
         self.start_from = start_from
@@ -74,6 +76,22 @@ class TokenizerTraining(TrainingModule):
             name: phase.trainable or trainable or parts for name, phase in self.schedule.phases.items()
         }
         self.set_trainable(next(iter(self.schedule.phases)))
+
+    @property
+    def model(self) -> Tokenizer:
+        return self.tokenizer
+
+    def replicated(self) -> list[nn.Parameter]:
+        return list(self.tokenizer.quantizer.parameters())
+
+    def configure_model(self) -> None:
+        # DDP sees to what has a gradient when it begins: all that any phase trains.
+        for name, part in self.tokenizer.named_children():
+            part.requires_grad_(name in self._ever_trained())
+        super().configure_model()
+
+    def on_train_start(self) -> None:
+        self.set_trainable(self.schedule.at(self.trainer.global_step).name)
 
     def set_trainable(self, phase: str) -> None:
         """Lets the phase's parts train; the others are in eval mode and get no gradient."""
@@ -112,8 +130,11 @@ class TokenizerTraining(TrainingModule):
             self.discriminator.load_state_dict(discriminator.state_dict())
         self.parents["stage1"] = parent.card["digest"]
 
+    def _ever_trained(self) -> set[str]:
+        return {part for parts in self.trainable_of.values() for part in parts}
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        ever = {part for parts in self.trainable_of.values() for part in parts}
+        ever = self._ever_trained()
         named = [(n, p) for n, p in self.tokenizer.named_parameters() if n.split(".")[0] in ever]
         optimizers: list[torch.optim.Optimizer] = [
             adamw(named, self.weight_decay, self.betas, lr_factor=self._lr_factor)
@@ -125,56 +146,62 @@ class TokenizerTraining(TrainingModule):
     def _lr_factor(self, name: str) -> float:
         return self.codebook_lr if name == "quantizer.codebook.weight" else 1.0
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        step = self.trainer.global_step
-        moment = self.schedule.at(step)
+    def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
         if self.trainable_of[moment.name] != self.current_parts:
             self.set_trainable(moment.name)
         turn = self._discriminator_part if moment.discriminator else self._tokenizer_part
         statistics, adversarial = [], []
-        for part, share in self.micro_batches(batch, step):
-            cluster, logits = turn(part, share, moment)
+        for part in self.micro_batches(batch, step):
+            cluster, logits = turn(part, moment)
             statistics.append(cluster)
             adversarial.append(logits)
-        if statistics[0] is not None:
-            merged = functools.reduce(lambda a, b: a.merge(b), statistics)
-            self.tokenizer.quantizer.update(merge_over_processes(merged))
+        moved: nn.Module = self.tokenizer
         if moment.discriminator:
             assert self.discriminator is not None
-            assert self.adversarial is not None
-            self.adversarial.update(mean_over_processes(adversarial))
-            self.optimize(1, moment, self.discriminator.parameters())
-        else:
-            self.optimize(0, moment, self.tokenizer.parameters())
+            moved = self.discriminator
+        ddp = isinstance(self.trainer.strategy, DDPStrategy)
+        self.finish_gradients(moved.parameters(), averaged=ddp and not moment.discriminator)
+        quantizer = self.tokenizer.quantizer
+        if statistics[0] is not None:
+            merged = merge_over_processes(functools.reduce(lambda a, b: a.merge(b), statistics))
+            self.unless_bad(quantizer, lambda: quantizer.update(merged))
+        if moment.discriminator:
+            loss = self.adversarial
+            assert loss is not None
+            means = mean_over_processes(adversarial)
+            self.unless_bad(loss, lambda: loss.update(means))
+        self.optimize(int(moment.discriminator), moment, moved.parameters())
 
-    def _tokenizer_part(self, part: dict[str, Tensor], share: float, moment: Moment) -> tuple[Any, Any]:
-        outputs = self.tokenizer(part["image"], quantize=moment.phase.quantize)
+    def _tokenizer_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
+        outputs = self.tokenizer(part.batch["image"], quantize=moment.phase.quantize)
+        self.record.ids.append(outputs["ids"])
         loss = torch.zeros((), device=self.device)
         for name, term in self.terms.items():
             weight = moment.phase.weights.get(name, 1.0)
             if weight:
-                value = term(part, outputs)
-                self.log(f"train/{name}", value, batch_size=len(part["image"]))
+                value = term(part.batch, outputs)
+                self.note(name, value, part.share)
                 loss = loss + weight * value
         if moment.phase.adversarial:
             assert self.adversarial is not None
             value = self.adversarial.generator_loss(self._judge(outputs["image"], train=False))
-            self.log("train/gan", value, batch_size=len(part["image"]))
+            self.note("gan", value, part.share)
             loss = loss + value
-        self.log("train/loss", loss, batch_size=len(part["image"]))
-        self.manual_backward(loss * share)
+        self.note("loss", loss, part.share)
+        self.backward_part(loss, part)
         return outputs["statistics"], None
 
-    def _discriminator_part(self, part: dict[str, Tensor], share: float, moment: Moment) -> tuple[Any, Any]:
+    def _discriminator_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
         assert self.adversarial is not None
         with torch.no_grad():
-            outputs = self.tokenizer(part["image"])
-        real = self._judge(part["image"], train=True)
+            outputs = self.tokenizer(part.batch["image"])
+        self.record.ids.append(outputs["ids"])
+        real = self._judge(part.batch["image"], train=True)
         fake = self._judge(outputs["image"], train=True)
         loss, logits = self.adversarial.discriminator_loss(real, fake)
-        self.log("train/discriminator", loss, batch_size=len(part["image"]))
-        self.manual_backward(loss * share)
-        return outputs["statistics"], {name: value * share for name, value in logits.items()}
+        self.note("discriminator", loss, part.share)
+        self.backward_part(loss, part, reduce=False)
+        return outputs["statistics"], {name: value * part.share for name, value in logits.items()}
 
     def _judge(self, images: Tensor, train: bool) -> Tensor:
         """The discriminator's logits, in float32; its parameters get a gradient on its own batches only."""
@@ -186,7 +213,7 @@ class TokenizerTraining(TrainingModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
         outputs = self.tokenizer(batch["image"])
         for name, term in self.terms.items():
-            self.log(f"val/{name}", term(batch, outputs), batch_size=len(batch["image"]), sync_dist=True)
+            self.note_validation(name, term(batch, outputs), len(batch["image"]))
         return {"image": outputs["image"].float(), "ids": outputs["ids"]}
 
     test_step = validation_step

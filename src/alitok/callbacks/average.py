@@ -1,0 +1,76 @@
+"""An exponential moving average of the weights (EMA)."""
+
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from alitok.common.errors import BadInput
+from alitok.training.base import StepRecord, TrainingModule
+from alitok.training.parallel import is_sharded, whole
+
+
+class WeightAverage(Callback):
+    """Keeps an average of the model's weights and buffers over its updates, which validation and the artifact use.
+
+    The paper's recipes have none; lay experiments/options/average.yaml over a configuration to keep one.
+
+    Args:
+        decay: average <- decay x average + (1 - decay) x weights at each update of the model.
+
+    Raises (when training begins):
+        BadInput: the strategy shards the weights.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise BadInput(f"The average's decay must be in [0, 1), not {decay}.")
+        self.decay = decay
+        self.average: AveragedModel | None = None
+        self._state: dict[str, Tensor] | None = None
+
+    @property
+    def average_model(self) -> nn.Module | None:
+        """The averaged model, in eval mode; None before training begins."""
+        return None if self.average is None else cast(nn.Module, self.average.module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model = cast(TrainingModule, pl_module).model
+        if is_sharded(model):
+            raise BadInput(
+                "An average of the weights cannot be kept while FSDP shards them; use the strategy DDP, or take"
+                " trainer.callbacks.average out."
+            )
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
+        if self._state is not None:
+            self.average.load_state_dict(self._state)
+            self._state = None
+        self.average.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        record: StepRecord = outputs["record"]
+        if not record.discriminator:
+            assert self.average is not None
+            self.average.update_parameters(cast(TrainingModule, pl_module).model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.average is None else {"average": self.average.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict.get("average")
+
+
+def evaluated(trainer: Trainer, module: LightningModule) -> nn.Module:
+    """The model to measure or export: the average where one is kept, shards put together.
+
+    All processes must call it.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAverage) and callback.average_model is not None:
+            return callback.average_model
+    return whole(cast(TrainingModule, module).model)

@@ -1,0 +1,80 @@
+"""How fast a run is, and what it waits for."""
+
+import time
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.throughput import get_available_flops
+from torch.utils.flop_counter import FlopCounterMode
+
+from alitok.training.base import StepRecord, TrainingModule
+
+
+class Speed(Callback):
+    """Logs `speed/images_per_second`, `speed/data_wait` and `speed/utilisation` once in `log_every_n_steps`.
+
+    Images are those of all processes. `data_wait` is the share of the time that the first process waits for its next
+    batch. `utilisation` is the share of the device's peak at this precision, from the matrix products that a step does
+    (counted once for each kind of step, activations computed twice included); it is left out where the peak is not
+    known. Validation does not count, checkpoints do.
+
+    Args:
+        peak_flops: of one device, FLOP/s; None for Lightning's table.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        self.given_peak = peak_flops
+        self.flops: dict[tuple[str, bool], int] = {}
+        self.counter: FlopCounterMode | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.peak = self.given_peak
+        if self.peak is None and pl_module.device.type == "cuda":
+            half = str(trainer.precision).startswith("bf16")
+            self.peak = get_available_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
+        self.ready = time.perf_counter()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.started, self.waited, self.away, self.done, self.steps = time.perf_counter(), 0.0, 0.0, 0, 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        module = cast(TrainingModule, pl_module)
+        now = time.perf_counter()
+        self.waited += now - max(self.ready, module.batch_ended)
+        moment = module.schedule.at(trainer.global_step)
+        self.kind = (moment.name, moment.discriminator)
+        if self.peak is not None and self.kind not in self.flops:
+            self.counter = FlopCounterMode(display=False)
+            self.counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.flops[self.kind] = self.counter.get_total_flops()
+            self.counter = None
+        record: StepRecord = outputs["record"]
+        self.done += self.flops.get(self.kind, 0)
+        self.steps += 1
+        module = cast(TrainingModule, pl_module)
+        if not module.reports(record.step):
+            return
+        float(record.norm)  # waits for the device, so that the time is that of the work
+        seconds = time.perf_counter() - self.started - self.away
+        images = self.steps * trainer.datamodule.global_batch  # type: ignore[attr-defined]
+        values = {"images_per_second": images / seconds, "data_wait": self.waited / seconds}
+        if self.peak is not None:
+            values["utilisation"] = self.done / seconds / self.peak
+        module.report({f"speed/{name}": value for name, value in values.items()})
+        self._begin()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.left = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and hasattr(self, "started"):
+            self.ready = time.perf_counter()
+            self.away += self.ready - self.left

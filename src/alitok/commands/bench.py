@@ -1,0 +1,116 @@
+"""How fast the parts are: against a plain baseline in the same run, and as a share of this machine's own limit.
+
+WHAT is any of sampling, training, tokenising, data, evaluation; without it, all of them. Models have random weights and
+data is made on the spot, so nothing has to be there. Limits (matrix products, memory bandwidth) are measured first.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alitok.common.build import nearest
+from alitok.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from alitok.commands.bench_machine import Machine, Options, Row
+
+PARTS = ("sampling", "training", "tokenising", "data", "evaluation")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the machine and the rows go")
+    parser.add_argument(
+        "--experiment", default="release", metavar="NAME", help="folder of experiments/ (default: release, 273 tokens)"
+    )
+    parser.add_argument("--size", nargs="+", default=["177M"], help="of the generator: 177M (default), 318M, 662M")
+    parser.add_argument("--batch", nargs="+", type=int, help="sequences drawn together, images in a training step")
+    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="auto")
+    parser.epilog = (
+        "example: alitok bench --json bench.json                       all, in minutes on a CPU\n"
+        "         alitok bench sampling --size 177M 662M --batch 1 8 32"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    for name in args.what:
+        if name not in PARTS:
+            raise BadInput(f"There is no benchmark {name!r}{nearest(name, PARTS)}; choose of {', '.join(PARTS)}.")
+    if min(args.batch or [1]) < 1:
+        raise BadInput("--batch must be at least 1.")
+
+    from rich.console import Console
+
+    from alitok.commands.bench_machine import Options, measure_machine
+    from alitok.commands.device import pick_device
+    from alitok.common.files import atomic_file
+
+    console = Console()
+    batches = tuple(args.batch) if args.batch else None
+    device = pick_device(args.device)
+    with console.status("Measuring the machine's limits"):
+        machine = measure_machine(device)
+    options = Options(machine, args.experiment, tuple(args.size), batches, tuple(args.precision))
+    rows = measure(args.what or PARTS, options, console)
+    show(machine, rows, console)
+    if args.json:
+        content = {"machine": machine.record(), "rows": [row.record() for row in rows]}
+        with atomic_file(args.json) as file:
+            file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def measure(names: Any, options: "Options", console: Any) -> list["Row"]:
+    """The rows of these parts, with a progress bar that counts parts and says what was found."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from alitok.commands.bench_data import data, evaluation, tokenising
+    from alitok.commands.bench_sampling import sampling
+    from alitok.commands.bench_training import training
+
+    parts = dict(zip(PARTS, (sampling, training, tokenising, data, evaluation), strict=True))
+    rows = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(names))
+        for name in names:
+            progress.update(task, description=f"Measuring {name}")
+            if name == "tokenising":
+                progress.stop()  # it has a bar of its own, and older versions of rich show one at a time
+            for row in parts[name](options):
+                rows.append(row)
+                console.print(f"{row.name}: {readable(row.value)} {row.unit}")
+            progress.start()
+            progress.advance(task)
+    return rows
+
+
+def readable(value: float) -> str:
+    """Three digits and thousands by commas."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def show(machine: "Machine", rows: list["Row"], console: Any) -> None:
+    """The rows as a table."""
+    from rich.table import Table
+
+    record = machine.record()
+    title = (
+        f"{record['device']}, {record['threads']} threads: float32 {machine.float32 / 1e9:,.0f} and bfloat16 "
+        f"{machine.bfloat16 / 1e9:,.0f} GFLOP/s, memory {machine.bandwidth / 1e9:,.1f} GB/s"
+    )
+    table = Table(title=title)
+    for column in ("benchmark", "value", "unit", "baseline", "ratio", "limit", "share", "bound by"):
+        words = column in ("benchmark", "unit", "bound by")
+        table.add_column(column, justify="left" if words else "right", no_wrap=column == "benchmark")
+    for row in rows:
+        table.add_row(
+            row.name,
+            readable(row.value),
+            row.unit,
+            *("" if row.baseline is None else readable(row.baseline), f"{row.ratio:.2f}" if row.ratio else ""),
+            *("" if row.limit is None else readable(row.limit), f"{row.share_of_limit:.0%}" if row.limit else ""),
+            row.bound,
+        )
+    console.print(table)

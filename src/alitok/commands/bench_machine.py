@@ -1,0 +1,220 @@
+"""What a benchmark stands on: this machine's limits, measured in the same run, and the rows that are held to them."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alitok.commands.hardware import Hardware
+from alitok.common.build import nearest
+from alitok.common.errors import BadInput
+from alitok.common.files import experiments_folder
+from alitok.config import resolve
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine, as measured.
+
+    Attributes:
+        device: where the benchmarks run.
+        float32, bfloat16: FLOP/s of products of large square matrices, the best of some.
+        bandwidth: bytes a second at which a large buffer is read.
+    """
+
+    device: torch.device
+    float32: float
+    bfloat16: float
+    bandwidth: float
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s at "float32" or "bfloat16"."""
+        return self.bfloat16 if precision == "bfloat16" else self.float32
+
+    def seconds(self, flops: Mapping[tuple[str, str], float]) -> float:
+        """How long FLOPs, (part, precision) -> count, take at the measured peaks."""
+        return Hardware("", self.bfloat16, self.float32, self.float32, 0).seconds(flops, 1.0)
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON file."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return {
+            "device": torch.cuda.get_device_name(self.device) if self.cuda else _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": torch.cuda.get_device_properties(self.device).total_memory if self.cuda else memory,
+            "torch": torch.__version__,
+            "float32_flops": self.float32,
+            "bfloat16_flops": self.bfloat16,
+            "memory_bandwidth": self.bandwidth,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        name: e.g. "sampling-177M-b8-float32".
+        value, baseline, limit: in the same unit; None where there is none.
+        unit: of what is better the more there is of it, unless `less` is better.
+        bound: what the limit is.
+        notes: whatever else was measured, by name.
+    """
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    limit: float | None = None
+    bound: str = ""
+    less: bool = False
+    notes: Mapping[str, Any] | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the baseline."""
+        if self.baseline is None:
+            return None
+        return self.baseline / self.value if self.less else self.value / self.baseline
+
+    @property
+    def share_of_limit(self) -> float | None:
+        if self.limit is None:
+            return None
+        return self.limit / self.value if self.less else self.value / self.limit
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON file."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "baseline": self.baseline,
+            "ratio": self.ratio,
+            "limit": self.limit,
+            "share_of_limit": self.share_of_limit,
+            "bound": self.bound,
+            **(self.notes or {}),
+        }
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and at which sizes.
+
+    Attributes:
+        experiment: folder of experiments/.
+        sizes: of the generator, files of the experiment's sizes/.
+        batches: sequences drawn together, and images in a training step; None for what suits the device.
+        precisions: of weights in sampling, of autocast in training.
+    """
+
+    machine: Machine
+    experiment: str
+    sizes: tuple[str, ...]
+    batches: tuple[int, ...] | None
+    precisions: tuple[str, ...]
+
+    def files(self, part: str, size: str | None = None) -> list[Path]:
+        """The YAML files of a part ("generator", "tokenizer-stage1").
+
+        Raises:
+            BadInput: no such experiment or size, with the nearest one.
+        """
+        folder = experiments_folder() / self.experiment
+        if not (folder / f"{part}.yaml").is_file():
+            known = sorted(path.parent.name for path in experiments_folder().glob(f"*/{part}.yaml"))
+            raise BadInput(f"experiments/ has no {self.experiment!r} with {part}{nearest(self.experiment, known)}.")
+        files = [folder / f"{part}.yaml"]
+        if size is not None and (folder / "sizes").is_dir():
+            known = sorted(path.stem for path in (folder / "sizes").glob("*.yaml"))
+            if size not in known:
+                raise BadInput(f"{self.experiment} has no size {size!r}; there are {', '.join(known)}.")
+            files.append(folder / "sizes" / f"{size}.yaml")
+        return files
+
+    def model(self, part: str, size: str | None = None) -> dict[str, Any]:
+        """Arguments of the part's LightningModule, of which models are built."""
+        arguments: dict[str, Any] = resolve(self.files(part, size))["model"]["init_args"]
+        return arguments
+
+    def label(self, size: str) -> str:
+        """How rows name a generator: its size, after the experiment where that is not the published one."""
+        if self.experiment == "release":
+            return size
+        return f"{self.experiment}-{size}" if len(self.files("generator", size)) > 1 else self.experiment
+
+
+def measure_machine(device: torch.device, seconds: float = 1.0) -> Machine:
+    """Measures the limits, spending about so many seconds on each.
+
+    float32 products run as PyTorch runs them here: on a GPU in TF32 only where that is switched on.
+    """
+    rates = {}
+    for name, dtype in DTYPES.items():
+        size = 8192 if device.type == "cuda" else 2048
+        a = torch.full((size, size), 1.0, dtype=dtype, device=device)
+        rates[name] = 2 * size**3 / best(lambda a=a: a @ a, device, seconds)  # type: ignore[misc]
+    buffer = torch.zeros(1 << (30 if device.type == "cuda" else 28), dtype=torch.uint8, device=device).view(torch.int64)
+    bandwidth = buffer.nbytes / best(buffer.sum, device, seconds)
+    return Machine(device, rates["float32"], rates["bfloat16"], bandwidth)
+
+
+@torch.no_grad()
+def best(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """The shortest time of a call in seconds, of the calls that fit in `seconds` (two at least)."""
+    function()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        times.append(timed(function, device))
+    return min(times)
+
+
+def typical(function: Callable[[], Any], device: torch.device, calls: int) -> float:
+    """The median time of a call in seconds; a first one, which sets up, does not count."""
+    function()
+    return statistics.median(timed(function, device) for _ in range(calls))
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call; on a GPU by its own events."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        torch.cuda.synchronize(device)
+        return begin.elapsed_time(end) / 1000
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def wait(device: torch.device) -> float:
+    """The time in seconds when all that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,152 @@
+"""How fast tokens are drawn, against a plain loop in float32 whose key/value cache grows."""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alitok.commands.bench_machine import DTYPES, Machine, Options, Row, wait
+from alitok.common.build import build
+from alitok.models.generator import Generator
+from alitok.sampling.generate import Sampler
+from alitok.sampling.guidance import Guidance, make_guidance
+from alitok.sampling.weights import KEPT_IN_FLOAT32, for_inference
+
+PLAIN_STEPS = 12  # of the baseline, at even distances over the sequence
+BATCH = {"cpu": 8, "cuda": 64}
+
+
+def sampling(options: Options) -> Iterator[Row]:
+    """Rows `sampling-SIZE-bBATCH-PRECISION`: images a second, guidance on, tokens only."""
+    machine = options.machine
+    for size in options.sizes:
+        generator = random_generator(options.model("generator", size)["generator"], machine.device)
+        rule = make_guidance("power-cosine", 3.0)
+        assert rule is not None
+        agreement = agreements(generator, options.precisions)
+        for batch in options.batches or (BATCH[machine.device.type],):
+            plain = batch / (generator.num_tokens * plain_step(generator, batch, rule))
+            for precision in options.precisions:
+                seconds, by_quarter = draw_seconds(generator, batch, rule, precision, machine)
+                limit, bound = step_limit(generator, batch, precision, machine)
+                yield Row(
+                    f"sampling-{options.label(size)}-b{batch}-{precision}",
+                    batch / seconds,
+                    "images/s",
+                    plain,
+                    batch / (generator.num_tokens * limit),
+                    bound,
+                    notes={"step_ms_by_quarter": by_quarter, "equal_argmax": agreement[precision]},
+                )
+
+
+def random_generator(block: dict[str, Any], device: torch.device) -> Generator:
+    """A generator whose output head is random too, so that its logits are not all equal."""
+    torch.manual_seed(0)
+    generator: Generator = build(block)
+    nn.init.normal_(generator.output.weight, std=generator.output.in_features**-0.5)
+    return generator.eval().to(device)
+
+
+def draw_seconds(
+    generator: Generator, batch: int, rule: Guidance, precision: str, machine: Machine
+) -> tuple[float, list[float]]:
+    """Seconds in which a batch is drawn, and milliseconds of a step in each quarter of the sequence.
+
+    On a GPU two batches go before, in which graphs are captured.
+    """
+    sampler = Sampler(generator, precision)  # type: ignore[arg-type]
+    labels = torch.arange(batch) % generator.num_classes
+    for _ in range(2 if machine.cuda else 0):
+        sampler.draw(labels, rule)
+    steps = generator.num_tokens
+    edges = {quarter * steps // 4 for quarter in (1, 2, 3)}
+    marks = []
+
+    def on_step(step: int) -> None:
+        if step + 1 in edges:
+            marks.append((step + 1, wait(machine.device)))
+
+    start = wait(machine.device)
+    sampler.draw(labels, rule, on_step=on_step)
+    end = wait(machine.device)
+    points = [(0, start), *marks, (steps, end)]
+    by_quarter = [
+        1000 * (after - before) / (last - first) for (first, before), (last, after) in pairwise(points) if last > first
+    ]
+    return end - start, by_quarter
+
+
+class GrowingCache:
+    """The plain way: a step's keys and values are put behind those of the steps before."""
+
+    def __init__(self, layers: int, shape: Sequence[int], device: torch.device) -> None:
+        self.keys = [torch.randn(*shape, device=device) for _ in range(layers)]
+        self.values = [torch.randn(*shape, device=device) for _ in range(layers)]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.keys[layer] = torch.cat([self.keys[layer], key], dim=2)
+        self.values[layer] = torch.cat([self.values[layer], value], dim=2)
+        return F.scaled_dot_product_attention(query, self.keys[layer], self.values[layer])
+
+
+@torch.no_grad()
+def plain_step(generator: Generator, batch: int, rule: Guidance) -> float:
+    """Seconds of a step of the plain loop: the mean of some over the whole sequence."""
+    device, steps, layers = generator.rope.device, generator.num_tokens, len(generator.blocks)
+    x = generator.embed_labels(torch.arange(2 * batch, device=device) % generator.num_classes)
+    total, taken = 0.0, 0
+    for position in range(0, steps, max(1, steps // PLAIN_STEPS)):
+        cache = GrowingCache(layers, (2 * batch, generator.heads, position, generator.head_dim), device)
+
+        def step(cache: GrowingCache = cache, position: int = position) -> None:
+            at = torch.tensor([position], device=device)
+            conditional, unconditional = generator.step(x, at, cache).chunk(2)
+            logits = rule(conditional, unconditional, at, steps)
+            tokens = torch.multinomial(logits.softmax(-1), 1)[:, 0].tolist()
+            generator.embed_tokens(torch.tensor(tokens * 2, device=device))
+
+        if not taken:
+            step()  # sets up
+        start = time.perf_counter()
+        step()
+        total += wait(device) - start
+        taken += 1
+    return total / taken
+
+
+def step_limit(generator: Generator, batch: int, precision: str, machine: Machine) -> tuple[float, str]:
+    """Seconds that a step takes at least, guidance on, and what bounds it.
+
+    Memory: the weights of all linear layers and half of the cache, on average, are read once. Products: those of the
+    layers and of attention. The longer of the two.
+    """
+    rows, dtype = 2 * batch, DTYPES[precision]
+    moved = flop_seconds = 0.0
+    for name, layer in generator.named_modules():
+        if isinstance(layer, nn.Linear):
+            single = name.split(".")[0] in KEPT_IN_FLOAT32
+            moved += layer.weight.numel() * (4 if single else dtype.itemsize)
+            flop_seconds += 2 * rows * layer.weight.numel() / machine.peak("float32" if single else precision)
+    cache = rows * len(generator.blocks) * generator.heads * generator.head_dim * (generator.num_tokens + 1)
+    moved += cache * dtype.itemsize  # keys and values, each on average half as long
+    flop_seconds += 2 * cache / machine.peak(precision)
+    memory = moved / machine.bandwidth
+    return max(memory, flop_seconds), "memory bandwidth" if memory > flop_seconds else f"{precision} products"
+
+
+@torch.no_grad()
+def agreements(generator: Generator, precisions: Sequence[str]) -> dict[str, float]:
+    """Share of positions whose likeliest token is the float32 model's, over one random sequence, by precision."""
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(generator.codebook_size, (1, generator.num_tokens), generator=random).to(generator.rope.device)
+    labels = torch.zeros(1, dtype=torch.int64, device=ids.device)
+    likeliest = generator(ids, labels).argmax(-1)
+    return {
+        precision: float((for_inference(generator, precision)(ids, labels).argmax(-1) == likeliest).float().mean())  # type: ignore[arg-type]
+        for precision in precisions
+    }

@@ -1,0 +1,250 @@
+"""How fast both models train, against written-out attention and AdamW in float32; the clustering update by itself."""
+
+import logging
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
+
+from alitok.commands.bench_machine import Machine, Options, Row, typical, wait
+from alitok.commands.cost import Layout, cost
+from alitok.commands.ledger import Answers, Ledger
+from alitok.common.build import import_class
+from alitok.config import compose_run
+from alitok.models.quantizer import ClusteredQuantizer
+
+STEPS = {"cpu": 2, "cuda": 20}
+PLAIN_STEPS = {"cpu": 1, "cuda": 5}
+WARM_UP = {"cpu": 1, "cuda": 3}
+TRAINER = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+CPU_BATCH = {"generator": 4, "tokenizer-stage1": 2}
+CLUSTERED = (48, 273, 4096, 32)  # images, tokens, codes, channels: a GPU's share of a batch in the recipe
+
+
+def training(options: Options) -> Iterator[Row]:
+    """Rows `training-SIZE-bBATCH-PRECISION`, `training-stage1-bBATCH-PRECISION` and `clustering-...`."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for size in options.sizes:
+        yield from steps(options, "generator", options.label(size), size)
+    stage1 = None
+    for row in steps(options, "tokenizer-stage1", "stage1"):
+        stage1 = row
+        yield row
+    assert stage1 is not None
+    yield from clustering(options.machine, CLUSTERED[0] / stage1.value)
+
+
+def steps(options: Options, part: str, label: str, size: str | None = None) -> Iterator[Row]:
+    """A part's training step, forward to update, on batches that lie ready."""
+    machine = options.machine
+    for batch in options.batches or (None,):
+        plain = None
+        for precision in options.precisions:
+            config = training_config(options, part, size, precision, batch)
+            images = config["data"]["init_args"]["global_batch"]
+            if plain is None:
+                written_out = training_config(options, part, size, "float32", batch)
+                plain = images / step_seconds(written_out, machine, plain=True)
+            seconds = step_seconds(config, machine)
+            (turn,) = cost(config, Layout("cuda" if machine.cuda else "cpu")).turns
+            yield Row(
+                f"training-{label}-b{images}-{precision}",
+                images / seconds,
+                "images/s",
+                plain,
+                images / machine.seconds(turn.flops),
+                "products at the peak of their precision",
+                notes={"step_seconds": seconds, "step_flops": sum(turn.flops.values())},
+            )
+
+
+def training_config(options: Options, part: str, size: str | None, precision: str, batch: int | None) -> dict[str, Any]:
+    """The experiment's own configuration with one micro-batch in a step, its longest phase without a discriminator."""
+    config = compose_run(options.files(part, size), ["--trainer.precision", TRAINER[precision]])
+    data, model = config["data"]["init_args"], config["model"]["init_args"]
+    usual = (data.get("micro_batch") or data["global_batch"]) if options.machine.cuda else CPU_BATCH[part]
+    data["global_batch"] = data["micro_batch"] = batch or usual
+    phases = {name: phase for name, phase in model["phases"].items() if not phase.get("adversarial")}
+    name = max(phases, key=lambda name: phases[name]["steps"])
+    model["phases"] = {name: phases[name]}
+    model.pop("start_from", None)
+    _random_networks(model)
+    return config
+
+
+def _random_networks(value: Any) -> None:
+    """Random weights for the losses' networks, in place: speed does not depend on them, and files may be absent."""
+    if isinstance(value, dict):
+        if str(value.get("class_path")).startswith("alitok.losses.perceptual."):
+            name = "vgg_weights" if value["class_path"].endswith("LPIPS") else "weights"
+            value["init_args"] = {**(value.get("init_args") or {}), name: "random:0"}
+        for item in value.values():
+            _random_networks(item)
+
+
+class Ready(L.LightningDataModule):
+    """Batches of random numbers that are there before the first step, and what a module asks of a token cache."""
+
+    def __init__(self, model: Any, images: int, steps: int) -> None:
+        super().__init__()
+        self.global_batch = self.micro_batch = images
+        self.token_cache = None
+        random = torch.Generator().manual_seed(0)
+        if hasattr(model, "image_size"):
+            content = {"image": torch.rand(images, 3, model.image_size, model.image_size, generator=random)}
+        else:
+            ids = torch.randint(model.codebook_size, (images, model.num_tokens), generator=random)
+            content = {"tokens": ids}
+            self.token_cache = SimpleNamespace(
+                num_tokens=model.num_tokens, codebook_size=model.codebook_size, class_names=[], digest=None
+            )
+        places = torch.arange(images)
+        self.batches = [
+            {**content, "label": torch.zeros_like(places), "index": places, "position": places + step * images}
+            for step in range(steps)
+        ]
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+
+
+class Clock(L.Callback):
+    """When each step had ended on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        self.times.append(wait(self.device))
+
+
+def step_seconds(config: dict[str, Any], machine: Machine, plain: bool = False) -> float:
+    """The median time of a training step, by the run's own Trainer.
+
+    Args:
+        plain: attention written out, and AdamW parameter by parameter.
+    """
+    kind = machine.device.type
+    warm_up, count = WARM_UP[kind], (PLAIN_STEPS if plain else STEPS)[kind]
+    torch.manual_seed(0)
+    module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+    if plain:
+        own = module.configure_optimizers
+        module.configure_optimizers = lambda: one_by_one(own())
+    clock = Clock(machine.device)
+    trainer = L.Trainer(
+        max_steps=warm_up + count,
+        accelerator="gpu" if machine.cuda else "cpu",
+        devices=1,
+        precision=config["trainer"]["precision"],
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    data = Ready(module.model, config["data"]["init_args"]["global_batch"], warm_up + count)
+    with PlainAttention() if plain else nullcontext():
+        trainer.fit(module, datamodule=data)
+    times = clock.times[warm_up - 1 :]
+    return statistics.median(after - before for before, after in pairwise(times))
+
+
+def one_by_one(optimizers: Any) -> Any:
+    """The optimizers of a module as loops over parameters."""
+    if isinstance(optimizers, list):
+        return [one_by_one(optimizer) for optimizer in optimizers]
+    kept = ("params", "weight_decay", "lr_factor", "betas")
+    groups = [{key: group[key] for key in kept} for group in optimizers.param_groups]
+    return OneByOne(groups, lr=0.0, foreach=False, fused=False)
+
+
+class OneByOne(torch.optim.AdamW):
+    """AdamW as a loop over parameters."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.__dict__.pop("found_inf", None)  # for the fused kernel only
+        return super().step(closure)
+
+
+class PlainAttention(TorchFunctionMode):
+    """Within it attention is softmax(q k^T / sqrt(d)) v, one operation after the other."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return written_out(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False, dropout_p: float = 0.0) -> Tensor:
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
+    return F.dropout(scores.softmax(-1), dropout_p) @ v
+
+
+def clustering(machine: Machine, step_seconds: float) -> Iterator[Row]:
+    """Search and clustering update of one GPU's batch, against distances and one-hot rows of all tokens.
+
+    Args:
+        step_seconds: of the training step over so many images; the time's limit is 2 % of it.
+    """
+    images, tokens, codes, channels = CLUSTERED
+    peaks = [peak_bytes(update) for update in (merged_update, one_hot_update)]
+    name = f"clustering-{images}x{tokens}-v{codes}"
+    yield Row(f"{name}-memory", peaks[0], "bytes", peaks[1], peaks[1] / 20, "1/20 of the one-hot form", less=True)
+    torch.manual_seed(0)
+    quantizer = ClusteredQuantizer(codes, channels).to(machine.device).train()
+    features = torch.randn(images * tokens, channels, device=machine.device) * 0.02
+    ours, plain = (
+        typical(partial(update, quantizer, features), machine.device, 3) for update in (merged_update, one_hot_update)
+    )
+    yield Row(f"{name}-time", ours, "s", plain, 0.02 * step_seconds, "2 % of the step", less=True)
+
+
+@torch.no_grad()
+def merged_update(quantizer: ClusteredQuantizer, features: Tensor) -> None:
+    """The search for codes, and the update from the statistics that it leaves."""
+    quantizer.update(quantizer(features[None]).statistics)
+
+
+@torch.no_grad()
+def one_hot_update(quantizer: ClusteredQuantizer, features: Tensor) -> None:
+    """The update of `ClusteredQuantizer` in the form that the paper's code has: all distances, and one-hot rows."""
+    weight, usage = quantizer.codebook.weight, quantizer.usage
+    distances = features.square().sum(1, keepdim=True) + weight.square().sum(1) - 2 * features @ weight.T
+    ids = distances.argmin(1)
+    one_hot = torch.zeros_like(distances).scatter_(1, ids[:, None], 1)
+    usage.mul_(quantizer.decay).add_(one_hot.mean(0), alpha=1 - quantizer.decay)
+    nearest = features[distances.argmin(0)]
+    rate = torch.exp(-10 * len(weight) * usage / (1 - quantizer.decay) - 1e-3)[:, None]
+    weight.copy_((1 - rate) * weight + rate * nearest)
+
+
+def peak_bytes(update: Callable[[ClusteredQuantizer, Tensor], None]) -> int:
+    """Bytes of the tensors that an update makes and holds at its peak, found on tensors that hold no numbers."""
+    images, tokens, codes, channels = CLUSTERED
+    with FakeTensorMode():
+        quantizer = ClusteredQuantizer(codes, channels).train()
+        features = torch.zeros(images * tokens, channels)
+        ledger = Ledger()
+        ledger.claim([features, *quantizer.parameters(), *quantizer.buffers()], "given")
+        with ledger, Answers():
+            update(quantizer, features)
+    return ledger.peak["activations"]

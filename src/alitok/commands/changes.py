@@ -1,0 +1,58 @@
+"""What differs between the configuration that a run began with and the one it goes on with."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alitok.common.errors import BadInput
+
+# Keys, without `init_args`, that change how fast, where and how visibly a run computes, not what.
+HARMLESS = (
+    r"trainer\.(?!callbacks\.average).*",
+    r"data\.(num_workers|micro_batch|val_count)",
+    r"model\.(guidance|power|sampling_seed|activation_checkpointing)",
+)
+IGNORED = ("define", "ckpt_path")
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key (without `init_args`) -> (before, now), of the keys that differ; None where there is none."""
+    old, new = (dict(_leaves(config)) for config in (before, now))
+    keys = [*old, *(key for key in new if key not in old)]
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: bool, checkpoint: str) -> list[str]:
+    """Lines that announce what has changed since the checkpoint was written.
+
+    Args:
+        allow: announce also what changes the course of training.
+
+    Raises:
+        BadInput: something that does has changed, and `allow` is false; names every such key.
+    """
+    changes = compare(before, now)
+    grave = {key: pair for key, pair in changes.items() if not any(re.fullmatch(form, key) for form in HARMLESS)}
+    if grave and not allow:
+        raise BadInput(
+            f"This is not the run that {checkpoint} belongs to: {'; '.join(_told(*item) for item in grave.items())}."
+            " Take that back, train in another folder (--define.run), or add --allow-changes."
+        )
+    return [f"going on with another {_told(*item)}" for item in changes.items()]
+
+
+def _told(key: str, pair: tuple[Any, Any]) -> str:
+    return f"{key}: {pair[0]} -> {pair[1]}"
+
+
+def _leaves(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if not where and key in IGNORED:
+            continue
+        path = where if key == "init_args" else f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping):
+            if key == "phases":
+                yield f"{path} (order)", list(value)
+            yield from _leaves(value, path)
+        else:
+            yield path, list(value) if isinstance(value, tuple) else value

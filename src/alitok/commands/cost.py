@@ -1,0 +1,360 @@
+"""What a composed run would cost, found by rehearsing its training step on tensors that hold no numbers."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from alitok.commands.ledger import Answers, Ledger, gpu_kernels
+from alitok.common.build import import_class
+from alitok.common.errors import BadInput
+from alitok.losses.frozen import without_weights
+
+# precision -> dtypes of the weights and of autocast
+PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "32-true": (torch.float32, None),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-true": (torch.bfloat16, None),
+    "16-true": (torch.float16, None),
+}
+# On a CPU the peak of a process is above that of its tensors: by what the runtime and its libraries hold from the first
+# step on, and by what glibc's allocator keeps between pieces of memory of many sizes: the gradients find little room
+# in what the activations leave. Measured, see the tests.
+RUNTIME_BYTES = 50_000_000
+PIECES_OVERHEAD = 0.2
+SHORT = {"32": "32-true", "16": "16-true", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run lies on its devices.
+
+    Attributes:
+        device: "cpu" or "cuda": whose attention kernels the run uses.
+        devices: over all nodes.
+        strategy: of Lightning's, by kind.
+        shards: over how many devices FSDP divides weights, gradients and optimizer state.
+        bucket_view: DDP's gradients live in the buckets that it sends, instead of beside them.
+    """
+
+    device: Literal["cpu", "cuda"]
+    devices: int = 1
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    shards: int = 1
+    bucket_view: bool = False
+
+
+@dataclass
+class Turn:
+    """One kind of training step: phases that differ in nothing but length and learning rate are one.
+
+    Attributes:
+        name: of the phases; with "discriminator" behind it where the step is the discriminator's.
+        start: a step of this kind.
+        steps: how many of the run's steps are of this kind.
+        flops: of one step over the global batch, forward and backward: (part, precision) -> FLOPs.
+        memory: bytes on one device at the step's peak, by kind.
+        trainable: parameters of the model that train.
+    """
+
+    name: str
+    start: int
+    steps: int
+    flops: dict[tuple[str, str], float]
+    memory: dict[str, int]
+    trainable: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes.
+
+    Attributes:
+        model: "tokenizer" or "generator".
+        parts: parameters by part; their sum is `total`.
+        trainable: parameters of the model that train, in the turn that trains most.
+        beside: parameters of the networks that are not the model: discriminator, networks of losses.
+        tokens: N.
+        micro_batch, accumulation: images that a device holds at a time, and how often in a step.
+    """
+
+    model: str
+    parts: dict[str, int]
+    trainable: int
+    beside: dict[str, int]
+    tokens: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    precision: str
+    layout: Layout
+    turns: list[Turn]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def steps(self) -> int:
+        return sum(turn.steps for turn in self.turns)
+
+    @property
+    def images_seen(self) -> int:
+        return self.steps * self.global_batch
+
+    @property
+    def flops(self) -> dict[tuple[str, str], float]:
+        """Of a step, averaged over the run: (part, precision) -> FLOPs."""
+        mean: Counter[tuple[str, str]] = Counter()
+        for turn in self.turns:
+            for key, value in turn.flops.items():
+                mean[key] += value * turn.steps / self.steps  # type: ignore[assignment]
+        return dict(mean)
+
+    @property
+    def peak(self) -> Turn:
+        """The turn that takes most memory."""
+        return max(self.turns, key=lambda turn: turn.memory_bytes)
+
+
+def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
+    """Rehearses one step of every kind that the run has. Allocates nothing, opens no data and no weight file.
+
+    Args:
+        config: as from `compose_run`.
+
+    Raises:
+        BadInput: the global batch does not divide by the devices, or the precision is unknown.
+    """
+    precision = str(config["trainer"].get("precision", "32-true"))
+    precision = SHORT.get(precision, precision)
+    if precision not in PRECISIONS:
+        raise BadInput(f"describe knows the precisions {', '.join(PRECISIONS)}, not {precision!r}.")
+    data = config["data"].get("init_args") or {}
+    global_batch = data.get("global_batch", 256)
+    if global_batch % layout.devices:
+        raise BadInput(f"The global batch of {global_batch} does not divide by {layout.devices} devices; change one.")
+    share = global_batch // layout.devices
+    micro_batch = min(data.get("micro_batch") or share, share)
+    with _rehearsal(config, precision) as (module, networks):
+        model = module.model
+        parts = {part: _count(child) for part, child in model.named_children() if _count(child)}
+        direct = sum(parameter.numel() for parameter in model.parameters(recurse=False))
+        parts |= {"rest": direct} if direct else {}
+        beside = {name: _count(network) for name, network in networks.items()}
+        if (discriminator := getattr(module, "discriminator", None)) is not None:
+            beside["discriminator"] = _count(discriminator)
+        tokens = model.num_tokens
+        turns = _turns(module.schedule, config["trainer"].get("max_steps"))
+    for turn in turns:
+        _rehearse(turn, config, layout, precision, share, micro_batch)
+    return Cost(
+        model=_name_of(module),
+        parts=parts,
+        trainable=max(turn.trainable for turn in turns),
+        beside=beside,
+        tokens=tokens,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        accumulation=-(-share // micro_batch),
+        precision=precision,
+        layout=layout,
+        turns=turns,
+    )
+
+
+def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
+    """The kinds of step of a schedule, cut or prolonged to `max_steps`."""
+    turns: dict[Any, Turn] = {}
+    left = max_steps if max_steps and max_steps > 0 else schedule.total_steps
+    start = 0
+    for name, phase in schedule.phases.items():
+        steps = left if name == list(schedule.phases)[-1] else min(left, phase.steps)
+        updates = phase.updates(steps)
+        for count, discriminator in ((updates, False), (steps - updates, True)):
+            if count:
+                off = sorted(term for term, weight in phase.weights.items() if not weight)
+                key = (*off, phase.adversarial, phase.quantize, str(phase.trainable), discriminator)
+                turn = turns.setdefault(key, Turn("", start + discriminator, 0, {}, {}))
+                turn.steps += count
+                turn.name += f"{', ' if turn.name else ''}{name}{' discriminator' if discriminator else ''}"
+        start, left = start + phase.steps, left - steps
+    return list(turns.values())
+
+
+@contextmanager
+def _rehearsal(config: Mapping[str, Any], precision: str) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
+    """The run's LightningModule and the networks of its losses on fake tensors, which live on the meta device.
+
+    They say that they are on the CPU: the meta device itself knows no autocast and no attention kernel.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.random.fork_rng(devices=[]), fake, Answers(), without_weights() as networks:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(PRECISIONS[precision][0])  # as Lightning does; fake weights cannot be converted later
+        try:
+            module = import_class(config["model"]["class_path"])(**(config["model"].get("init_args") or {}))
+        finally:
+            torch.set_default_dtype(default)
+        for term in getattr(module, "terms", {}).values():
+            term.setup("cpu")
+        yield module, {name: network for (name, _), network in networks.items()}
+
+
+def _rehearse(
+    turn: Turn, config: Mapping[str, Any], layout: Layout, precision: str, share: int, micro_batch: int
+) -> None:
+    """Fills in what a step of this kind takes."""
+    ledger = Ledger()
+    autocast = PRECISIONS[precision][1]
+    with _rehearsal(config, precision) as (module, networks), ExitStack() as stack:
+        trainer = _stand_in(module, turn.start, share, micro_batch, precision)  # kept: the module's is a weak one
+        module.configure_model()
+        moment = module.schedule.at(turn.start)
+        if hasattr(module, "set_trainable"):
+            module.set_trainable(moment.name)
+        turn.trainable = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+        stack.enter_context(ledger)
+        shards = _shards(module, layout)
+        kept = _claim_state(ledger, module, networks, shards, adversarial=moment.phase.adversarial)
+        batch = _batch(module.model, micro_batch, turn.start * share)
+        moved = module.discriminator if moment.discriminator else module.model
+        moved = [parameter for parameter in moved.parameters() if parameter.requires_grad]
+        gradients = sum(p.numel() * p.element_size() for p in moved)
+        if share > micro_batch:  # the second micro-batch finds the gradients of the first
+            for parameter in moved:
+                parameter.grad = torch.zeros_like(parameter)
+                ledger.claim([parameter.grad], "gradients", shards[id(parameter)])
+        _name_parts(ledger, module)
+        stack.enter_context(torch.autocast("cpu", autocast) if autocast else nullcontext())
+        stack.enter_context(gpu_kernels() if layout.device == "cuda" else nullcontext())
+        module.training_step(batch, 0)
+        del kept, trainer
+        extra = _strategy_bytes(module, layout, precision)
+        averaged = sum(t.numel() * t.element_size() for t in [*module.model.parameters(), *module.model.buffers()])
+    turn.flops = {key: value / micro_batch * share * layout.devices for key, value in ledger.flops.items()}
+    turn.memory = {kind: ledger.peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer", "activations")}
+    turn.memory |= {kind: size for kind, size in ledger.peak.items() if size}
+    turn.memory["activations"] += (share - micro_batch) * sum(t[0].numel() * t.element_size() for t in batch.values())
+    if layout.device == "cpu":
+        later = max(0, gradients - turn.memory["gradients"])
+        turn.memory["allowance"] = RUNTIME_BYTES + max(
+            round(PIECES_OVERHEAD * ledger.peak_pieces), min(later, ledger.peak_pieces)
+        )
+    if extra:
+        turn.memory[layout.strategy] = extra
+    if _keeps_average(config):
+        turn.memory["average of weights"] = averaged
+
+
+def _keeps_average(config: Mapping[str, Any]) -> bool:
+    from alitok.callbacks.average import WeightAverage
+
+    callbacks = (config["trainer"].get("callbacks") or {}).values()
+    return any(issubclass(import_class(block["class_path"]), WeightAverage) for block in callbacks)
+
+
+def _shards(module: Any, layout: Layout) -> dict[int, int]:
+    """Parameter -> over how many devices it, its gradient and its optimizer state are divided."""
+    whole = {id(parameter) for parameter in module.replicated()}
+    divided = {id(parameter) for parameter in module.model.parameters()} - whole
+    return {id(p): layout.shards if id(p) in divided else 1 for p in module.parameters()}
+
+
+def _claim_state(
+    ledger: Ledger, module: Any, networks: dict[str, nn.Module], shards: Mapping[int, int], adversarial: bool
+) -> list[torch.optim.Optimizer]:
+    """Books what is there before the step: weights, and the optimizers' state after a first step; returns them."""
+    ledger.claim(module.buffers(), "weights")
+    for parameter in module.parameters():
+        ledger.claim([parameter], "weights", shards[id(parameter)])
+        ledger.claim_gradient(parameter, shards[id(parameter)])
+    for network in networks.values():
+        ledger.claim([*network.parameters(), *network.buffers()], "loss networks")
+    optimizers = module.configure_optimizers()
+    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+    for optimizer in optimizers if adversarial else optimizers[:1]:  # the second is the discriminator's
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for parameter, state in optimizer.state.items():
+            ledger.claim(
+                (value for value in state.values() if isinstance(value, Tensor)), "optimizer", shards[id(parameter)]
+            )
+    ledger.restart()
+    return optimizers
+
+
+def _name_parts(ledger: Ledger, module: Any) -> None:
+    ledger.attribute(module.model, _name_of(module))
+    if getattr(module, "discriminator", None) is not None:
+        ledger.attribute(module.discriminator, "discriminator")
+    if hasattr(module, "terms"):
+        module.terms = {term: ledger.attributed(f"loss {term}", call) for term, call in module.terms.items()}
+
+
+def _batch(model: Any, images: int, first: int) -> dict[str, Tensor]:
+    """A batch of the one form that all runs share."""
+    index = torch.zeros(images, dtype=torch.int64)
+    batch = {"label": index, "index": index, "position": torch.arange(first, first + images)}
+    if hasattr(model, "image_size"):
+        return {"image": torch.zeros(images, 3, model.image_size, model.image_size), **batch}
+    return {"tokens": torch.zeros(images, model.num_tokens, dtype=torch.int64), **batch}
+
+
+def _stand_in(module: Any, step: int, share: int, micro_batch: int, precision: str) -> Any:
+    """Gives the module what it asks of Lightning in a step; the update itself only clears the gradients."""
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    trainer = SimpleNamespace(
+        global_step=step,
+        global_rank=0,
+        world_size=1,
+        log_every_n_steps=0,
+        precision=precision,
+        datamodule=SimpleNamespace(micro_batch=micro_batch, global_batch=share),
+        strategy=SingleDeviceStrategy(torch.device("cpu")),
+    )
+    module.trainer = trainer
+    module.optimize = lambda *_, **__: module.zero_grad(set_to_none=True)
+    module.log = module.log_dict = lambda *_, **__: None
+    module.manual_backward = lambda loss, *_, **__: loss.backward()
+    return trainer
+
+
+def _name_of(module: Any) -> str:
+    return next(name for name, child in module.named_children() if child is module.model)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _strategy_bytes(module: Any, layout: Layout, precision: str) -> int:
+    """What the strategy holds on a device at the step's peak, beside the tensors of the step."""
+    if layout.strategy == "ddp":
+        trained = sum(p.numel() * p.element_size() for p in module.model.parameters() if p.requires_grad)
+        return 0 if layout.bucket_view else trained
+    if layout.strategy == "fsdp":
+        from alitok.training.parallel import blocks
+
+        each = [_count(block) for block in blocks(module.model)]
+        rest = _count(module.model) - sum(each) - sum(parameter.numel() for parameter in module.replicated())
+        gathered = 2 if precision == "bf16-mixed" else 4
+        # Whole at that time: the rest, one block and the next, and the gradient of one, before and while it is sent.
+        return 4 * rest + max(each, default=0) * (2 * gathered + gathered + 4)
+    return 0

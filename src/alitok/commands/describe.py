@@ -1,0 +1,264 @@
+"""What a run would be: parameters, tokens, FLOPs a step, memory per device, images seen, hours. Allocates no model."""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from alitok.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from alitok.commands.cost import Cost, Layout
+    from alitok.commands.hardware import Hardware
+
+TAKES_OVERRIDES = True
+IMAGENET_IMAGES = 1_281_167
+THIS_CPU = "this CPU"
+NAMES = ("H100", "A100", "H200", "RTX 4090", "cpu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="YAML; laid in order")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs, instead of a table")
+    parser.add_argument(
+        "--hardware",
+        choices=NAMES,
+        help="device to count memory and hours for (default: memory for what the trainer takes here, hours for all)",
+    )
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="SHARE", help="share of the peak that is reached (0.4)"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="images of the data set, for epochs (default: data.count or ImageNet's)"
+    )
+    parser.epilog = (
+        "any --key value overrides the files; example:\n"
+        "  alitok describe -c experiments/imagenet256/generator.yaml -c experiments/imagenet256/sizes/662M.yaml \\\n"
+        "    -c experiments/strategies/fsdp.yaml --trainer.devices 8 --hardware H100"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if not 0 < args.utilisation <= 1:
+        raise BadInput(f"--utilisation is a share of the peak between 0 and 1, not {args.utilisation}.")
+    if args.images is not None and args.images < 1:
+        raise BadInput(f"--images must be at least 1, not {args.images}.")
+    from alitok.commands.cost import cost
+    from alitok.config import compose_run
+
+    config = compose_run(args.config, args.overrides)
+    result = cost(config, layout_of(config["trainer"], args.hardware))
+    images = args.images or _images(config["data"].get("init_args") or {})
+    record = as_record(result, _hardware(args.hardware), args.utilisation, images)
+    if args.json:
+        import json
+
+        print(json.dumps(record, indent=2))
+    else:
+        _print_table(record, " + ".join(str(Path(file)) for file in args.config))
+
+
+def layout_of(trainer: Mapping[str, Any], hardware: str | None = None) -> "Layout":
+    """How a trainer's settings lay a run on its devices; "auto" is what Lightning would take on this machine.
+
+    Args:
+        hardware: a name that decides between CPU and GPU, whatever the trainer says.
+
+    Raises:
+        BadInput: devices or a strategy that `describe` does not know.
+    """
+    import torch
+
+    from alitok.commands.cost import Layout
+
+    accelerator = str(trainer.get("accelerator", "auto"))
+    if hardware is not None:
+        on_cpu = hardware == "cpu"
+    else:
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    devices = _devices(trainer.get("devices", "auto"), on_cpu) * int(trainer.get("num_nodes", 1))
+    given = trainer.get("strategy", "auto")
+    block: Mapping[str, Any] = given if isinstance(given, Mapping) else {"class_path": given}
+    name = str(block["class_path"]).rpartition(".")[2].lower()
+    device: Literal["cpu", "cuda"] = "cpu" if on_cpu else "cuda"
+    if "fsdp" in name or "modelparallel" in name:
+        return Layout(device, devices, "fsdp", shards=devices)
+    if "ddp" in name or (name == "auto" and devices > 1):
+        view = bool((block.get("init_args") or {}).get("gradient_as_bucket_view", False))
+        return Layout(device, devices, "ddp" if devices > 1 else "single", bucket_view=view)
+    if name not in ("auto", "singledevicestrategy"):
+        raise BadInput(f"describe knows the strategies ddp and fsdp (experiments/strategies), not {given!r}.")
+    return Layout(device)
+
+
+def _devices(value: Any, on_cpu: bool) -> int:
+    """How many devices of a node `trainer.devices` means."""
+    import torch
+
+    if value in ("auto", -1, "-1"):
+        return 1 if on_cpu else max(1, torch.cuda.device_count())
+    if isinstance(value, list):
+        return len(value)
+    if isinstance(value, str) and "," in value:
+        return len([item for item in value.split(",") if item.strip()])
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1:
+        raise BadInput(f"trainer.devices must be a number of devices, a list or auto, not {value!r}.")
+    return count
+
+
+def _images(data: Mapping[str, Any]) -> int:
+    """Training images of the data, as far as the configuration tells; else ImageNet's."""
+    from alitok.data.shapes import DEFAULT_COUNTS
+
+    drawn = DEFAULT_COUNTS["train"] if data.get("source", "shapes") == "shapes" and "cache" not in data else None
+    return data.get("count") or drawn or IMAGENET_IMAGES
+
+
+def _hardware(name: str | None) -> "list[Hardware]":
+    from alitok.commands.hardware import GPUS, measure_cpu
+
+    if name is None:
+        return [*GPUS.values(), measure_cpu()]
+    return [measure_cpu() if name == "cpu" else GPUS[name]]
+
+
+def as_record(result: "Cost", hardware: "list[Hardware]", utilisation: float, images: int) -> dict[str, Any]:
+    """The JSON form: what the contract names, and beside it what it is made of."""
+    peak, layout = result.peak, result.layout
+    parts: dict[str, float] = defaultdict(float)
+    for (part, _), count in result.flops.items():
+        parts[part] += count
+    return {
+        "model": result.model,
+        "parameters": {"total": result.total, "trainable": result.trainable, **result.parts},
+        "parameters_beside": result.beside,
+        "tokens": result.tokens,
+        "flops_per_step": round(sum(parts.values())),
+        "flops_by_part": {part: round(count) for part, count in parts.items()},
+        "memory_bytes": peak.memory_bytes,
+        "memory_by_kind": peak.memory,
+        "memory_phase": peak.name,
+        "device": layout.device,
+        "devices": layout.devices,
+        "strategy": layout.strategy,
+        "precision": result.precision,
+        "global_batch": result.global_batch,
+        "micro_batch": result.micro_batch,
+        "accumulation": result.accumulation,
+        "steps": result.steps,
+        "images_seen": result.images_seen,
+        "dataset_images": images,
+        "epochs": result.images_seen / images,
+        "utilisation": utilisation,
+        "hours": {
+            # processes on this machine's CPU share it
+            item.name: result.steps
+            * item.seconds(result.flops, utilisation)
+            / (1 if item.name == THIS_CPU else layout.devices)
+            / 3600
+            for item in hardware
+        },
+        "fits": {item.name: peak.memory_bytes < item.memory for item in hardware if _same_kind(item, layout)},
+        "turns": [
+            {
+                "phases": turn.name,
+                "steps": turn.steps,
+                "trainable": turn.trainable,
+                "flops": round(sum(turn.flops.values())),
+                "memory_bytes": turn.memory_bytes,
+            }
+            for turn in result.turns
+        ],
+    }
+
+
+def _same_kind(item: "Hardware", layout: "Layout") -> bool:
+    return (item.name == THIS_CPU) == (layout.device == "cpu")
+
+
+def _print_table(record: Mapping[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    parameters = dict(record["parameters"])
+    total, trainable = parameters.pop("total"), parameters.pop("trainable")
+    table.add_row("parameters", f"{total:,}", f"of the {record['model']}; {trainable:,} train")
+    for part, count in parameters.items():
+        table.add_row(f"  {part}", f"{count:,}", "")
+    for network, count in record["parameters_beside"].items():
+        table.add_row(f"  beside: {network}", f"{count:,}", "in no total")
+    table.add_row("tokens", f"{record['tokens']:,}", "N, of an image", end_section=True)
+
+    a_step = record["flops_per_step"]
+    table.add_row("FLOPs a step", _si(a_step), "forward and backward, global batch, mean over the run")
+    for part, count in record["flops_by_part"].items():
+        table.add_row(f"  {part}", _si(count), f"{count / a_step:.1%}")
+    if len(record["turns"]) > 1:
+        for turn in record["turns"]:
+            table.add_row(f"  in {turn['phases']}", _si(turn["flops"]), f"{turn['steps']:,} steps")
+    table.add_section()
+
+    where = "a CPU" if record["device"] == "cpu" else "a GPU"
+    strategy = "" if record["strategy"] == "single" else f", {record['strategy']}"
+    table.add_row(
+        "memory per device",
+        _bytes(record["memory_bytes"]),
+        f"peak on {where}, {record['devices']} device(s){strategy}, {record['precision']}, in {record['memory_phase']}",
+    )
+    for kind, size in record["memory_by_kind"].items():
+        note = "none yet at that moment" if kind == "gradients" and not size else ""
+        table.add_row(f"  {kind}", _bytes(size), note)
+    table.add_section()
+
+    share = record["global_batch"] // record["devices"]
+    table.add_row("global batch", f"{record['global_batch']:,}", "images an update")
+    table.add_row(
+        "  on a device", f"{share:,}", f"{record['accumulation']} micro-batch(es) of at most {record['micro_batch']}"
+    )
+    table.add_row("steps", f"{record['steps']:,}", "")
+    table.add_row(
+        "images seen",
+        f"{record['images_seen']:,}",
+        f"{record['epochs']:,.1f} times a data set of {record['dataset_images']:,}",
+        end_section=True,
+    )
+    for name, hours in record["hours"].items():
+        fits = record["fits"].get(name)
+        table.add_row(
+            f"hours on {name}" if name == THIS_CPU else f"hours on {record['devices']} x {name}",
+            f"{hours:,.1f}" if hours >= 0.1 else f"{hours:.3f}",
+            f"at {record['utilisation']:.0%} of its peak" + ("; the memory does not suffice" if fits is False else ""),
+        )
+    console = Console()
+    console.print(table)
+    console.print(_note(record), style="dim")
+
+
+def _note(record: Mapping[str, Any]) -> str:
+    if record["device"] == "cpu":
+        covers = "Memory: tensors at their peak, and an allowance for the allocator and the runtime; imports, data and "
+        return covers + "validation come on top. For a GPU: --hardware H100."
+    return (
+        "Memory: tensors at their peak, as torch.cuda.max_memory_allocated counts them; the CUDA context, the "
+        "allocator's reserve, communication buffers and libraries' workspaces (1 to 3 GB) and validation come on top."
+    )
+
+
+def _si(value: float) -> str:
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= factor:
+            return f"{value / factor:,.2f} {unit}"
+    return f"{value:,.0f}"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e9:,.2f} GB" if value >= 1e8 else f"{value / 1e6:,.1f} MB"

@@ -1,0 +1,250 @@
+"""The search of `alitok tune-guidance`: features of every setting on disk, FID with its uncertainty, new settings."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+from alitok.commands import evaluate
+from alitok.commands.image_specs import bar, is_spec, open_spec, pick_extractor
+from alitok.commands.sample_set import Draw, set_settings
+from alitok.common.distributed import all_or_none, rank, world_size
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file
+from alitok.common.random import stream
+from alitok.evaluation.inception_score import inception_score
+from alitok.evaluation.quantise import to_uint8
+from alitok.evaluation.reference import TRAINING, Reference, file_reference, refuse_for_samples, set_reference
+from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.sampling.guidance import SCHEDULES, PowerCosine, make_guidance
+from alitok.sampling.images import ImageSampler, largest_batch
+from alitok.sampling.sets import difference, missing_runs, read_settings
+
+GROUPS = 10  # of the jackknife
+# Settings of a search that may change from one run to the next in the same folder.
+FREE = ("count", "guidance", "power", "schedule")
+
+Setting = tuple[float, float]  # scale, power
+
+
+@dataclass(frozen=True)
+class Result:
+    """FID of a setting with its standard error; `behind` = FID minus the best one's, with that of the difference."""
+
+    scale: float
+    power: float | None
+    fid: float
+    fid_error: float
+    behind: float
+    behind_error: float
+    inception_score: float | None
+
+
+class Search:
+    """Scales and powers over one generator, tokenizer, reference and extractor.
+
+    Raises:
+        BadInput: anything that cannot be read or does not fit, or a folder that belongs to another search.
+    """
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device, self.folder = args, device, args.out
+        parser = argparse.ArgumentParser()
+        evaluate.add_arguments(parser)
+        measuring = parser.parse_args(["", "--reference", args.reference, "--extractor", args.extractor])
+        self.extractor = pick_extractor(measuring, device)
+        self.generator = load_generator(args.generator, device)
+        self.tokenizer = load_tokenizer(args.tokenizer, device)
+        check_pair(self.generator, self.tokenizer)
+        make_guidance(args.schedule, args.scales[0], args.powers[0])
+        self.has_power = issubclass(SCHEDULES[args.schedule], PowerCosine)
+        draw = Draw(args.scales[0], args.powers[0], args.schedule, args.temperature, args.seed, args.precision)
+        names = (Path(args.generator).name, Path(args.tokenizer).name)
+        settings = set_settings(self.generator, self.tokenizer, names, draw, args.count)
+        self.classes = settings["num_classes"]
+        self.settings = {key: value for key, value in settings.items() if key not in FREE}
+        self.settings["extractor"] = {"name": self.extractor.name, "digest": self.extractor.digest}
+        with all_or_none():
+            if rank() == 0:
+                self._take_folder()
+        self.reference = self._reference()
+        self.sampler = ImageSampler(self.generator, self.tokenizer, args.precision)
+
+    def _take_folder(self) -> None:
+        told = self.folder / "settings.json"
+        held = read_settings(told)
+        if held is not None and (other := difference(held, self.settings)):
+            raise BadInput(f"{self.folder} belongs to another search ({other}); name another --out.")
+        if held is None and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise BadInput(f"{self.folder} exists and is no folder of a search; name another --out.")
+        if held is None:
+            with atomic_file(told) as temporary:
+                temporary.write_text(json.dumps(self.settings, indent=2) + "\n", "utf-8")
+
+    def _reference(self) -> FeatureStatistics:
+        """Statistics of the reference, the same on every process."""
+        if is_spec(self.args.reference):
+            images = open_spec(self.args.reference, "train", self.tokenizer.image_size)
+            reference: Reference = set_reference(images, TRAINING)
+        else:
+            reference = file_reference(Path(self.args.reference), self.extractor)
+            refuse_for_samples(reference)
+        pooled = reference.measured(self.extractor, 64, False, bar("Reference")).pooled
+        assert pooled is not None
+        return pooled
+
+    def run(self) -> list[Result]:
+        """All settings, the best first; a collective."""
+        grid = [(scale, power) for scale in self.args.scales for power in (self.args.powers if self.has_power else [1])]
+        known: dict[Setting, list[float]] = {}
+        self._measure(grid, known)
+        for _ in range(self.args.refine):
+            self._measure(self._around(min(known, key=lambda setting: known[setting][0]), known), known)
+        return self._results(known)
+
+    def _around(self, best: Setting, known: dict[Setting, list[float]]) -> list[Setting]:
+        """Halfway (by ratio) from the best setting to its neighbours, or as far again where there is none."""
+        new = []
+        for axis in range(2 if self.has_power else 1):
+            line = sorted({setting[axis] for setting in known})
+            place = line.index(best[axis])
+            step = (line[-1] / line[0]) ** (1 / max(1, len(line) - 1)) if len(line) > 1 else 2.0
+            below = line[place - 1] if place else best[axis] / step**2
+            above = line[place + 1] if place + 1 < len(line) else best[axis] * step**2
+            for value in (below, above):
+                setting = list(best)
+                setting[axis] = float(f"{(value * best[axis]) ** 0.5:.4g}")
+                setting[0] = max(1.0, setting[0])  # a scale of 1 is no guidance
+                new.append((setting[0], setting[1]))
+        return new
+
+    def _measure(self, wanted: list[Setting], known: dict[Setting, list[float]]) -> None:
+        """Adds the FIDs of settings: of all images, then without each group in turn."""
+        for scale, power in wanted:
+            if (scale, power) in known:
+                continue
+            self._draw(scale, power)
+            known[scale, power] = self._fids(scale, power)
+
+    def _place(self, scale: float, power: float) -> Path:
+        return self.folder / f"{self.args.schedule}-{scale:g}" / (f"power-{power:g}" if self.has_power else "")
+
+    def _parts(self, scale: float, power: float) -> dict[range, Path]:
+        files = sorted(self._place(scale, power).glob("[0-9]*.npz"))
+        return {range(*(int(word) for word in file.stem.split("-"))): file for file in files}
+
+    def _draw(self, scale: float, power: float) -> None:
+        """Features of the images that are missing, each process its share."""
+        rule = make_guidance(self.args.schedule, scale, power)
+        batch = self.args.batch
+        if batch is None:
+            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+            batch = largest_batch(self.generator, self.tokenizer, True, self.args.precision, free)
+        drawn = [index for part in self._parts(scale, power) for index in part]
+        runs = missing_runs(drawn, self.args.count, batch)
+        with all_or_none():  # every process has looked before one writes
+            mine = runs[rank() :: world_size()]
+        with all_or_none():
+            batches = [(run, [index % self.classes for index in run]) for run in mine]
+            title = f"Scale {scale:g}" + (f", power {power:g}" if self.has_power else "")
+            progress = track(
+                self.sampler.draw(batches, rule, self.args.temperature, self.args.seed, None, batch),
+                title,
+                total=len(batches),
+                disable=rank() > 0 or not batches,
+                console=Console(stderr=True),
+            )
+            for indices, _, images in progress:
+                features = self.extractor(to_uint8(images))
+                name = f"{indices[0]:08d}-{indices[-1] + 1:08d}.npz"
+                with atomic_file(self._place(scale, power) / name) as temporary, open(temporary, "wb") as file:
+                    np.savez(
+                        file,
+                        pooled=features.pooled.cpu().numpy(),
+                        probabilities=features.probabilities.cpu().numpy(),
+                    )
+
+    def _features(self, scale: float, power: float, name: str) -> torch.Tensor:
+        """(count, F), in the order of the images."""
+        rows = []
+        for file in self._parts(scale, power).values():
+            with np.load(file) as arrays:
+                rows.append(torch.from_numpy(arrays[name]))
+        return torch.cat(rows)[: self.args.count]
+
+    def _fids(self, scale: float, power: float) -> list[float]:
+        pooled = self._features(scale, power, "pooled")
+        # By chance: groups in the order of the images would each lack some classes.
+        order = torch.randperm(len(pooled), generator=stream("jackknife", len(pooled)))
+        groups = []
+        for rows in order.tensor_split(GROUPS):
+            statistics = FeatureStatistics(pooled.shape[1])
+            statistics.update(pooled[rows])
+            groups.append(statistics)
+        fids = []
+        for left_out in range(-1, GROUPS):
+            rest = FeatureStatistics(pooled.shape[1])
+            for group, statistics in enumerate(groups):
+                if group != left_out:
+                    rest.merge(statistics)
+            fids.append(frechet_distance(rest, self.reference))
+        return fids
+
+    def _results(self, known: dict[Setting, list[float]]) -> list[Result]:
+        order = sorted(known, key=lambda setting: known[setting][0])
+        best = known[order[0]]
+        results = []
+        for scale, power in order:
+            fids = known[scale, power]
+            behind = [ours - theirs for ours, theirs in zip(fids, best, strict=True)]
+            probabilities = self._features(scale, power, "probabilities")
+            score = inception_score(probabilities) if probabilities.shape[1] else None
+            shown = power if self.has_power else None
+            errors = jackknife_error(fids[1:]), jackknife_error(behind[1:])
+            results.append(Result(scale, shown, fids[0], errors[0], behind[0], errors[1], score))
+        return results
+
+
+def jackknife_error(left_out: list[float]) -> float:
+    """Standard error of a number from its values without each of G groups in turn (Efron & Tibshirani 1993, ch. 11)."""
+    values = np.asarray(left_out)
+    return float(np.sqrt((len(values) - 1) * np.mean((values - values.mean()) ** 2)))
+
+
+def report(results: list[Result], search: Search, path: Path) -> None:
+    """The table, and the JSON: `settings`, `count`, `best`, `undecided` (within two errors of it), `results`."""
+    best = results[0]
+    near = [result for result in results[1:] if result.behind < 2 * result.behind_error]
+    content: dict[str, Any] = {
+        "settings": {**search.settings, "schedule": search.args.schedule},
+        "reference": str(search.args.reference),
+        "count": search.args.count,
+        "best": asdict(best),
+        "undecided": [asdict(result) for result in near],
+        "results": [asdict(result) for result in results],
+    }
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    table = Table(title=f"{search.args.schedule} guidance, {search.args.count:,} samples of each setting")
+    for heading in ("scale", "power", "FID", "behind the best", "Inception Score"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        table.add_row(
+            f"{result.scale:g}",
+            "" if result.power is None else f"{result.power:g}",
+            f"{result.fid:.4g} ± {result.fid_error:.2g}",
+            "" if result is best else f"{result.behind:.3g} ± {result.behind_error:.2g}",
+            "" if result.inception_score is None else f"{result.inception_score:.2f}",
+            style="bold" if result is best else "" if result in near else "dim",
+        )
+    Console().print(table)
+    doubt = "" if not near else f"; {len(near)} other setting(s) lie within two standard errors of it: raise --count"
+    print(f"Best: scale {best.scale:g}" + ("" if best.power is None else f", power {best.power:g}") + doubt)

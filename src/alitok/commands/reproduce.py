@@ -1,0 +1,184 @@
+"""Published weights -> samples -> the ADM protocol -> the published number, with pass or fail.
+
+The weight files of the public release are imported, the set of samples is drawn with the published guidance, power and
+seed, and its FID and Inception Score are held to the published ones. It goes on where it stopped; torchrun shares the
+work. Exit status 1 = the numbers are not reproduced.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from alitok.evaluation.record import EvaluationRecord
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published generator and the numbers that it should give.
+
+    The tolerances hold what another machine changes (other random numbers in effect: two sets of 50,000 differ by one
+    or two percent in FID) and the rounding of the published numbers; they are a choice, not published.
+    """
+
+    width: int
+    depth: int
+    guidance: float
+    power: float
+    seed: int
+    fid: float
+    inception_score: float
+    count: int = 50_000
+    fid_tolerance: float = 0.05
+    inception_score_tolerance: float = 6.0
+
+
+# The release's weights by the release's README: ImageNet 256 x 256, ADM's evaluator.
+PRESETS = {
+    "177M": Preset(768, 24, 16.0, 1.8, 42, 1.50, 305.9),
+    "318M": Preset(1024, 24, 6.0, 0.7, 42, 1.42, 326.6),
+    "662M": Preset(1280, 32, 13.0, 1.4, 2, 1.35, 318.8),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from alitok.commands.sample import add_speed_arguments
+
+    parser.add_argument("size", choices=PRESETS, help="which of the published generators")
+    parser.add_argument("--tokenizer-weights", required=True, type=Path, metavar="FILE", help="AliTok.pth")
+    parser.add_argument("--generator-weights", required=True, type=Path, metavar="FILE", help="alitok_{b,l,xl}.bin")
+    parser.add_argument("--reference", required=True, metavar="REF", help="VIRTUAL_imagenet256_labeled.npz")
+    parser.add_argument("--extractor", default="inception", metavar="FILE", help="as alitok evaluate")
+    parser.add_argument("--count", type=int, help="fewer samples, to try it out: no verdict (default: the published)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="(default: runs/reproduce/SIZE)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="(default: OUT/reproduce.json)")
+    add_speed_arguments(parser)
+    parser.epilog = (
+        "example: alitok reproduce 177M --tokenizer-weights AliTok.pth --generator-weights alitok_b.bin"
+        " --reference VIRTUAL_imagenet256_labeled.npz"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    import sys
+    from datetime import timedelta
+
+    import torch
+
+    from alitok.commands.device import pick_device
+    from alitok.common.distributed import process_group, rank
+    from alitok.common.errors import BadInput
+
+    preset = PRESETS[args.size]
+    args.out = args.out or Path("runs/reproduce") / args.size
+    if args.count is not None and not 2 <= args.count <= preset.count:
+        raise BadInput(f"--count must lie in 2..{preset.count:,}, not {args.count}.")
+    with process_group(pick_device(args.device), patience=timedelta(days=1)) as device:
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, as the published samples were drawn
+        record = reproduce(args, preset, device)
+        count = args.count or preset.count
+        result = verdict(preset, count, record)
+        if rank() == 0:
+            report(args, preset, count, record, result)
+    if result == "fail":
+        sys.exit(1)
+
+
+def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") -> "EvaluationRecord":
+    """Imports, draws and measures; a collective.
+
+    Raises:
+        BadInput: a file that is missing, or weights of another size.
+    """
+    from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+    from alitok.commands import evaluate
+    from alitok.commands.gfid import evaluate_samples
+    from alitok.commands.image_specs import is_spec, pick_extractor
+    from alitok.commands.sample_set import Draw, draw_set, set_settings
+    from alitok.common.distributed import all_or_none, rank
+    from alitok.common.errors import BadInput
+    from alitok.evaluation.reference import file_reference
+
+    samples = args.out / f"samples-{args.count or preset.count}.npz"
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    measuring = parser.parse_args(
+        [str(samples), "--reference", args.reference, "--extractor", args.extractor, "--device", args.device]
+    )
+    if not is_spec(args.reference):  # in the first seconds, not after hours of drawing
+        file_reference(Path(args.reference), pick_extractor(measuring, device))
+    folders = {"tokenizer": args.tokenizer_weights, "generator": args.generator_weights}
+    with all_or_none():
+        for kind, file in folders.items() if rank() == 0 else ():
+            import_once(file, args.out / kind)
+    generator = load_generator(args.out / "generator", device)
+    tokenizer = load_tokenizer(args.out / "tokenizer", device)
+    check_pair(generator, tokenizer)
+    size = (generator.heads * generator.head_dim, len(generator.blocks))
+    if size != (preset.width, preset.depth):
+        raise BadInput(
+            f"{args.generator_weights} holds a generator of width {size[0]} and {size[1]} layers, {args.size} has"
+            f" {preset.width} and {preset.depth}; give the weights of that size."
+        )
+    draw = Draw(preset.guidance, preset.power, "power-cosine", 1.0, preset.seed, args.precision)
+    names = (args.generator_weights.name, args.tokenizer_weights.name)
+    settings = set_settings(generator, tokenizer, names, draw, args.count or preset.count)
+    draw_set(generator, tokenizer, samples, settings, args.batch)
+    del generator, tokenizer
+    return evaluate_samples(measuring, device)
+
+
+def import_once(file: Path, folder: Path) -> None:
+    """Imports a file of the release, unless the folder holds the artifact of that very file."""
+    from alitok.artifacts.folder import CARD, read_card
+    from alitok.artifacts.published import import_release
+    from alitok.common.files import sha256
+
+    known = read_card(folder)["parents"] if (folder / CARD).is_file() else {}
+    if not file.is_file() or known != {file.name: sha256(file)}:
+        import_release(file, folder)
+
+
+def verdict(preset: Preset, count: int, record: "EvaluationRecord") -> str | None:
+    """ "pass" where both numbers lie within their tolerances, else "fail"; None for another number of samples."""
+    if count != preset.count:
+        return None
+    fid, score = record.fid, record.inception_score
+    near = fid is not None and abs(fid - preset.fid) <= preset.fid_tolerance
+    if score is None or abs(score - preset.inception_score) > preset.inception_score_tolerance:
+        near = False
+    return "pass" if near else "fail"
+
+
+def report(
+    args: argparse.Namespace, preset: Preset, count: int, record: "EvaluationRecord", result: str | None
+) -> None:
+    """The table, and the JSON: `size`, `verdict`, `preset`, `record` (as `alitok evaluate --json`)."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from alitok.common.files import atomic_file
+
+    content: dict[str, Any] = {"size": args.size, "verdict": result, "preset": asdict(preset)}
+    with atomic_file(args.json or args.out / "reproduce.json") as temporary:
+        temporary.write_text(json.dumps({**content, "record": record.to_dict()}, indent=2) + "\n", "utf-8")
+    table = Table(title=f"{args.size}: {count:,} samples, guidance {preset.guidance:g}, power {preset.power:g}")
+    for heading in ("measure", "published", "found", "tolerance"):
+        table.add_column(heading)
+    for title, name in (("FID", "fid"), ("Inception Score", "inception_score")):
+        found = getattr(record, name)
+        table.add_row(
+            title,
+            str(getattr(preset, name)),
+            "none" if found is None else f"{found:.4f}",
+            f"{getattr(preset, f'{name}_tolerance'):g}",
+        )
+    table.add_row("comparable", "", "yes" if record.comparable else "no: " + "; ".join(record.reasons), "")
+    Console().print(table)
+    print(f"{args.size}: {result or f'no verdict, {count:,} samples instead of {preset.count:,}'}")

@@ -1,0 +1,163 @@
+"""Drawing a set of images to disk: what decides it, and the work shared over processes and resumed after a kill."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alitok import __version__
+from alitok.artifacts.digest import module_digest
+from alitok.common.distributed import all_or_none, rank, world_size
+from alitok.common.errors import BadInput
+from alitok.evaluation.quantise import to_uint8
+from alitok.models.generator import Generator
+from alitok.models.tokenizer import Tokenizer
+from alitok.sampling.generate import recommended
+from alitok.sampling.guidance import make_guidance
+from alitok.sampling.images import ImageSampler, largest_batch
+from alitok.sampling.sets import SampleSet
+from alitok.sampling.weights import Precision
+
+CYCLING = "cycling"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How images are drawn; None = what the generator's card recommends."""
+
+    guidance: float | None = None
+    power: float | None = None
+    schedule: str | None = None
+    temperature: float = 1.0
+    seed: int | None = None
+    precision: Precision = "float32"
+
+
+def class_names(generator: Generator) -> list[str]:
+    """Names of the generator's classes, their numbers where the card has none."""
+    return generator.card.get("class_names") or [str(index) for index in range(generator.num_classes)]
+
+
+def set_settings(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    names: tuple[str, str],
+    draw: Draw,
+    count: int,
+    classes: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """All that decides a set of images, as it is written beside them.
+
+    Args:
+        names: of the generator and of the tokenizer.
+        classes: of each image; None = cycling through all.
+
+    Raises:
+        BadInput: an unknown schedule, a temperature or power that is not positive.
+    """
+    if not draw.temperature > 0:
+        raise BadInput(f"temperature must be above 0, not {draw.temperature}.")
+    schedule, guidance, power = recommended(generator, draw.schedule, draw.guidance, draw.power)
+    make_guidance(schedule, guidance, power)
+    known = class_names(generator)
+    return {
+        "count": count,
+        "generator": {"name": names[0], "digest": generator.card["digest"]},
+        "tokenizer": {
+            "name": names[1],
+            "digest": tokenizer.card["digest"],
+            "decoder": module_digest(tokenizer.decoder),  # the digest before it is that of encoder and codes
+        },
+        "guidance": guidance,
+        "power": power,
+        "schedule": schedule,
+        "temperature": draw.temperature,
+        "seed": draw.seed if draw.seed is not None else int(generator.card.get("seed") or 0),
+        "classes": CYCLING if classes is None else list(classes),
+        "num_classes": len(known),
+        "class_names": known,
+        "quantisation": "truncated",
+        "image_size": tokenizer.image_size,
+        "precision": draw.precision,
+        "alitok": __version__,
+    }
+
+
+def draw_set(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    out: Path,
+    settings: dict[str, Any],
+    batch: int | None = None,
+    grid: Callable[[Tensor], None] | None = None,
+) -> bool:
+    """Draws the images of `settings` (of `set_settings`) to `out`, each process its share. A collective.
+
+    What an earlier run of the same settings left is kept; a batch is saved while the next is drawn.
+
+    Args:
+        batch: images drawn together; None = the most that fit.
+        grid: as `SampleSet.finish`.
+
+    Returns:
+        False where the set was there already.
+
+    Raises:
+        BadInput: as `SampleSet`, on every process.
+    """
+    device = generator.embeddings.weight.device
+    images = SampleSet(out, settings)
+    if images.done():
+        return False
+    with all_or_none():
+        if rank() == 0:
+            images.start()
+    rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
+    if batch is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        most = largest_batch(generator, tokenizer, rule is not None, settings["precision"], free)
+        batch = min(most, -(-settings["count"] // world_size()))
+    runs = images.missing(batch)
+    with all_or_none():  # every process has looked before one writes
+        mine = runs[rank() :: world_size()]
+    with all_or_none(), _progress(len(mine) * generator.num_tokens) as advance, ThreadPoolExecutor(1) as saver:
+        sampler = ImageSampler(generator, tokenizer, settings["precision"])
+        total = settings["num_classes"]
+        classes = settings["classes"]
+        labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
+        saving: Future[None] | None = None
+        for indices, _, pixels in sampler.draw(
+            zip(mine, labels, strict=True), rule, settings["temperature"], settings["seed"], advance, batch
+        ):
+            if saving is not None:
+                saving.result()
+            saving = saver.submit(images.write, indices[0], to_uint8(pixels))
+        if saving is not None:
+            saving.result()
+    with all_or_none():
+        if rank() == 0:
+            images.finish(grid)
+    return True
+
+
+def _progress(total: int) -> Any:
+    """A bar on the first process; yields what advances it by one step of one batch."""
+    from contextlib import contextmanager
+
+    from rich.progress import Progress
+
+    if rank() != 0:
+        return nullcontext(None)
+
+    @contextmanager
+    def bar() -> Any:
+        with Progress() as progress:
+            task = progress.add_task("Sampling", total=total)
+            yield lambda step: progress.advance(task)
+
+    return bar()

@@ -1,0 +1,176 @@
+"""A set of images that grows on disk batch by batch, in any order and from any process, and survives a kill.
+
+What is drawn lies in a hidden folder beside the output (`.samples.npz.partial`), with the settings that decide the
+images; the output appears when all of them are there.
+"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file
+
+SIDECAR = "samples.json"
+FILES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")  # not to be folders
+# Settings that do not decide the images.
+NAMES = ("name", "class_names")
+
+
+class SampleSet:
+    """`count` images on their way into an .npz (`arr_0`), a folder of PNG or a .png grid.
+
+    Args:
+        out: the output; its suffix says which.
+        settings: all that decides the images, ready for JSON; written beside the images as `samples.json`, inside the
+            folder or in the place of the suffix. Not for a grid.
+
+    Raises:
+        BadInput: a suffix of something else, or an output that may not be replaced.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.out, self.settings = out, settings
+        self.count, self.size = int(settings["count"]), int(settings["image_size"])
+        if out.suffix.lower() in FILES:
+            raise BadInput(f"--out {out} must be a .png grid, an .npz file or a folder.")
+        self.kind = {".png": "grid", ".npz": "npz"}.get(out.suffix.lower(), "folder")
+        self.partial = out.parent / f".{out.name}.partial"
+        self.sidecar = out / SIDECAR if self.kind == "folder" else out.with_suffix(".json")
+        if self.done():
+            return
+        if self.kind == "folder" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BadInput(f"--out {out} exists and is no empty folder; name another.")
+        if self.kind != "folder" and out.is_dir():
+            raise BadInput(f"--out {out} is a folder; name another file.")
+        if self.kind == "npz" and self.sidecar.exists() and "num_classes" not in (read_settings(self.sidecar) or {}):
+            raise BadInput(f"--out {out} would replace {self.sidecar}, which tells of no samples; name another.")
+
+    def done(self) -> bool:
+        """Whether the output is there already, of the same settings."""
+        return (
+            self.kind != "grid" and self.out.exists() and difference(read_settings(self.sidecar), self.settings) == ""
+        )
+
+    def start(self) -> None:
+        """Makes the hidden folder, or takes up the one that is there. For one process.
+
+        Raises:
+            BadInput: it holds images of other settings, or the place cannot be written.
+        """
+        held = read_settings(self.partial / SIDECAR)
+        if (other := difference(held, self.settings)) and (drawn := len(self.drawn())):
+            raise BadInput(
+                f"{self.partial} holds {drawn:,} images of other settings ({other}); remove it, or name another --out."
+            )
+        if other:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            with atomic_file(self.partial / SIDECAR) as temporary:
+                temporary.write_text(json.dumps(self.settings, indent=2) + "\n", "utf-8")
+
+    def drawn(self) -> list[int]:
+        """Indices of the images that are in the hidden folder, in order."""
+        indices = [index for start, stop, _ in self.shards() for index in range(start, stop)]
+        return indices + sorted(int(file.stem) for file in self.partial.glob("[0-9]*.png"))
+
+    def missing(self, batch: int) -> list[range]:
+        """What is still to be drawn, as runs of at most `batch` consecutive indices."""
+        return missing_runs(self.drawn(), self.count, batch)
+
+    def write(self, start: int, images: Tensor) -> None:
+        """Keeps images start, start + 1, ...: uint8 (B, 3, H, W)."""
+        if self.kind == "folder":
+            from torchvision.io import write_png
+
+            for index, image in enumerate(images.cpu(), start):
+                with atomic_file(self.partial / f"{index:06d}.png") as temporary:
+                    write_png(image, str(temporary))
+            return
+        with atomic_file(self.partial / f"{start:08d}-{start + len(images):08d}.npy") as temporary:
+            np.save(temporary, images.permute(0, 2, 3, 1).cpu().numpy())
+
+    def shards(self) -> Iterator[tuple[int, int, Path]]:
+        """(start, stop, file) of each run of images in an array file, in order."""
+        for file in sorted(self.partial.glob("[0-9]*-*.npy")):
+            start, stop = (int(number) for number in file.stem.split("-"))
+            yield start, stop, file
+
+    def finish(self, grid: Callable[[Tensor], None] | None = None) -> None:
+        """Puts the output in its place and clears up. For one process, when nothing is missing.
+
+        Args:
+            grid: saves a grid of uint8 images (count, 3, H, W).
+        """
+        for leftover in self.partial.glob(".*"):  # half-written files of a process that was killed
+            leftover.unlink()
+        if self.kind == "folder":
+            self.partial.replace(self.out)
+            return
+        if self.kind == "npz":
+            self.sidecar.unlink(missing_ok=True)  # never beside images of which it does not tell
+            self._write_npz()
+            with atomic_file(self.sidecar) as temporary:
+                shutil.copyfile(self.partial / SIDECAR, temporary)
+        elif grid is not None:
+            arrays = [torch.from_numpy(np.load(file)) for _, _, file in self.shards()]
+            grid(torch.cat(arrays).permute(0, 3, 1, 2))
+        shutil.rmtree(self.partial)
+
+    def _write_npz(self) -> None:
+        """Shard after shard into the archive, so that 50,000 images need no memory of their own."""
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, self.size, self.size, 3)}
+        with (
+            atomic_file(self.out) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+            archive.open("arr_0.npy", "w", force_zip64=True) as member,
+        ):
+            np.lib.format.write_array_header_1_0(member, header)
+            for _, _, file in self.shards():
+                member.write(np.load(file).data)
+
+
+def missing_runs(drawn: Sequence[int], count: int, batch: int) -> list[range]:
+    """What of 0..count-1 is not drawn, as runs of at most `batch` consecutive indices."""
+    absent = np.setdiff1d(np.arange(count), drawn)
+    runs = np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1) if len(absent) else []
+    return [
+        range(start, min(start + batch, int(run[-1]) + 1))
+        for run in runs
+        for start in range(int(run[0]), int(run[-1]) + 1, batch)
+    ]
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """Settings as written before; None where there are none that can be read."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def difference(held: dict[str, Any] | None, settings: dict[str, Any]) -> str:
+    """The first setting that decides images and differs, in words; empty where there is none."""
+    if held is None:
+        return "unknown ones"
+    for key in [*settings, *held]:
+        old, new = (_deciding(side.get(key)) for side in (held, settings))
+        if old != new and key not in NAMES:
+            return f"{key} {_short(old)}, not {_short(new)}"
+    return ""
+
+
+def _deciding(value: Any) -> Any:
+    return {key: item for key, item in value.items() if key not in NAMES} if isinstance(value, dict) else value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 40 else f"{text[:36]}..."

@@ -1,0 +1,112 @@
+"""Checkpoint files: written whole or not at all, checked before use, read without pickled code."""
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from alitok.common.errors import BadInput
+from alitok.common.files import atomic_file
+
+NAME = "step={step}.ckpt"
+_NAME = re.compile(r"step=(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes beside the place, flushes to the disk and moves over it; reads tensors and plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises BadInput where the disk is full or the folder cannot be written; an older file there is untouched."""
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+            watched = _Watched(file)
+            try:
+                torch.save(checkpoint, watched)  # type: ignore[arg-type]
+            except RuntimeError as error:  # torch's writer does not pass on the error of the file
+                raise (watched.error or error) from error
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Raises BadInput for a file that cannot be read."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class _Watched:
+    """A file that remembers the error of a write."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint; tensors are read from the file when they are used.
+
+    Raises:
+        BadInput: there is no such file, or it cannot be read.
+    """
+    if not Path(path).is_file():
+        raise BadInput(f"There is no checkpoint {path}.")
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (
+        Exception
+    ) as error:  # truncated, not a checkpoint, pickled code, ...: torch has no class of its own for these
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise BadInput(f"Checkpoint {path} cannot be read: {reason}.") from error
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    found = [(int(match[1]), path) for path in Path(folder).glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether every byte of a checkpoint is as it was written, by the checksums in the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
+        return False
+
+
+def leftovers(folder: str | Path) -> Iterator[Path]:
+    """Unfinished files that a killed run has left."""
+    return Path(folder).glob(".step=*.ckpt.*")
+
+
+def newest(folder: str | Path) -> tuple[Path | None, list[Path]]:
+    """The newest whole checkpoint of a folder, and the damaged ones that are newer.
+
+    Raises:
+        BadInput: there are checkpoints, and all of them are damaged.
+    """
+    damaged: list[Path] = []
+    for path in checkpoints(folder):
+        if is_whole(path):
+            return path, damaged
+        damaged.append(path)
+    if damaged:
+        raise BadInput(f"All checkpoints in {folder} are damaged; remove the folder to train from the beginning.")
+    return None, []

@@ -1,0 +1,201 @@
+"""Parallelism applied from outside: models stay single-device code.
+
+Under DDP every process holds the whole model. Under FSDP2 the transformers are sharded; the quantizer, whose codebook
+is also moved outside of the optimizer, and the discriminator stay whole on every process, like under DDP.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from alitok.common.build import build
+from alitok.common.distributed import all_stack, all_sum, is_distributed, world_size
+from alitok.common.errors import BadInput
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's FSDP2 with one shard per device; its checkpoints are whole files of the same form as any other's.
+
+    Args:
+        process_group_backend: nccl, gloo; None for what fits the device.
+    """
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+        )
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return Strategy.optimizer_state(self, optimizer)  # by name and whole already; see `AdamW`
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        options = StateDictOptions(full_state_dict=True, strict=strict)
+        set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=options)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        Strategy.load_optimizer_state_dict(self, checkpoint)
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raises BadInput for a strategy that these modules do not know how to train under."""
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
+        raise BadInput(
+            f"Strategy {type(strategy).__name__} is not supported: lay experiments/strategies/ddp.yaml or fsdp.yaml"
+            " over the configuration."
+        )
+
+
+def is_sharded(value: Tensor | nn.Module) -> bool:
+    """Whether a tensor, or any parameter of a module, lies in shards over the processes."""
+    if isinstance(value, nn.Module):
+        return any(isinstance(parameter, DTensor) for parameter in value.parameters())
+    return isinstance(value, DTensor)
+
+
+def shard(module: nn.Module, mesh: Any, precision: str, replicated: Iterable[nn.Parameter] = ()) -> None:
+    """Applies FSDP2: a unit for each transformer block, one for the rest.
+
+    With "bf16-mixed" the blocks are gathered in bfloat16 and reduced in float32; the rest (embeddings, positions,
+    heads) stays float32, so that the residual stream is what it is under autocast alone.
+
+    Args:
+        replicated: parameters that stay whole; their gradients are averaged by `average_gradients`.
+    """
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh, mp_policy=half if precision == "bf16-mixed" else policy)
+    # resharded after each forward: the discriminator's turn has no backward that would do it
+    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(replicated), reshard_after_forward=True)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The transformer blocks: members of every list of modules that is called `blocks`."""
+    for name, layer in module.named_modules():
+        if name.split(".")[-1] == "blocks" and isinstance(layer, nn.ModuleList):
+            yield from layer
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Activation checkpointing: the backward pass computes each block's activations again instead of keeping them."""
+    for block in blocks(module):
+        # a bound method, so that a copy of the module gets one of its own
+        block.forward = MethodType(_recomputed, block)
+
+
+def _recomputed(block: nn.Module, *arguments: Any) -> Any:
+    forward = type(block).forward
+    if not torch.is_grad_enabled():
+        return forward(block, *arguments)
+    return checkpoint(forward, block, *arguments, use_reentrant=False)
+
+
+def whole(module: nn.Module) -> nn.Module:
+    """The module itself, or where it is sharded a copy with all its weights; all processes must call it."""
+    if not is_sharded(module):
+        return module
+    state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+    with torch.device(next(iter(state.values())).device):
+        copy: nn.Module = build(module.block)  # type: ignore[arg-type]
+    copy.load_state_dict(state)
+    copy.block = module.block
+    return copy.train(module.training)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of a sharded one, on the CPU; all processes must call it."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of a whole tensor on the parameter's device; in shards where the parameter is and the shapes agree."""
+    value = value.to(parameter.device, copy=True)
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces the gradients of unsharded parameters by their mean over the processes."""
+    if not is_distributed():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm of all gradients together, (), shards counted over all processes."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    sharded = [g.to_local() for g in gradients if isinstance(g, DTensor)]
+    plain = nn.utils.get_total_norm([g for g in gradients if not isinstance(g, DTensor)])
+    if not sharded:
+        return plain
+    return (all_sum(nn.utils.get_total_norm(sharded).square()) + plain.square()).sqrt()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Scales the gradients, whose norm is `norm`, down to the norm `limit`."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    locals_ = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    torch._foreach_mul_(locals_, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def check_replicas(module: nn.Module) -> None:
+    """Compares what every process holds whole, parameters and buffers.
+
+    Raises:
+        BadInput: a tensor's bits differ from rank 0's; names it.
+    """
+    if not is_distributed():
+        return
+    tensors = {name: tensor for name, tensor in module.state_dict().items() if not isinstance(tensor, DTensor)}
+    if not tensors:
+        return
+    sums = all_stack(torch.stack([_checksum(tensor) for tensor in tensors.values()]))
+    differ = (sums != sums[0]).nonzero()
+    if len(differ):
+        rank, place = differ[0].tolist()
+        raise BadInput(
+            f"The replicas differ: {list(tensors)[place]} on process {rank} is not that of process 0; the checkpoints"
+            " before this one are good, so look for what makes the processes compute different things and go on."
+        )
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor's bits, read as integers, (), int64."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(kinds[flat.element_size()]).sum(dtype=torch.int64)

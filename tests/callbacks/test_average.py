@@ -1,0 +1,61 @@
+"""The moving average of the weights: what it is, that it resumes, and that the artifact holds it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+from safetensors.torch import load_file
+from tiny import GAN, tiny
+
+from alitok.callbacks.average import WeightAverage, evaluated
+from alitok.commands.lightning import run
+from alitok.common.errors import BadInput
+
+QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null", "--trainer.callbacks.grid", "null"]
+QUICK += ["--trainer.logger.tensorboard", "null", "--model.warmup_steps", "0"]
+PHASES = "{continuous: null, main: {steps: 2, lr: 1.e-3}, gan: {steps: 4, lr: 1.e-3, adversarial: true}}"
+AVERAGE = [
+    "--trainer.callbacks.average",
+    "{class_path: alitok.callbacks.average.WeightAverage, init_args: {decay: 0.5}}",
+]
+
+
+class Follow(Callback):
+    """Averages by hand, and looks what is shown to metrics."""
+
+    expected: Any = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        if outputs["record"].discriminator:
+            return
+        now = {name: tensor.clone() for name, tensor in pl_module.tokenizer.state_dict().items()}
+        if Follow.expected is None:
+            Follow.expected = now
+        else:
+            Follow.expected = {name: 0.5 * Follow.expected[name] + 0.5 * tensor for name, tensor in now.items()}
+        shown = evaluated(trainer, pl_module).state_dict()
+        for name, tensor in Follow.expected.items():
+            torch.testing.assert_close(shown[name], tensor)
+
+
+def fit(folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    run("fit", tiny("tokenizer-stage1", folder, *QUICK, *GAN, *AVERAGE, "--model.phases", PHASES, *options))
+    file = folder / "stage1" / "artifact" / "model.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+def test_the_artifact_holds_the_average_and_resuming_changes_nothing(tmp_path: Path) -> None:
+    Follow.expected = None
+    whole = fit(tmp_path / "whole", "--trainer.callbacks.follow.class_path", "test_average.Follow")
+    for name, tensor in Follow.expected.items():
+        torch.testing.assert_close(whole[name], tensor)
+    fit(tmp_path / "parts", "--trainer.max_steps", "3")
+    parts = fit(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_decay_out_of_range() -> None:
+    with pytest.raises(BadInput, match=r"\[0, 1\)"):
+        WeightAverage(1.0)

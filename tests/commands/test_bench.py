@@ -1,0 +1,162 @@
+"""`alitok bench`: what it writes, what it refuses, and that its baselines compute what they stand for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alitok.cli import main
+from alitok.commands import bench_training
+from alitok.commands.bench_data import flops_of
+from alitok.commands.bench_machine import Machine, Options, Row
+from alitok.commands.bench_sampling import GrowingCache, random_generator, sampling, step_limit
+from alitok.commands.bench_training import merged_update, one_hot_update, peak_bytes, training_config, written_out
+from alitok.common.errors import BadInput
+from alitok.models.quantizer import ClusteredQuantizer
+
+MACHINE = Machine(torch.device("cpu"), 1e11, 4e11, 2e10)
+KEYS = {"name", "value", "unit", "baseline", "ratio", "limit", "share_of_limit"}
+
+
+def options(experiment: str = "demo", sizes: tuple[str, ...] = ("177M",)) -> Options:
+    return Options(MACHINE, experiment, sizes, (2,), ("float32", "bfloat16"))
+
+
+def test_rows_say_how_many_times_better_and_how_near_the_limit() -> None:
+    speed = Row("a", 30.0, "images/s", baseline=10.0, limit=40.0)
+    assert (speed.ratio, speed.share_of_limit) == (3.0, 0.75)
+    memory = Row("b", 5.0, "bytes", baseline=200.0, limit=10.0, less=True)
+    assert (memory.ratio, memory.share_of_limit) == (40.0, 2.0)
+    alone = Row("c", 5.0, "s")
+    assert alone.record().keys() >= KEYS
+    assert alone.record()["ratio"] is None
+
+
+def test_the_command_writes_machine_and_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alitok.commands import bench_machine
+
+    monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
+    file = tmp_path / "bench.json"
+    main(["bench", "sampling", "--experiment", "demo", "--batch", "2", "--json", str(file)])
+    content = json.loads(file.read_text())
+    assert content["machine"]["float32_flops"] == 1e11
+    assert [row["name"] for row in content["rows"]] == ["sampling-demo-b2-float32", "sampling-demo-b2-bfloat16"]
+    for row in content["rows"]:
+        assert row.keys() >= KEYS
+        assert row["value"] > 0
+        assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])
+        assert row["share_of_limit"] == pytest.approx(row["value"] / row["limit"])
+        assert len(row["step_ms_by_quarter"]) == 4
+    assert content["rows"][0]["equal_argmax"] > 0.99
+    assert "sampling-demo-b2-float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "no benchmark 'speed'"),
+        (["sampling", "--batch", "0"], "--batch must be at least 1"),
+        (["sampling", "--experiment", "demos"], "did you mean 'demo'"),
+        (["sampling", "--experiment", "release", "--size", "5B"], "no size '5B'; there are 177M, 318M, 662M"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alitok.commands import bench_machine
+
+    monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_growing_cache_gives_the_logits_of_teacher_forcing() -> None:
+    generator = random_generator(options().model("generator")["generator"], torch.device("cpu"))
+    ids = torch.randint(generator.codebook_size, (1, generator.num_tokens))
+    labels = torch.tensor([3])
+    cache = GrowingCache(len(generator.blocks), (1, generator.heads, 0, generator.head_dim), torch.device("cpu"))
+    with torch.no_grad():
+        expected = generator(ids, labels)
+        x = generator.embed_labels(labels)
+        for position in range(12):
+            logits = generator.step(x, torch.tensor([position]), cache)
+            torch.testing.assert_close(logits, expected[:, position], rtol=1e-3, atol=1e-3)
+            x = generator.embed_tokens(ids[:, position : position + 1])
+
+
+def test_the_limit_of_a_step_counts_weights_and_cache_once() -> None:
+    generator = random_generator(options().model("generator")["generator"], torch.device("cpu"))
+    weights = sum(layer.weight.numel() for layer in generator.modules() if isinstance(layer, torch.nn.Linear))
+    width = generator.heads * generator.head_dim
+    cache = 2 * len(generator.blocks) * width * (generator.num_tokens + 1)  # keys and values of two rows, half full
+    slow_memory = Machine(torch.device("cpu"), 1e15, 1e15, 1e9)
+    seconds, bound = step_limit(generator, 1, "float32", slow_memory)
+    assert bound == "memory bandwidth"
+    assert seconds == pytest.approx(4 * (weights + cache) / 1e9)
+    seconds, bound = step_limit(generator, 1, "float32", Machine(torch.device("cpu"), 1e9, 1e9, 1e15))
+    assert bound == "float32 products"
+    assert seconds == pytest.approx(2 * (2 * weights + cache) / 1e9)
+
+
+def test_sampling_takes_every_size_of_an_experiment() -> None:
+    assert options("release").label("662M") == "662M"
+    assert options("imagenet512").label("177M") == "imagenet512-177M"
+    assert options("demo").label("177M") == "demo"
+    with pytest.raises(BadInput, match="no size"):
+        next(sampling(options("release", ("1M",))))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_written_out_attention_is_the_fused_one(causal: bool) -> None:
+    q, k, v = torch.randn(3, 2, 3, 9, 8).unbind()
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    torch.testing.assert_close(written_out(q, k, v, is_causal=causal), expected)
+
+
+def test_the_one_hot_form_makes_the_same_update() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(400, 8)
+    quantizers = []
+    for update in (merged_update, one_hot_update):
+        torch.manual_seed(1)
+        quantizer = ClusteredQuantizer(64, 8).train()
+        torch.nn.init.normal_(quantizer.codebook.weight)
+        update(quantizer, features)
+        quantizers.append(quantizer)
+    torch.testing.assert_close(quantizers[0].codebook.weight, quantizers[1].codebook.weight)
+    torch.testing.assert_close(quantizers[0].usage, quantizers[1].usage)
+
+
+def test_the_clustering_update_takes_a_twentieth_of_the_one_hot_form() -> None:
+    assert bench_training.CLUSTERED == (48, 273, 4096, 32)
+    assert 20 * peak_bytes(merged_update) < peak_bytes(one_hot_update)
+
+
+def test_training_takes_one_micro_batch_of_a_phase_without_weight_files() -> None:
+    config = training_config(options("imagenet256"), "tokenizer-stage1", None, "bfloat16", None)
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["data"]["init_args"]["global_batch"] == config["data"]["init_args"]["micro_batch"] == 2
+    model = config["model"]["init_args"]
+    assert list(model["phases"]) == ["main"]
+    assert model["losses"]["convnext"]["init_args"]["weights"] == "random:0"
+    assert model["losses"]["prefix"]["init_args"]["perceptual"]["init_args"]["weights"] == "random:0"
+
+
+def test_flops_of_a_product() -> None:
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert flops_of(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_training_steps_of_the_generator() -> None:
+    rows = list(bench_training.steps(options(), "generator", "demo", "177M"))
+    assert [row.name for row in rows] == ["training-demo-b2-float32", "training-demo-b2-bfloat16"]
+    for row in rows:
+        assert row.value > 0
+        assert row.limit is not None
+        assert row.baseline is not None

@@ -1,0 +1,72 @@
+"""fit, validate and test around Lightning: interruption, finished runs, weight files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import tiny
+
+from alitok.cli import main
+from alitok.commands import lightning
+from alitok.training.base import TrainingModule
+
+QUICK = [
+    "--trainer.limit_val_batches",
+    "0",
+    "--trainer.callbacks.curves",
+    "null",
+    "--trainer.logger.tensorboard",
+    "null",
+]
+QUICK += ["--model.phases", "{continuous: null, main: {steps: 4, lr: 1.e-3}}"]
+QUICK += ["--trainer.callbacks.checkpoint.every_n_train_steps", "1"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(tiny("tokenizer-stage1", tmp_path, *QUICK), sort_keys=False))
+    return file
+
+
+def test_control_c_ends_in_one_line_and_the_same_command_goes_on(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = TrainingModule.training_step
+
+    def interrupted(self: TrainingModule, batch: Any, batch_index: int) -> Any:
+        if self.trainer.global_step == 2:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", "-c", str(config)])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == "alitok: interrupted; the same command goes on where it stopped."
+    main(["fit", "-c", str(config)])
+    assert "steps 2 to 4" in capsys.readouterr().out
+
+
+def test_a_finished_fit_asks_for_nothing_and_weight_files_are_looked_for_once(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(lightning, "check_weight_files", lambda config: asked.append(1))
+    main(["fit", "-c", str(config)])
+    assert asked == [1]
+    main(["fit", "-c", str(config)])
+    assert asked == [1]
+    assert "is finished (4 steps)" in capsys.readouterr().out
+
+
+def test_a_missing_weight_file_stops_a_fit_at_once(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    term = "{class_path: alitok.losses.perceptual.ConvNeXtLogits, init_args: {weights: /none/convnext.pth}}"
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "-c", str(config), "--model.losses.convnext", term])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "Missing weight file" in line
+    assert not (config.parent / "stage1").exists()

@@ -1,0 +1,178 @@
+"""One step after another equals plain formulas: SoftCFG, the masked cache of a captured step, weights, precisions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from alitok.artifacts.release import generator_from_release
+from alitok.common.build import build
+from alitok.common.errors import BadInput
+from alitok.models.generator import Generator
+from alitok.models.rope import rotate
+from alitok.sampling import generate as module
+from alitok.sampling.cache import KeyValueCache
+from alitok.sampling.generate import Decoding, Sampler, draw, generate, image_uniforms
+from alitok.sampling.guidance import Constant, Linear, PowerCosine, SoftCFG
+from alitok.sampling.weights import Projection, for_inference
+
+
+@pytest.fixture
+def small(golden, small_generator_block) -> Generator:
+    generator = golden.randomise(build(small_generator_block()))
+    generator.output.weight.data *= 3
+    return generator
+
+
+def scaled_values_logits(generator: Generator, ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """(B, T, V) with attention (B, T, T) times `weights` before the values, all positions at once."""
+    x = torch.cat([generator.embed_labels(labels), generator.embed_tokens(ids[:, :-1])], dim=1)
+    for block in generator.blocks:
+        layer = block.attention
+        q, k, v = rearrange(layer.qkv(block.norm1(x)), "b t (n h d) -> n b h t d", n=3, h=layer.heads)
+        rope = generator.rope[: x.shape[1]]
+        q, k = rotate(layer.q_norm(q), rope), rotate(layer.k_norm(k), rope)
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * q.shape[-1] ** -0.5
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        attention = scores.masked_fill(future, -torch.inf).softmax(-1) * weights[:, None]
+        out = torch.einsum("bhqk,bhkd->bhqd", attention, v)
+        x = x + layer.proj(rearrange(out, "b h t d -> b t (h d)"))
+        x = x + block.mlp(block.norm2(x))
+    return generator.output(generator.norm(x))
+
+
+def test_softcfg_equals_the_direct_uncached_form(small):
+    labels, seed = torch.tensor([0, 2, 1, 0]), 3
+    rule, cosine = SoftCFG(4.0, 0.8), PowerCosine(4.0, 0.8)
+    steps = small.num_tokens
+    uniforms = image_uniforms(seed, range(4), steps)
+    ids = torch.zeros(4, steps, dtype=torch.int64)
+    confidence = torch.zeros(4, steps)
+    weights = torch.ones(4, steps, steps)  # step, position; position 0 is the class token
+    with torch.no_grad():
+        for step in range(steps):
+            if step:
+                known = confidence[:, :step]
+                weights[:, step, 1 : step + 1] = 1 - known / known.sum(1, keepdim=True)
+            conditional = small(ids, labels)[:, step]
+            unconditional = scaled_values_logits(small, ids, torch.full_like(labels, 3), weights)[:, step]
+            confidence[:, step] = conditional.softmax(-1).amax(-1)
+            ids[:, step] = draw(cosine(conditional, unconditional, step, steps), uniforms[:, step])
+    assert torch.equal(generate(small, labels, rule, seed=seed), ids)
+    assert torch.equal(generate(small, labels, 4.0, 0.8, seed=seed, schedule="softcfg"), ids)
+    assert not torch.equal(generate(small, labels, cosine, seed=seed), ids)
+
+
+@pytest.mark.parametrize("rule", [None, PowerCosine(5.0, 1.2), Constant(2.0), Linear(3.0), SoftCFG(4.0, 0.8)])
+def test_layouts_of_the_cache_change_nothing(small, rule, monkeypatch):
+    ready = for_inference(small)
+    drawn = {}
+    for layouts in (1, 8):  # 21 tokens: one layout, or two
+        monkeypatch.setattr(module, "LAYOUTS", layouts)
+        decoding = Decoding(ready, 3, rule, 1.0, torch.float32)
+        with torch.inference_mode():
+            drawn[layouts] = [
+                decoding.run(torch.tensor([0, 1, 2]), image_uniforms(seed, range(3), small.num_tokens))
+                for seed in (0, 1)
+            ]
+    assert torch.equal(torch.stack(drawn[1]), torch.stack(drawn[8]))
+    assert not torch.equal(*drawn[1])
+
+
+def test_buffers_are_used_again_and_ids_are_not_theirs(small):
+    sampler = Sampler(small)
+    first = sampler.draw(torch.tensor([0, 1]), PowerCosine(3.0), seed=1)
+    kept, decoding = first.clone(), sampler.decoding
+    sampler.draw(torch.tensor([2, 1]), PowerCosine(3.0), seed=2)
+    assert sampler.decoding is decoding
+    assert torch.equal(first, kept)
+    assert torch.equal(sampler.draw(torch.tensor([0, 1]), PowerCosine(3.0), seed=1), kept)
+    sampler.draw(torch.tensor([2]), PowerCosine(3.0))
+    assert sampler.decoding is not decoding
+
+
+def test_schedules_by_name_and_from_the_card(small):
+    labels = torch.tensor([0, 1, 2])
+    for name, rule in (("constant", Constant(3.0)), ("linear", Linear(3.0))):
+        ids = generate(small, labels, rule)
+        assert torch.equal(generate(small, labels, 3.0, schedule=name), ids)
+        vars(small)["card"] = {"guidance": 3.0, "power": None, "schedule": name}
+        assert torch.equal(generate(small, labels), ids)
+        del vars(small)["card"]
+
+
+@pytest.mark.parametrize("rooms", [(9,), (2, 3, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9)])
+def test_cache_attends_as_the_fused_kernel(rooms):
+    torch.manual_seed(0)
+    cache = KeyValueCache(2, 3, 4, 9, 8, torch.device("cpu"), torch.float32, weighted=True)
+    weights = torch.rand(3, 1, 9)
+    for _ in range(2):  # the second sequence in the same memory
+        keys, values = torch.randn(2, 2, 3, 4, 9, 8)
+        for position in range(9):
+            room = next(room for room in rooms if room > position)
+            if room != cache.length:
+                cache.resize(room)
+            cache.start_step(torch.tensor([position]))
+            for layer in range(2):
+                k, v = keys[layer, :, :, : position + 1], values[layer, :, :, : position + 1]
+                query = torch.randn(3, 4, 1, 8)
+                last = k[:, :, -1:], v[:, :, -1:]
+                cache.value_weights.fill_(1)
+                torch.testing.assert_close(
+                    cache.attend(layer, query, *last), F.scaled_dot_product_attention(query, k, v)
+                )
+                cache.value_weights.copy_(weights)
+                attention = (query @ k.mT * 8**-0.5).softmax(-1) * weights[:, None, :, : position + 1]
+                torch.testing.assert_close(cache.attend(layer, query, *last), attention @ v)
+        assert torch.equal(cache.values.view(2, 3, 4, 9, 8), values)  # as they were
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 6, 70])
+def test_projection_is_the_linear_layer(dtype, bias, rows):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(48, 80, bias=bias)
+    x = torch.randn(rows, 1, 48)
+    found = Projection(linear, dtype)(x)
+    assert found.dtype == dtype
+    assert found.shape == (rows, 1, 80)
+    expected = linear.to(dtype)(x.to(dtype)).detach()
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_generator_itself_stays_as_it_is(small):
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    ready = for_inference(small, "bfloat16")
+    assert ready is not small
+    assert ready.embeddings.weight is small.embeddings.weight
+    assert ready.output.dtype == torch.float32  # guidance multiplies the rounding of logits
+    assert ready.blocks[0].attention.qkv.dtype == torch.bfloat16
+    generate(small, torch.tensor([0]), 2.0, precision="bfloat16")
+    assert {type(layer) for layer in small.modules()}.isdisjoint({Projection})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
+    with pytest.raises(BadInput, match="'float16' is unknown"):
+        for_inference(small, "float16")
+
+
+def test_bfloat16_agrees_with_float32(golden):
+    """Teacher-forced on the release's tokens, step by step: nearly all greedy tokens are the same."""
+    tiny = Generator(64, 10, 17, (16, 16), 128, 3, 4).eval()
+    tiny.load_state_dict(generator_from_release(golden.fill(golden.json("official_ar_tiny_keys"))))
+    expected = golden.arrays("ar_tiny_release")
+    ids, labels = expected["ids"], expected["classes"]
+    ready = for_inference(tiny, "bfloat16")
+    cache = KeyValueCache(3, len(labels), 4, tiny.num_tokens, 32, torch.device("cpu"), torch.bfloat16)
+    cache.resize(60)
+    same = []
+    with torch.inference_mode():
+        logits = tiny(ids, labels)
+        x = ready.embed_labels(labels)
+        for step in range(60):
+            cache.start_step(torch.tensor([step]))
+            found = ready.step(x, torch.tensor([step]), cache)
+            torch.testing.assert_close(found, logits[:, step], rtol=0, atol=0.1 * float(logits.std()))
+            same.append(found.argmax(-1) == logits[:, step].argmax(-1))
+            x = ready.embed_tokens(ids[:, step, None])
+    assert torch.stack(same).float().mean() > 0.95

@@ -1,0 +1,117 @@
+"""A set of images that grows on disk: what is missing, what is kept, and when the output appears."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alitok.common.errors import BadInput
+from alitok.sampling.sets import SampleSet
+
+
+def settings(count: int = 10, **more: Any) -> dict[str, Any]:
+    return {
+        "count": count,
+        "image_size": 4,
+        "num_classes": 3,
+        "generator": {"name": "g", "digest": "1"},
+        "guidance": 2.0,
+        "class_names": ["a", "b", "c"],
+        **more,
+    }
+
+
+def images(indices: range) -> Tensor:
+    return torch.stack([torch.full((3, 4, 4), index, dtype=torch.uint8) for index in indices])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "samples", "runs.v1.0", "grid.png"])
+def test_ragged_batches_in_any_order(tmp_path: Path, name: str) -> None:
+    first = SampleSet(tmp_path / name, settings())
+    first.start()
+    assert first.missing(4) == [range(4), range(4, 8), range(8, 10)]
+    first.write(8, images(range(8, 10)))
+    first.write(2, images(range(2, 5)))
+    assert not (tmp_path / name).exists()
+    (first.partial / ".half.npy").write_bytes(b"torn")  # what a kill in the midst of a write leaves
+    again = SampleSet(tmp_path / name, settings())
+    again.start()
+    assert again.drawn() == [2, 3, 4, 8, 9]
+    assert again.missing(2) == [range(2), range(5, 7), range(7, 8)]
+    for run in again.missing(2):
+        again.write(run[0], images(run))
+    assert again.missing(2) == []
+    grids: list[Tensor] = []
+    again.finish(grids.append)
+    if name == "grid.png":
+        assert torch.equal(grids[0], images(range(10)))
+        assert names(tmp_path) == []
+        return
+    assert again.done()
+    if name == "samples.npz":
+        with np.load(tmp_path / name) as file:
+            assert file.files == ["arr_0"]
+            assert np.array_equal(file["arr_0"], images(range(10)).permute(0, 2, 3, 1).numpy())
+        assert names(tmp_path) == ["samples.json", "samples.npz"]
+        told = tmp_path / "samples.json"
+    else:
+        assert names(tmp_path) == [name]
+        assert names(tmp_path / name) == [f"{index:06d}.png" for index in range(10)] + ["samples.json"]
+        assert np.asarray(Image.open(tmp_path / name / "000007.png")).tolist() == np.full((4, 4, 3), 7).tolist()
+        told = tmp_path / name / "samples.json"
+    assert json.loads(told.read_text()) == settings()
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    first = SampleSet(tmp_path / "samples.npz", settings())
+    first.start()
+    first.write(0, images(range(3)))
+    other = SampleSet(tmp_path / "samples.npz", settings(guidance=3.0))
+    with pytest.raises(BadInput, match=r"holds 3 images of other settings \(guidance 2.0, not 3.0\); remove it"):
+        other.start()
+    with pytest.raises(BadInput, match="generator"):
+        SampleSet(tmp_path / "samples.npz", settings(generator={"name": "g", "digest": "2"})).start()
+    renamed = SampleSet(tmp_path / "samples.npz", settings(generator={"name": "moved", "digest": "1"}))
+    renamed.start()
+    assert renamed.drawn() == [0, 1, 2]
+
+
+def test_settings_without_images_give_way(tmp_path: Path) -> None:
+    SampleSet(tmp_path / "samples.npz", settings()).start()
+    other = SampleSet(tmp_path / "samples.npz", settings(guidance=3.0))
+    other.start()
+    assert json.loads((other.partial / "samples.json").read_text())["guidance"] == 3.0
+
+
+def test_a_finished_set_of_other_settings_is_replaced_whole(tmp_path: Path) -> None:
+    for value in (1, 2):
+        work = SampleSet(tmp_path / "samples.npz", settings(3, guidance=float(value)))
+        assert not work.done()
+        work.start()
+        work.write(0, images(range(value, value + 3)))
+        work.finish()
+        assert work.done()
+        with np.load(tmp_path / "samples.npz") as file:
+            assert file["arr_0"][:, 0, 0, 0].tolist() == [value, value + 1, value + 2]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    (tmp_path / "samples.json").write_text('{"fid": 3}')
+    with pytest.raises(BadInput, match=r"would replace .*samples\.json"):
+        SampleSet(tmp_path / "samples.npz", settings())
+    with pytest.raises(BadInput, match=r"out\.jpg must be a \.png grid"):
+        SampleSet(tmp_path / "out.jpg", settings())
+    with pytest.raises(BadInput, match="exists and is no empty folder"):
+        SampleSet(tmp_path, settings())
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(BadInput, match="is a folder"):
+        SampleSet(tmp_path / "a.npz", settings())

@@ -1,0 +1,277 @@
+"""One process, DDP and FSDP2 on two train the same weights, and take each other's checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+from processes import two_processes
+from safetensors.torch import load_file
+from tiny import GAN, module_of, tiny, token_cache
+from torch import Tensor
+
+from alitok.artifacts.folder import save_artifact
+from alitok.callbacks.curves import read_curves
+from alitok.commands.lightning import run
+from alitok.common.errors import BadInput
+from alitok.losses.adversarial import MagvitGAN
+from alitok.training.parallel import check_replicas
+
+TOLERANCE = 1e-5
+# 160 tokens a batch: no code has exactly its expected share of them, where its bias would have a gradient of rounding
+# errors alone, which Adam blows up to whole steps.
+CODES = 7
+STRATEGY = {
+    "single": ["--trainer.devices", "1"],
+    "ddp": ["--trainer.devices", "2", "--trainer.strategy", "ddp"],
+    "fsdp": ["--trainer.devices", "2", "--trainer.strategy.class_path", "alitok.training.parallel.FSDP2"],
+}
+COMMON = ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--trainer.limit_val_batches", "0"]
+COMMON += ["--trainer.callbacks.grid", "null", "--trainer.callbacks.curves", "null"]
+COMMON += ["--trainer.logger.tensorboard", "null"]
+COMMON += [
+    "--model.warmup_steps",
+    "0",
+    "--trainer.callbacks.progress",
+    "null",
+    "--trainer.enable_progress_bar",
+    "false",
+]
+# without the maximum pool, which passes its gradient to the larger of two numbers that may be equal but for rounding
+GAN = [*GAN, "--model.discriminator.map_size", "8"]
+QUIET = "{class_path: test_strategies.QuietGAN, init_args: {weight: 0.01}}"
+LECAM = [*GAN, "--model.adversarial", QUIET]
+# Adam does not see the scale of a loss. But a gradient that is zero, or nearly, is rounding errors alone (the bias of
+# the keys always is, as softmax does not see it), and Adam blows these up to whole steps unless its epsilon holds them
+# down. So all losses are small.
+SMALL = "{mse: 0.1, vq: 0.1, prefix: 0.1}"
+# 20 updates of each part: in the adversarial phase every second batch is the discriminator's
+OPTIONS = {
+    "tokenizer-stage1": [
+        *LECAM,
+        "--model.phases",
+        f"{{continuous: null, main: {{steps: 20, lr: 1.e-4, weights: {SMALL}}},"
+        f" gan: {{steps: 40, lr: 1.e-4, adversarial: true, weights: {SMALL}}}}}",
+        "--model.codebook_lr",
+        "1.0",
+        "--model.tokenizer.quantizer.anchor",
+        "nearest",
+        "--define.codebook_size",
+        str(CODES),
+    ],
+    "tokenizer-stage2": [
+        *LECAM,
+        "--model.phases",
+        "{main: {steps: 40, lr: 1.e-4, adversarial: true, weights: {mse: 0.1}}}",
+        "--define.codebook_size",
+        str(CODES),
+    ],
+    "generator": [
+        "--model.phases",
+        "{main: {steps: 20, lr: 1.e-4}}",
+        "--model.generator.dropout",
+        "0.0",
+        "--define.codebook_size",
+        str(CODES),
+        "--trainer.callbacks.samples",
+        "null",
+        "--trainer.callbacks.accuracy",
+        "null",
+    ],
+}
+FOLDER = {"tokenizer-stage1": "stage1", "tokenizer-stage2": "stage2", "generator": "generator"}
+
+
+def configuration(name: str, folder: Path, strategy: str, shared: Path, *options: str) -> dict[str, Any]:
+    """Of a run in `folder`; stage 2 starts from the stage 1 of `shared`, the generator from its tokens."""
+    given = {
+        "tokenizer-stage1": ["--model.start_from", str(shared / "begin")],
+        "tokenizer-stage2": ["--model.start_from", str(shared / "single" / "stage1" / "artifact")],
+        "generator": ["--define.cache", str(shared / "tokens")],
+    }[name]
+    return tiny(name, folder, *COMMON, *OPTIONS[name], *given, *STRATEGY[strategy], *options)
+
+
+def begin(folder: Path) -> None:
+    """What stage 1 starts from: codes as far apart as the features are.
+
+    Codes that start closer together than that get the same nearest feature, lie on one another after the first
+    clustering update, and which of the two is nearer to a token is then up to rounding.
+    """
+    config = tiny("tokenizer-stage1", folder, *OPTIONS["tokenizer-stage1"])
+    tokenizer = module_of(config).tokenizer
+    torch.nn.init.normal_(tokenizer.quantizer.codebook.weight)
+    save_artifact(folder / "begin", tokenizer.block, tokenizer, {"kind": "tokenizer"})
+
+
+def weights(folder: Path, name: str) -> dict[str, Tensor]:
+    artifact = folder / FOLDER[name] / "artifact"
+    tensors = load_file(artifact / "model.safetensors")
+    if (artifact / "discriminator.safetensors").exists():
+        judge = load_file(artifact / "discriminator.safetensors")
+        tensors |= {f"discriminator.{key}": value for key, value in judge.items()}
+    return tensors
+
+
+def losses(folder: Path, name: str) -> dict[str, dict[int, float]]:
+    curves = read_curves(folder / FOLDER[name])
+    return {key: dict(points) for key, points in curves.items() if key.startswith("train/") and "norm" not in key}
+
+
+def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[key] - second[key]).abs().max()) for key in first)
+
+
+def furthest_loss(first: dict[str, dict[int, float]], second: dict[str, dict[int, float]]) -> float:
+    assert first.keys() == second.keys()
+    assert all(first[key].keys() == second[key].keys() for key in first)
+    return max(abs(first[key][step] - second[key][step]) for key in first for step in first[key])
+
+
+# Under which strategies a run goes on, and to which step: every change from one strategy to another occurs.
+CHAINS = {
+    "tokenizer-stage1": [("single", 18), ("ddp", 34), ("fsdp", 47), ("single", 60)],
+    "generator": [("single", 5), ("fsdp", 10), ("ddp", 15), ("single", 20)],
+}
+HALF = ["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "6", "--model.activation_checkpointing", "true"]
+VALIDATE = ["--trainer.limit_val_batches", "1.0", "--data.val_count", "17", "--data.micro_batch", "3"]
+
+
+def link(name: str, shared: Path, number: int) -> None:
+    """One link of a chain."""
+    strategy, steps = CHAINS[name][number]
+    run("fit", configuration(name, shared / "chain", strategy, shared, "--trainer.max_steps", str(steps)))
+
+
+def half(shared: Path, strategy: str) -> None:
+    """A few steps in bf16 with activation checkpointing, and validation with a picture of samples."""
+    samples = {"class_path": "alitok.callbacks.pictures.SampleGrid", "init_args": {"classes": 2, "rows": 1}}
+    samples["init_args"]["tokenizer"] = str(shared / "single" / "stage1" / "artifact")
+    options = [*HALF, "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "6"]
+    config = configuration("generator", shared / f"half-{strategy}", strategy, shared, *options)
+    config["trainer"]["callbacks"]["samples"] = samples
+    run("fit", config)
+
+
+class QuietGAN(MagvitGAN):
+    """With a hundredth of the discriminator's loss."""
+
+    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, statistics = super().discriminator_loss(real_logits, fake_logits)
+        return 0.01 * loss, statistics
+
+
+class Seen(Callback):
+    """Keeps which images a process validates."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.indices = Path(folder), []
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *rest: Any) -> None:
+        self.indices += batch["index"].tolist()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        content = {"indices": self.indices, "values": values}
+        (self.folder / f"{trainer.world_size}-{trainer.global_rank}.json").write_text(json.dumps(content))
+
+
+def validate(shared: Path, strategy: str) -> None:
+    seen = f"{{class_path: test_strategies.Seen, init_args: {{folder: '{shared}'}}}}"
+    options = [*VALIDATE, "--trainer.callbacks.seen", seen]
+    run("validate", configuration("tokenizer-stage1", shared / "single", strategy, shared, *options))
+
+
+def work(rank: int, shared: Path) -> None:
+    for strategy in ("ddp", "fsdp"):
+        for name in OPTIONS:
+            run("fit", configuration(name, shared / strategy, strategy, shared, "--data.micro_batch", "2"))
+    for name in CHAINS:
+        for number in (1, 2):
+            link(name, shared, number)
+    half(shared, "fsdp")
+    validate(shared, "ddp")
+    average = ["--trainer.callbacks.average.class_path", "alitok.callbacks.average.WeightAverage"]
+    config = configuration("generator", shared / "average", "fsdp", shared, *average)
+    with pytest.raises(BadInput, match="average of the weights cannot be kept while FSDP"):
+        run("fit", config)
+    replica = torch.nn.Linear(3, 2)
+    torch.nn.init.ones_(replica.weight)
+    torch.nn.init.zeros_(replica.bias)
+    check_replicas(replica)
+    torch.nn.init.constant_(replica.bias[1], float(rank) * 1e-30)
+    with pytest.raises(BadInput, match="bias on process 1 is not that of process 0"):
+        check_replicas(replica)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of every module under every strategy, the distributed ones in micro-batches of 2 of their 4 images."""
+    folder = tmp_path_factory.mktemp("strategies")
+    token_cache(folder, codes=CODES)
+    begin(folder)
+    for name in OPTIONS:
+        run("fit", configuration(name, folder / "single", "single", folder))
+    for name in CHAINS:
+        link(name, folder, 0)
+    half(folder, "single")
+    validate(folder, "single")
+    two_processes(work, folder)
+    for name in CHAINS:
+        link(name, folder, 3)
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_strategies_agree(name: str, strategy: str, shared: Path) -> None:
+    single, other = weights(shared / "single", name), weights(shared / strategy, name)
+    assert furthest(single, other) < TOLERANCE
+    assert furthest_loss(losses(shared / "single", name), losses(shared / strategy, name)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_weights_have_moved(name: str, shared: Path) -> None:
+    """By at least a hundred times the tolerance, in each part that trains."""
+    start = module_of(configuration(name, shared / "single", "single", shared))
+    if name != "generator":
+        source = "begin" if name == "tokenizer-stage1" else "single/stage1/artifact"
+        start._start_from(str(shared / source))
+    prefix = "generator." if name == "generator" else "tokenizer."
+    before = {key.removeprefix(prefix): tensor for key, tensor in start.state_dict().items()}
+    after = weights(shared / "single", name)
+    parts = {
+        "tokenizer-stage1": ("encoder.", "quantizer.codebook", "decoder.", "discriminator."),
+        "tokenizer-stage2": ("decoder.", "discriminator."),
+        "generator": ("",),
+    }[name]
+    for part in parts:
+        moved = {key: tensor for key, tensor in after.items() if key.startswith(part)}
+        assert furthest(moved, {key: before[key] for key in moved}) >= 100 * TOLERANCE, part
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_checkpoint_goes_on_under_any_other_strategy(name: str, shared: Path) -> None:
+    assert furthest(weights(shared / "single", name), weights(shared / "chain", name)) < TOLERANCE
+    assert furthest_loss(losses(shared / "single", name), losses(shared / "chain", name)) < TOLERANCE
+
+
+def test_fsdp_in_bf16_is_bf16_of_one_process_but_for_rounding(shared: Path) -> None:
+    single, sharded = (losses(shared / f"half-{strategy}", "generator") for strategy in ("single", "fsdp"))
+    assert furthest_loss(single, sharded) < 0.01
+    state = weights(shared / "half-fsdp", "generator")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    assert furthest(state, weights(shared / "half-single", "generator")) < 1e-3
+    (picture,) = (shared / "half-fsdp" / "generator" / "pictures").iterdir()
+    assert picture.read_bytes() == (shared / "half-single" / "generator" / "pictures" / picture.name).read_bytes()
+
+
+def test_validation_sees_each_image_once_and_gives_the_same_numbers(shared: Path) -> None:
+    alone, first, second = (json.loads((shared / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert sorted(first["indices"] + second["indices"]) == sorted(alone["indices"]) == list(range(17))
+    assert first["values"] == second["values"]
+    for name, value in alone["values"].items():
+        assert first["values"][name] == pytest.approx(value, abs=1e-5), name
