@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     clock = Clock(out / "seconds.json")
     precision = faster_precision() if args.precision == "auto" else args.precision
     print(
-        f"Demo in {out}: {precision}, {torch.get_num_threads()} threads. About eleven minutes on two server cores.",
+        f"Demo in {out}: {precision}, {torch.get_num_threads()} threads. Eleven to twelve minutes on two server cores.",
         flush=True,
     )
     overrides = ["--define.run", str(out), "--trainer.precision", precision]
