@@ -68,7 +68,10 @@ class Speed(Callback):
         values = {"images_per_second": images / seconds, "data_wait": self.waited / seconds}
         if self.peak is not None:
             values["utilisation"] = self.done / seconds / self.peak
-        module.report({f"speed/{name}": value for name, value in values.items()})
+        report = {f"speed/{name}": value for name, value in values.items()}
+        if skipped := trainer.datamodule.skipped:  # type: ignore[attr-defined]
+            report["data/skipped_images"] = skipped
+        module.report(report)
         self._begin()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -75,7 +75,7 @@ class GeneratorTraining(TrainingModule):
         if len(cache.class_names or []) > self.generator.num_classes:
             raise BadInput(
                 f"The cache has {len(cache.class_names)} classes, the generator only {self.generator.num_classes}:"
-                " set num_classes."
+                f" give it as many (--define.num_classes {len(cache.class_names)})."
             )
         if cache.digest is not None:
             self.parents["tokenizer"] = cache.digest
