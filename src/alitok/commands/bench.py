@@ -101,16 +101,15 @@ def show(machine: "Machine", rows: list["Row"], console: Any) -> None:
         f"{machine.bfloat16 / 1e9:,.0f} GFLOP/s, memory {machine.bandwidth / 1e9:,.1f} GB/s"
     )
     table = Table(title=title)
-    for column in ("benchmark", "value", "unit", "baseline", "ratio", "limit", "share", "bound by"):
-        words = column in ("benchmark", "unit", "bound by")
-        table.add_column(column, justify="left" if words else "right", no_wrap=column == "benchmark")
+    table.add_column("benchmark", no_wrap=True)
+    for column in ("value", "x baseline", "of limit"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
+        limit = f"\n[dim]  limit: {readable(row.limit)}, {row.bound}[/]" if row.limit else ""
         table.add_row(
-            row.name,
-            readable(row.value),
-            row.unit,
-            *("" if row.baseline is None else readable(row.baseline), f"{row.ratio:.2f}" if row.ratio else ""),
-            *("" if row.limit is None else readable(row.limit), f"{row.share_of_limit:.0%}" if row.limit else ""),
-            row.bound,
+            row.name + limit,
+            f"{readable(row.value)} {row.unit}",
+            f"{row.ratio:.2f}" if row.ratio else "",
+            f"{row.share_of_limit:.0%}" if row.limit else "",
         )
     console.print(table)
