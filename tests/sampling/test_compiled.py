@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.sampling import generate as module
-from alitok.sampling.compiled import has_compiler
 from alitok.sampling.generate import Sampler
 from alitok.sampling.guidance import PowerCosine, SoftCFG
 

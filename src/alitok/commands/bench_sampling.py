@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from alitok.commands.bench_machine import DTYPES, Machine, Options, Row, wait
 from alitok.common.build import build
+from alitok.common.compiler import has_compiler
 from alitok.models.generator import Generator
-from alitok.sampling.compiled import has_compiler
 from alitok.sampling.generate import Decoding, Sampler
 from alitok.sampling.guidance import Guidance, make_guidance
 from alitok.sampling.weights import KEPT_IN_FLOAT32, for_inference

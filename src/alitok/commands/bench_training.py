@@ -26,7 +26,7 @@ from alitok.models.quantizer import ClusteredQuantizer
 
 STEPS = {"cpu": 2, "cuda": 20}
 PLAIN_STEPS = {"cpu": 1, "cuda": 5}
-WARM_UP = {"cpu": 1, "cuda": 3}
+WARM_UP = {"cpu": 2, "cuda": 3}  # the second step still asks the system for memory
 TRAINER = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 CPU_BATCH = {"generator": 4, "tokenizer-stage1": 2}
 CLUSTERED = (48, 273, 4096, 32)  # images, tokens, codes, channels: a GPU's share of a batch in the recipe

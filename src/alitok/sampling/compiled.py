@@ -1,8 +1,5 @@
 """Blocks whose decoding step is compiled: all but the matrix products becomes a few passes over memory."""
 
-import logging
-import os
-import shutil
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -10,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from alitok.common.compiler import has_compiler, quiet_compiler
 from alitok.common.errors import BadInput
 from alitok.sampling.cache import KeyValueCache
 
@@ -45,7 +43,7 @@ def step(block: Any, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
 @cache
 def compiled_step() -> Callable[[Any, Tensor, Tensor, LayerCache], Tensor]:
     """`step`, compiled at its first calls for any number of rows and any length."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no GPU
+    quiet_compiler()
     return torch.compile(step, dynamic=True, fullgraph=True)
 
 
@@ -64,8 +62,3 @@ class CompiledBlock(nn.Module):
 
     def step(self, x: Tensor, rope: Tensor, cache: KeyValueCache, layer: int) -> Tensor:
         return compiled_step()(self.block, x, rope, LayerCache(*cache.layer(layer)))
-
-
-def has_compiler() -> bool:
-    """Whether there is the C++ compiler that `torch.compile` needs: for its CPU code, and to launch its GPU code."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
