@@ -87,7 +87,9 @@ def measure(names: Any, options: "Options", console: Any) -> list["Row"]:
 
 
 def readable(value: float) -> str:
-    """Three digits and thousands by commas."""
+    """Three digits; thousands by commas, millions by an M."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g}M"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -102,12 +104,16 @@ def show(machine: "Machine", rows: list["Row"], console: Any) -> None:
     )
     table = Table(title=title)
     table.add_column("benchmark", no_wrap=True)
-    for column in ("value", "x baseline", "of limit"):
+    for column in ("value", "ratio", "limit"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        limit = f"\n[dim]  limit: {readable(row.limit)}, {row.bound}[/]" if row.limit else ""
+        lines = [row.name]
+        if row.limit:
+            lines.append(f"[dim]  limit: {readable(row.limit)}, {row.bound}[/]")
+        if row.notes and "equal_argmax" in row.notes:
+            lines.append(f"[dim]  {row.notes['equal_argmax']:.2%} of argmax as float32[/]")
         table.add_row(
-            row.name + limit,
+            "\n".join(lines),
             f"{readable(row.value)} {row.unit}",
             f"{row.ratio:.2f}" if row.ratio else "",
             f"{row.share_of_limit:.0%}" if row.limit else "",
