@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help=f"folder for the reconstructions and {GRID}"
     )
+    parser.epilog = "example: alitok reconstruct --tokenizer runs/demo/stage2/artifact pictures/ --out runs/mine"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,13 +43,17 @@ def run(args: argparse.Namespace) -> None:
     paths = find_pictures(args.images)
     for path in paths:  # a bad picture is to be found before anything is written
         read_picture(path, str(path))
+    names = output_names(paths)
+    given = {path.resolve() for path in paths}
+    for name in (*names, GRID):
+        if (args.out / name).resolve() in given:
+            raise BadInput(f"{args.out / name} is one of the pictures and would be overwritten; name another --out.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
 
     pairs: list[torch.Tensor] = []
     values: list[float] = []
-    names = output_names(paths)
     progress = Console(stderr=True)
     for start in track(range(0, len(paths), BATCH), "Reconstructing", console=progress, transient=True):
         batch = [to_tensor(center_crop(read_picture(path, str(path)), size)) for path in paths[start : start + BATCH]]

@@ -15,6 +15,9 @@ class Tokenizer(nn.Module):
         decoder: latents -> {"image": (B, 3, H, W), ...}.
         bottleneck: called in training only, between quantizer and decoder, as
             `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents.
+
+    Raises:
+        ValueError: the decoder says that it takes another number of latents than the encoder gives.
     """
 
     encoder: Any  # the parts are whatever module has the methods above
@@ -31,6 +34,9 @@ class Tokenizer(nn.Module):
         bottleneck: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        gives, takes = getattr(encoder, "num_latents", None), getattr(decoder, "num_latents", None)
+        if None not in (gives, takes) and gives != takes:
+            raise ValueError(f"the encoder gives num_latents {gives}, the decoder takes prefix and patches, {takes}")
         self.encoder = encoder
         self.quantizer = quantizer
         self.bottleneck = bottleneck
