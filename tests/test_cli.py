@@ -207,3 +207,8 @@ def test_reconstruct_without_its_artifact(refusal: Refusal, tmp_path: Path) -> N
     line = refusal("reconstruct", "--tokenizer", tmp_path / "none", tmp_path / "picture.png", "--out", tmp_path / "out")
     assert f"{tmp_path / 'none'} is not an artifact" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_that_cannot_be_written_does_not_begin(refusal: Refusal, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"Cannot write {tmp_path / 'file'}" in refusal("demo", "--out", tmp_path / "file")

@@ -196,6 +196,14 @@ def defined(configs: Path, settings: Settings) -> dict[str, Any]:
     return known
 
 
+def sets(files: list[Path], settings: Settings) -> list[str]:
+    """The overrides of --set that concern these files."""
+    from alitok.config import load_yaml
+
+    known = {key for file in files for key in load_yaml(file).get("define", {})}
+    return [f"--define.{key}={value}" for key, value in settings.define.items() if key in known]
+
+
 def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Settings, judge: Any) -> None:
     """Trains and measures one rung; its row.json is there when all of it is done."""
     from alitok.common.files import atomic_file
@@ -203,9 +211,7 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
     first = folder.parent / STAGE1_OF_TWO if variant == "two-stage" else folder
     files = [configs / "tokenizer.yaml", *(configs / f"{name}.yaml" for name in LADDER[variant])]
     shared = ["--seed_everything", str(seed), "--trainer.precision", settings.precision]
-    for key, value in settings.define.items():
-        shared += [f"--define.{key}={value}"]
-    own = [*shared, "--define.run", str(folder), "--define.source", settings.data]
+    own = [*shared, *sets(files, settings), "--define.run", str(folder), "--define.source", settings.data]
     if variant == "two-stage":
         fit(files, [*own, "--define.start", str(first / "stage1" / "artifact")])
         tokenizer = folder / "stage2"
@@ -215,8 +221,10 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
         cache_tokens(tokenizer / "artifact", settings.data, folder / "tokens")
         prefix = str(config["define"]["num_prefix"])
         classes = str(len(judge.class_names))
+        files = [configs / "generator.yaml"]
+        shared += sets(files, settings)
         fit(
-            [configs / "generator.yaml"],
+            files,
             [*shared, "--define.run", str(folder), "--define.num_prefix", prefix, "--define.num_classes", classes],
         )
     parts = [first / "stage1", *([tokenizer] if variant == "two-stage" else []), first / "generator"]

@@ -34,6 +34,10 @@ def run(args: argparse.Namespace) -> None:
     if args.samples < 20 or args.images < 20:
         raise BadInput("The demo needs at least 20 --images and 20 --samples.")
     out = Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before the minutes of the first step
+    except OSError as error:
+        raise BadInput(f"Cannot write {out}: {error.strerror or error}; name another --out.") from error
     configs = Path(args.config) if args.config else experiments_folder() / "demo"
     clock = Clock(out / "seconds.json")
     precision = faster_precision() if args.precision == "auto" else args.precision
