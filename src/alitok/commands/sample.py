@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedule", help="power-cosine, constant, linear or softcfg (default: the card's, else power-cosine)"
     )
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--keep", type=int, metavar="K", help="draw and decode the first K tokens only (default: all)")
     parser.add_argument("--seed", type=int, help="(default: the card's)")
     add_speed_arguments(parser)
     parser.epilog = (
@@ -71,10 +72,11 @@ def run(args: argparse.Namespace) -> None:
             torch.set_float32_matmul_precision("high")  # TF32, as the published samples were drawn
         generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
         check_pair(generator, tokenizer)
+        tokenizer.check_length(generator.num_tokens if args.keep is None else args.keep)
         names = class_names(generator)
         classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)
         labels = None if args.count else classes * args.per_class
-        draw = Draw(args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+        draw = Draw(args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision, args.keep)
         count = args.count or len(classes) * args.per_class
         sources = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(generator, tokenizer, sources, draw, count, labels)

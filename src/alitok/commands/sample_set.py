@@ -36,6 +36,7 @@ class Draw:
     temperature: float = 1.0
     seed: int | None = None
     precision: Precision = "float32"
+    keep: int | None = None  # tokens of an image; None = all
 
 
 def class_names(generator: Generator) -> list[str]:
@@ -84,6 +85,7 @@ def set_settings(
         "quantisation": "truncated",
         "image_size": tokenizer.image_size,
         "precision": draw.precision,
+        "keep": draw.keep,
         "alitok": __version__,
     }
 
@@ -122,18 +124,20 @@ def draw_set(
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
         most = largest_batch(generator, tokenizer, rule is not None, settings["precision"], free)
         batch = min(most, -(-settings["count"] // world_size()))
+    tokens = settings.get("keep") or generator.num_tokens
     runs = images.missing(batch)
     with all_or_none():  # every process has looked before one writes
         mine = runs[rank() :: world_size()]
-    with all_or_none(), _progress(len(mine) * generator.num_tokens) as advance, ThreadPoolExecutor(1) as saver:
+    with all_or_none(), _progress(len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
         sampler = ImageSampler(generator, tokenizer, settings["precision"])
         total = settings["num_classes"]
         classes = settings["classes"]
         labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
         saving: Future[None] | None = None
-        for indices, _, pixels in sampler.draw(
-            zip(mine, labels, strict=True), rule, settings["temperature"], settings["seed"], advance, batch
-        ):
+        drawn = sampler.draw(
+            zip(mine, labels, strict=True), rule, settings["temperature"], settings["seed"], advance, batch, tokens
+        )
+        for indices, _, pixels in drawn:
             if saving is not None:
                 saving.result()
             saving = saver.submit(images.write, indices[0], to_uint8(pixels))
