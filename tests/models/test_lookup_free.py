@@ -43,8 +43,7 @@ def entropy_loss(latents: Tensor, groups: int, tau: float, gamma: float) -> Tens
 
 
 def settled(module: LookupFreeQuantizer, latents: Tensor) -> LookupFreeQuantizer:
-    """The quantizer after a global batch of these latents alone, with nothing of what was before."""
-    module.decay = 0.0
+    """The quantizer after a global batch of these latents."""
     module.update(module.train()(latents).statistics)
     return module
 
@@ -123,7 +122,7 @@ def test_the_loss_spreads_latents_over_all_codes() -> None:
     def spread() -> torch.Tensor:
         return module(latents).ids.flatten().bincount(minlength=16).float()
 
-    module = LookupFreeQuantizer(16, tau=1.0, commitment=0.0, decay=0.5)
+    module = LookupFreeQuantizer(16, tau=1.0, commitment=0.0)
     latents = (latents_of(1, 256, 4) * 0.4 + torch.tensor([1.0, 1.0, 1.0, 0.0])).requires_grad_()
     before, doubt = spread(), torch.special.entr(probabilities(latents.detach(), 1, 1.0)).sum(-1).mean()
     optimizer = torch.optim.Adam([latents], lr=0.05)

@@ -38,9 +38,8 @@ class LookupFreeQuantizer(nn.Module):
 
     The loss of a group is `entropy` [E H(p) - `diversity` H(E p)] with p(c | z) = softmax(2 tau z.c) over its V codes:
     every latent is to be certain, all together are to take all codes alike. E p is of whole global batches: `forward`
-    returns each micro-batch's share as statistics, `update` keeps a running mean of the batches, and H(E p) enters with
-    the logarithm of that mean, E p . log(mean), which has its gradient. So neither processes nor accumulation change a
-    step.
+    returns each micro-batch's part as statistics, `update` keeps that of the last global batch, m, and -H(E p) enters
+    as E p . log m, which has its gradient where m = E p. So neither processes nor accumulation change a step.
 
     Args:
         codebook_size: V, of a sub-code; a power of two.
@@ -49,7 +48,6 @@ class LookupFreeQuantizer(nn.Module):
         commitment: weight of the mean squared distance between latent and code.
         entropy: weight of the entropy loss.
         diversity: gamma, weight of H(E p) in it.
-        decay: of the running mean of E p; 0 for the last global batch alone.
 
     Raises:
         BadInput: V is no power of two, S is below 1.
@@ -66,7 +64,6 @@ class LookupFreeQuantizer(nn.Module):
         commitment: float = 0.25,
         entropy: float = 0.1,
         diversity: float = 1.0,
-        decay: float = 0.9,
     ) -> None:
         super().__init__()
         self.bits = codebook_size.bit_length() - 1
@@ -80,7 +77,6 @@ class LookupFreeQuantizer(nn.Module):
         self.sub_codes = sub_codes if sub_codes > 1 else None
         self.tau = tau
         self.commitment, self.entropy, self.diversity = commitment, entropy, diversity
-        self.decay = decay
         self.register_buffer("usage", torch.full((sub_codes, codebook_size), 1 / codebook_size))
         # Kept so that a tokenizer's digest tells apart how the same bits make ids.
         self.register_buffer("form", torch.tensor([float(sub_codes), float(codebook_size)]))
@@ -132,7 +128,7 @@ class LookupFreeQuantizer(nn.Module):
         weights = self.usage.clamp_min(1e-3 / self.codebook_size).log()
         value, gradient, total = self._shares(groups, weights)
         gradient = rearrange(gradient, "s (b n) d -> b n (s d)", b=latents.shape[0])
-        # The value of E p . log(mean), with its gradient by the latents.
+        # the value of E p . log m, with its gradient by the latents
         moved = (latents * gradient).sum(-1).mean()
         unevenness = value + (moved - moved.detach())
         count = torch.tensor(float(groups.shape[1]), device=latents.device)
@@ -162,5 +158,5 @@ class LookupFreeQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, statistics: ShareStatistics) -> None:
-        """Takes one global batch into the running mean of E p."""
-        self.usage.lerp_(statistics.total / statistics.count, 1 - self.decay)
+        """Keeps E p of one global batch."""
+        self.usage.copy_(statistics.total / statistics.count)
