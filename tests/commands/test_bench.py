@@ -37,9 +37,10 @@ def test_rows_say_how_many_times_better_and_how_near_the_limit() -> None:
 def test_the_command_writes_machine_and_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alitok.commands import bench_machine
+    from alitok.commands import bench_machine, bench_sampling
 
     monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
+    monkeypatch.setattr(bench_sampling, "has_compiler", lambda: False)
     file = tmp_path / "bench.json"
     main(["bench", "sampling", "--experiment", "demo", "--batch", "2", "--json", str(file)])
     content = json.loads(file.read_text())
@@ -70,9 +71,10 @@ def test_the_command_writes_machine_and_rows(
 def test_wrong_usage_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alitok.commands import bench_machine
+    from alitok.commands import bench_machine, bench_sampling
 
     monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
+    monkeypatch.setattr(bench_sampling, "has_compiler", lambda: False)
     with pytest.raises(SystemExit) as stopped:
         main(["bench", *arguments])
     assert stopped.value.code == 2

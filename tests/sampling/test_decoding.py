@@ -68,8 +68,8 @@ def test_softcfg_equals_the_direct_uncached_form(small):
 def test_layouts_of_the_cache_change_nothing(small, rule, monkeypatch):
     ready = for_inference(small)
     drawn = {}
-    for layouts in (1, 8):  # 21 tokens: one layout, or two
-        monkeypatch.setattr(module, "LAYOUTS", layouts)
+    for layouts in (1, 8):  # 21 tokens: one layout, or three
+        monkeypatch.setitem(module.LAYOUTS, "cpu", layouts)
         decoding = Decoding(ready, 3, rule, 1.0, torch.float32)
         with torch.inference_mode():
             drawn[layouts] = [

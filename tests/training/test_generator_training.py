@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny, train
 
+from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import write_token_cache
 from alitok.training.generator import GeneratorTraining
@@ -52,6 +53,21 @@ def test_micro_batches_equal_one_batch(tmp_path: Path) -> None:
     parts = fit(tmp_path, 4, *still, "--data.micro_batch", "3").generator.state_dict()
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, parts[name], atol=2e-5, rtol=1e-4)
+
+
+def test_compiled_blocks_train_the_same_weights(tmp_path: Path) -> None:
+    cache(tmp_path)
+    words = ["--model.generator.dropout", "0.0", "--model.compile_blocks", "true"]
+    if not has_compiler():
+        with pytest.raises(BadInput, match="compile_blocks needs a C"):
+            fit(tmp_path, 1, *words)
+        return
+    plain = fit(tmp_path, 4, *words[:2]).generator.state_dict()
+    for more in ([], ["--model.activation_checkpointing", "true"]):
+        compiled = fit(tmp_path, 4, *words, *more).generator.state_dict()
+        assert list(compiled) == list(plain)
+        for name, tensor in plain.items():
+            torch.testing.assert_close(compiled[name], tensor, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

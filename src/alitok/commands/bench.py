@@ -87,7 +87,9 @@ def measure(names: Any, options: "Options", console: Any) -> list["Row"]:
 
 
 def readable(value: float) -> str:
-    """Three digits and thousands by commas."""
+    """Three digits; thousands by commas, millions by an M."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.3g}M"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -101,16 +103,19 @@ def show(machine: "Machine", rows: list["Row"], console: Any) -> None:
         f"{machine.bfloat16 / 1e9:,.0f} GFLOP/s, memory {machine.bandwidth / 1e9:,.1f} GB/s"
     )
     table = Table(title=title)
-    for column in ("benchmark", "value", "unit", "baseline", "ratio", "limit", "share", "bound by"):
-        words = column in ("benchmark", "unit", "bound by")
-        table.add_column(column, justify="left" if words else "right", no_wrap=column == "benchmark")
+    table.add_column("benchmark", no_wrap=True)
+    for column in ("value", "ratio", "limit"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
+        lines = [row.name]
+        if row.limit:
+            lines.append(f"[dim]  limit: {readable(row.limit)}, {row.bound}[/]")
+        if row.notes and "equal_argmax" in row.notes:
+            lines.append(f"[dim]  {row.notes['equal_argmax']:.2%} of argmax as float32[/]")
         table.add_row(
-            row.name,
-            readable(row.value),
-            row.unit,
-            *("" if row.baseline is None else readable(row.baseline), f"{row.ratio:.2f}" if row.ratio else ""),
-            *("" if row.limit is None else readable(row.limit), f"{row.share_of_limit:.0%}" if row.limit else ""),
-            row.bound,
+            "\n".join(lines),
+            f"{readable(row.value)} {row.unit}",
+            f"{row.ratio:.2f}" if row.ratio else "",
+            f"{row.share_of_limit:.0%}" if row.limit else "",
         )
     console.print(table)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from alitok.commands.bench_machine import DTYPES, Machine, Options, Row, wait
 from alitok.common.build import build
+from alitok.common.compiler import has_compiler
 from alitok.models.generator import Generator
-from alitok.sampling.generate import Sampler
+from alitok.sampling.generate import Decoding, Sampler
 from alitok.sampling.guidance import Guidance, make_guidance
 from alitok.sampling.weights import KEPT_IN_FLOAT32, for_inference
 
@@ -21,7 +22,7 @@ BATCH = {"cpu": 8, "cuda": 64}
 
 
 def sampling(options: Options) -> Iterator[Row]:
-    """Rows `sampling-SIZE-bBATCH-PRECISION`: images a second, guidance on, tokens only.
+    """Rows `sampling-SIZE-bBATCH-PRECISION[-compiled]`: images a second, guidance on, tokens only.
 
     And `softcfg-...`, one a size: the same with SoftCFG, against power-cosine guidance in the same loop.
     """
@@ -34,18 +35,19 @@ def sampling(options: Options) -> Iterator[Row]:
         for batch in options.batches or (BATCH[machine.device.type],):
             plain = batch / (generator.num_tokens * plain_step(generator, batch, rule))
             for precision in options.precisions:
-                seconds, by_quarter = draw_seconds(generator, batch, rule, precision, machine)
                 limit, bound = step_limit(generator, batch, precision, machine)
-                yield Row(
-                    f"sampling-{options.label(size)}-b{batch}-{precision}",
-                    batch / seconds,
-                    "images/s",
-                    plain,
-                    batch / (generator.num_tokens * limit),
-                    bound,
-                    notes={"step_ms_by_quarter": by_quarter, "equal_argmax": agreement[precision]},
-                )
-        yield softcfg_row(generator, batch, options.precisions[0], machine, options.label(size))
+                for compiled in (False, True) if has_compiler() else (False,):
+                    seconds, by_quarter = draw_seconds(generator, batch, rule, precision, machine, compiled)
+                    yield Row(
+                        f"sampling-{options.label(size)}-b{batch}-{precision}" + "-compiled" * compiled,
+                        batch / seconds,
+                        "images/s",
+                        plain,
+                        batch / (generator.num_tokens * limit),
+                        bound,
+                        notes={"step_ms_by_quarter": by_quarter, "equal_argmax": agreement[precision]},
+                    )
+        yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
 
 
 def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machine, label: str) -> Row:
@@ -54,7 +56,7 @@ def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machi
     for name in (*seconds, *seconds):
         rule = make_guidance(name, 3.0)
         assert rule is not None
-        seconds[name].append(draw_seconds(generator, batch, rule, precision, machine)[0])
+        seconds[name].append(draw_seconds(generator, batch, rule, precision, machine, compiled=False)[0])
     soft, plain = (batch / min(turns) for turns in seconds.values())
     return Row(f"softcfg-{label}-b{batch}-{precision}", soft, "images/s", plain)
 
@@ -68,14 +70,16 @@ def random_generator(block: dict[str, Any], device: torch.device) -> Generator:
 
 
 def draw_seconds(
-    generator: Generator, batch: int, rule: Guidance, precision: str, machine: Machine
+    generator: Generator, batch: int, rule: Guidance, precision: str, machine: Machine, compiled: bool
 ) -> tuple[float, list[float]]:
     """Seconds in which a batch is drawn, and milliseconds of a step in each quarter of the sequence.
 
-    On a GPU two batches go before, in which graphs are captured.
+    On a GPU two batches go before, in which graphs are captured; what is compiled is compiled before.
     """
-    sampler = Sampler(generator, precision)  # type: ignore[arg-type]
+    sampler = Sampler(generator, precision, compiled)  # type: ignore[arg-type]
     labels = torch.arange(batch) % generator.num_classes
+    if compiled:
+        first_steps(sampler, labels, rule)
     for _ in range(2 if machine.cuda else 0):
         sampler.draw(labels, rule)
     steps = generator.num_tokens
@@ -94,6 +98,15 @@ def draw_seconds(
         1000 * (after - before) / (last - first) for (first, before), (last, after) in pairwise(points) if last > first
     ]
     return end - start, by_quarter
+
+
+@torch.inference_mode()
+def first_steps(sampler: Sampler, labels: Tensor, rule: Guidance) -> None:
+    """A step at each of two lengths of the cache, after which the compiled code takes any."""
+    decoding = Decoding(sampler.generator, len(labels), rule, 1.0, sampler.dtype)
+    for length in (decoding.generator.num_tokens // 2, decoding.generator.num_tokens):
+        decoding.cache.resize(length)
+        decoding.advance()
 
 
 class GrowingCache:

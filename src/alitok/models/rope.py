@@ -54,5 +54,9 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     Returns:
         float32, shape of x.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # one pass over memory, not seven
-    return torch.view_as_real(pairs * torch.view_as_complex(table)).flatten(-2)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # which fuse real numbers only
+        (even, odd), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    # one pass over memory, not seven
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2)

@@ -59,6 +59,12 @@ class KeyValueCache:
         self.mask = torch.zeros(1, self.length, 1, dtype=self.memory.dtype, device=position.device)
         self.mask.masked_fill_(beyond[None, :, None], -torch.inf)
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Keys and values (rows * heads, length, head_dim) of a layer, the position, the mask (1, length, 1) that is
+        added to scores, and the weights (rows, 1, length) of the values or None."""
+        weights = None if self.value_weights is None else self.value_weights[:, :, : self.length]
+        return self.keys[layer], self.values[layer], self.position, self.mask, weights
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores key and value (rows, heads, 1, head_dim) at the position; attention over 0..position, same shape.
 
@@ -66,12 +72,12 @@ class KeyValueCache:
         kernel, which is made for many.
         """
         rows, heads, _, dim = query.shape
-        keys, values = self.keys[layer], self.values[layer]
-        keys.index_copy_(1, self.position, key.flatten(0, 1))
-        values.index_copy_(1, self.position, value.flatten(0, 1))
+        keys, values, position, mask, weights = self.layer(layer)
+        keys.index_copy_(1, position, key.flatten(0, 1))
+        values.index_copy_(1, position, value.flatten(0, 1))
         # (.., 1, dim) turned, not reshaped to (.., dim, 1): MKL takes the strides of the latter for a slow case
-        scores = torch.baddbmm(self.mask, keys, query.reshape(-1, 1, dim).mT, alpha=dim**-0.5)
+        scores = torch.baddbmm(mask, keys, query.reshape(-1, 1, dim).mT, alpha=dim**-0.5)
         attention = scores.view(rows, heads, self.length).softmax(-1)
-        if self.value_weights is not None:
-            attention = attention * self.value_weights[:, :, : self.length]
+        if weights is not None:
+            attention = attention * weights
         return torch.bmm(attention.view(-1, 1, self.length), values).view(rows, heads, 1, dim)

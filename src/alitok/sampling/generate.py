@@ -4,18 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.sampling.cache import KeyValueCache
+from alitok.sampling.compiled import CompiledBlock
 from alitok.sampling.guidance import DEFAULT_SCHEDULE, Guidance, make_guidance
 from alitok.sampling.weights import PRECISION, Precision, for_inference
 
-# Layouts of the cache in the course of a sequence: each reads up to 1 / LAYOUTS of the sequence in vain, and is a CUDA
-# graph of its own.
-LAYOUTS = 8
+# Layouts of the cache in the course of a sequence: each reads up to 1 / LAYOUTS of the sequence in vain; to move to the
+# next costs a copy of the cache and, on a GPU, a CUDA graph of its own.
+LAYOUTS = {"cpu": 16, "cuda": 8}
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Decoding:
         self.position.zero_()
         self.confidence.zero_()
         steps = self.generator.num_tokens
-        room = -(-steps // (LAYOUTS * 16)) * 16
+        room = -(-steps // (LAYOUTS[self.device.type] * 8)) * 8
         for step in range(keep or steps):
             if step % room == 0:
                 self.cache.resize(min(step + room, steps))
@@ -143,13 +144,16 @@ class Sampler:
     Args:
         generator: a copy of its weights is kept, as they are now.
         precision: of the weights of linear layers (but for the output head) and of the cache.
+        compiled: blocks are compiled at the first steps, which takes seconds and rounds differently.
 
     Raises:
-        BadInput: an unknown precision.
+        BadInput: an unknown precision, or no compiler.
     """
 
-    def __init__(self, generator: Generator, precision: Precision = "float32") -> None:
+    def __init__(self, generator: Generator, precision: Precision = "float32", compiled: bool = False) -> None:
         self.generator = for_inference(generator, precision)
+        if compiled:
+            self.generator.blocks = nn.ModuleList(map(CompiledBlock, self.generator.blocks))
         self.dtype = PRECISION[precision]
         self.decoding: Decoding | None = None
 
@@ -194,6 +198,7 @@ def generate(
     schedule: str | None = None,
     precision: Precision = "float32",
     keep: int | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Draws token ids.
 
@@ -210,16 +215,17 @@ def generate(
         schedule: how the scale depends on the step, by name (`SCHEDULES`); None for the card's, else power-cosine.
         precision: of the weights of the linear layers.
         keep: stop after so many tokens, which are the first of the whole sequence; None for all.
+        compiled: as `Sampler`.
 
     Returns:
         ids (B, N) int64, or (B, keep); with a last axis of S where a token has sub-codes.
 
     Raises:
         BadInput: a label outside [0, C], a temperature or power that is not positive, an unknown schedule or precision,
-            more tokens to keep than there are.
+            more tokens to keep than there are, no compiler.
     """
     rule = choose_guidance(generator, guidance, power, schedule)
-    return Sampler(generator, precision).draw(labels, rule, temperature, seed, indices, on_step, keep)
+    return Sampler(generator, precision, compiled).draw(labels, rule, temperature, seed, indices, on_step, keep)
 
 
 def choose_guidance(

@@ -32,6 +32,7 @@ def sample_images(
     schedule: str | None = None,
     precision: Precision = "float32",
     keep: int | None = None,
+    compiled: bool = False,
 ) -> Iterator[Batch]:
     """Draws and decodes images, a batch at a time.
 
@@ -39,7 +40,7 @@ def sample_images(
         labels: of each image, in [0, C].
         indices: of the images in the whole set (default 0, 1, ...); with the seed they decide the random numbers.
         batch: images drawn together.
-        guidance, power, temperature, seed, on_step, schedule, precision, keep: as `generate`.
+        guidance, power, temperature, seed, on_step, schedule, precision, keep, compiled: as `generate`.
 
     Yields:
         indices of the batch, ids as `generate`, images (B, 3, H, W) float32 in [0, 1].
@@ -50,7 +51,7 @@ def sample_images(
     indices = range(len(labels)) if indices is None else indices
     rule = choose_guidance(generator, guidance, power, schedule)
     parts = ((indices[start : start + batch], labels[start : start + batch]) for start in range(0, len(labels), batch))
-    sampler = ImageSampler(generator, tokenizer, precision)
+    sampler = ImageSampler(generator, tokenizer, precision, compiled)
     yield from sampler.draw(parts, rule, temperature, seed, on_step, batch, keep)
 
 
@@ -61,8 +62,10 @@ class ImageSampler:
     are under way. The decoder stays in float32.
     """
 
-    def __init__(self, generator: Generator, tokenizer: Tokenizer, precision: Precision = "float32") -> None:
-        self.tokens = Sampler(generator, precision)
+    def __init__(
+        self, generator: Generator, tokenizer: Tokenizer, precision: Precision = "float32", compiled: bool = False
+    ) -> None:
+        self.tokens = Sampler(generator, precision, compiled)
         self.tokenizer = for_inference(tokenizer, leave=("encoder",))
         self.device = generator.embeddings.weight.device
 

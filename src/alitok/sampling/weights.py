@@ -16,6 +16,22 @@ KEPT_IN_FLOAT32 = ("output",)
 M = TypeVar("M", bound=nn.Module)
 
 
+@torch.library.custom_op("alitok::blocked_linear", mutates_args=())
+def blocked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """x weight^T + bias with the weight in oneDNN's blocked layout, as one operation that compilers leave alone."""
+    return _blocked_linear(x, weight, bias)
+
+
+@blocked_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+def _blocked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
 class Projection(nn.Module):
     """A linear layer for inference that takes any float type and returns the weights' type.
 
@@ -31,6 +47,7 @@ class Projection(nn.Module):
         super().__init__()
         weight = linear.weight.detach().to(dtype)
         self.dtype = dtype
+        self.out_features = linear.out_features
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.blocked = weight.device.type == "cpu" and has_blocked_layout(dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.blocked else weight
@@ -38,7 +55,9 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.blocked:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            if torch.compiler.is_compiling():
+                return blocked_linear(x, self.weight, self.bias, self.out_features)
+            return _blocked_linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 

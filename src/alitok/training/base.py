@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alitok.artifacts.folder import fit
 from alitok.common.build import build
+from alitok.common.compiler import has_compiler
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.common.random import reseed
@@ -22,6 +23,7 @@ from alitok.training.parallel import (
     average_gradients,
     check_strategy,
     clip_gradients,
+    compile_blocks,
     gradient_norm,
     recompute_activations,
     shard,
@@ -87,6 +89,8 @@ class TrainingModule(L.LightningModule):
         seed: of everything random in a step.
         activation_checkpointing: transformer blocks compute their activations again in the backward pass, which takes
             a third more time and far less memory, and changes nothing else.
+        compile_blocks: transformer blocks are compiled (`torch.compile`): faster, above all on a GPU, with other
+            rounding and other random numbers in dropout.
     """
 
     parents: dict[str, str]
@@ -100,6 +104,7 @@ class TrainingModule(L.LightningModule):
         clip: float | None,
         seed: int,
         activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -109,6 +114,7 @@ class TrainingModule(L.LightningModule):
         self.clip = clip
         self.seed = seed
         self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
         self.configuration: dict[str, Any] = {}  # of the run; kept in its checkpoints
         self.batch_ended = 0.0
         self._row: dict[str, Tensor | float] = {}
@@ -128,7 +134,7 @@ class TrainingModule(L.LightningModule):
         """Prepares the model for the trainer's strategy.
 
         Raises:
-            BadInput: a strategy or precision that is not supported.
+            BadInput: a strategy or precision that is not supported, or no compiler where blocks are to be compiled.
         """
         if self._configured:
             return
@@ -137,6 +143,12 @@ class TrainingModule(L.LightningModule):
         check_strategy(strategy)
         if self.trainer.precision == "16-mixed":
             raise BadInput("precision 16-mixed is not supported; use bf16-mixed or 32-true.")
+        if self.compile_blocks:
+            if not has_compiler():
+                raise BadInput(
+                    "model.compile_blocks needs a C++ compiler, g++ or what CXX names: install one, or leave it out."
+                )
+            compile_blocks(self.model)
         if self.activation_checkpointing:
             recompute_activations(self.model)
         if isinstance(strategy, FSDP2):

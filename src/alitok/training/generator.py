@@ -20,7 +20,8 @@ class GeneratorTraining(TrainingModule):
 
     Args:
         generator: class block of the generator.
-        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing: see `TrainingModule`.
+        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks: see
+            `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
         guidance, power, schedule, sampling_seed: what the artifact's card recommends for sampling.
     """
@@ -40,8 +41,11 @@ class GeneratorTraining(TrainingModule):
         schedule: str | None = None,
         sampling_seed: int = 0,
         activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
-        super().__init__(phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing)
+        super().__init__(
+            phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
+        )
         self.generator: Generator = build_on(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout
         self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}

@@ -4,7 +4,8 @@ Under DDP every process holds the whole model. Under FSDP2 the transformers are 
 is also moved outside of the optimizer, and the discriminator stay whole on every process, like under DDP.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
 from types import MethodType
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from alitok.common.build import build
+from alitok.common.compiler import quiet_compiler
 from alitok.common.distributed import all_stack, all_sum, is_distributed, world_size
 from alitok.common.errors import BadInput
 
@@ -100,15 +102,31 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from layer
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Compiles forward and backward pass of each block at its first step; what strategies hook on stays outside."""
+    quiet_compiler()
+    for block in blocks(module):
+        # a bound method, so that a copy of the module gets one of its own
+        block.forward = MethodType(_compiled, block)
+
+
+def _compiled(block: nn.Module, *arguments: Any) -> Any:
+    return _compiled_forward(type(block).forward)(block, *arguments)
+
+
+@cache
+def _compiled_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(forward)
+
+
 def recompute_activations(module: nn.Module) -> None:
     """Activation checkpointing: the backward pass computes each block's activations again instead of keeping them."""
     for block in blocks(module):
-        # a bound method, so that a copy of the module gets one of its own
-        block.forward = MethodType(_recomputed, block)
+        forward: Any = block.forward
+        block.forward = MethodType(partial(_recomputed, forward.__func__), block)
 
 
-def _recomputed(block: nn.Module, *arguments: Any) -> Any:
-    forward = type(block).forward
+def _recomputed(forward: Callable[..., Any], block: nn.Module, *arguments: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(block, *arguments)
     return checkpoint(forward, block, *arguments, use_reentrant=False)

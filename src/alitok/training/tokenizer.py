@@ -25,7 +25,8 @@ class TokenizerTraining(TrainingModule):
     Args:
         tokenizer: class block of the tokenizer.
         losses: loss terms, class blocks by name; their weights are the phases'.
-        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing: see `TrainingModule`.
+        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks: see
+            `TrainingModule`.
         discriminator: class block; needed where a phase is adversarial.
         adversarial: class block of the adversarial loss; likewise.
         start_from: artifact of the stage before; every tensor whose shape fits carries over.
@@ -52,8 +53,11 @@ class TokenizerTraining(TrainingModule):
         trainable: list[str] | None = None,
         codebook_lr: float = 1.0,
         activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
-        super().__init__(phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing)
+        super().__init__(
+            phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
+        )
         self.tokenizer: Tokenizer = build_on(tokenizer)  # type: ignore[assignment]
         self.terms = {name: build(block) for name, block in losses.items() if self.schedule.uses(name)}
         self.start_from = start_from
