@@ -13,19 +13,22 @@ PIP_ARGS ?=
 ARGS ?=
 HERE := $(RUN)/$(EXPERIMENT)
 CONFIGS := experiments/$(EXPERIMENT)
+SIZES := $(notdir $(basename $(wildcard $(CONFIGS)/sizes/*.yaml)))
 SIZED := $(wildcard $(CONFIGS)/sizes/$(SIZE).yaml)
 TOKENIZER ?= $(HERE)/stage2/artifact
 CACHE ?= $(HERE)/tokens
 GENERATOR ?= $(HERE)/generator$(if $(SIZED),-$(SIZE))/artifact
-REFERENCE ?= data/VIRTUAL_imagenet256_labeled.npz
+REFERENCE ?= data/VIRTUAL_$(if $(filter imagenet512,$(EXPERIMENT)),imagenet512,imagenet256_labeled).npz
 EXTRACTOR ?=
 COUNT ?= 50000
 FIT := $(BIN)/alitok fit
+SHARED := $(if $(filter-out auto 1,$(DEVICES)),$(BIN)/torchrun --standalone --nproc-per-node $(DEVICES) -m alitok,$(BIN)/alitok)
+MEASURE := $(SHARED) evaluate $(if $(EXTRACTOR),--extractor $(EXTRACTOR))
 TRAINER := --define.run $(HERE) --trainer.devices $(DEVICES) --trainer.num_nodes $(NODES)
 OVERLAY := $(if $(STRATEGY),-c experiments/strategies/$(STRATEGY).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid bench ablation
+.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid bench ablation known-size
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -57,16 +60,20 @@ train-tokenizer: setup  ## stage 1, then stage 2 (EXPERIMENT, DATA, RUN, DEVICES
 tokenize: setup  ## the ten-crop token cache of DATA
 	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE) $(if $(filter tokenize,$(MAKECMDGOALS)),$(ARGS))
 
-train-ar: setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises first where there is no cache
+known-size:
+	@test -n "$(SIZED)" -o -z "$(SIZES)" || { echo "make: $(CONFIGS) has no SIZE=$(SIZE); it has $(SIZES)." >&2; exit 2; }
+
+train-ar: known-size setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises first where there is no cache
 	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) --define.tokenizer $(TOKENIZER) $(ARGS)
 
-eval-fid: setup  ## rFID of TOKENIZER (validation images of DATA) and gFID of COUNT samples (against REFERENCE, training images)
-	@test -e $(REFERENCE) || { echo "eval-fid: no reference $(REFERENCE); download ADM's VIRTUAL_imagenet256_labeled.npz there, or name another with REFERENCE=" >&2; exit 2; }
+eval-fid: known-size setup  ## rFID of TOKENIZER (validation images of DATA) and gFID of COUNT samples (against REFERENCE, training images)
+	@case "$(REFERENCE)" in *.npz) test -e "$(REFERENCE)" || { echo "eval-fid: no reference $(REFERENCE); download ADM's $(notdir $(REFERENCE)) there, or name another with REFERENCE=" >&2; exit 2; };; esac
+	@case "$(GENERATOR)" in */*/*) test -e "$(GENERATOR)" || { echo "eval-fid: no generator $(GENERATOR); make train-ar, or name another with GENERATOR=" >&2; exit 2; };; esac
 	@echo "rFID: reconstructions of the validation images of $(DATA), against those images"
-	$(BIN)/alitok evaluate --reconstruction --tokenizer $(TOKENIZER) --data $(DATA) $(if $(EXTRACTOR),--extractor $(EXTRACTOR)) --json $(HERE)/rfid.json
+	$(MEASURE) --reconstruction --tokenizer $(TOKENIZER) --data $(DATA) --json $(HERE)/rfid.json
 	@echo "gFID: $(COUNT) samples, against $(REFERENCE) (training images)"
-	$(BIN)/alitok sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz
-	$(BIN)/alitok evaluate $(HERE)/samples-$(SIZE).npz --reference $(REFERENCE) $(if $(EXTRACTOR),--extractor $(EXTRACTOR)) --json $(HERE)/gfid-$(SIZE).json
+	$(SHARED) sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz
+	$(MEASURE) $(HERE)/samples-$(SIZE).npz --reference $(REFERENCE) --json $(HERE)/gfid-$(SIZE).json
 
 bench: setup  ## how fast sampling, training, tokenising, data and evaluation are here (under five minutes on a CPU)
 	$(BIN)/alitok bench $(ARGS)

@@ -88,6 +88,26 @@ def write(path: Path, seed: int = 0) -> Path:
     return path
 
 
+class Wide(nn.Module):
+    """Pooled features of the width that clean-fid insists on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 2048, 16, 64), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        x = nn.functional.interpolate(img, size=[299, 299], mode="bilinear", align_corners=False)
+        return self.layers((x - 128) / 128)
+
+
+def write_wide(path: Path) -> Path:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.manual_seed(0)
+        torch.jit.save(torch.jit.script(Wide()), str(path))
+    return path
+
+
 def truth(images: np.ndarray[Any, Any], seed: int = 0) -> tuple[Any, Any, Any]:
     """Pooled (N, F), spatial (N, S) and probabilities (N, C) of images (N, H, W, 3), in float64.
 

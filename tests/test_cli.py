@@ -118,6 +118,27 @@ def test_mistyped_keys(refusal: Refusal, tmp_path: Path, override: str, key: str
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "value", "words"),
+    [
+        ("--data.global_batch", "many", "data.init_args.global_batch must be a whole number, not 'many'"),
+        ("--model.phases.main.steps", "soon", "phases.main.steps must be a whole number, not 'soon'"),
+        ("--model.tokenizer.encoder.heads", "3", "width 128 does not divide into 3 heads"),
+        ("--define.num_prefix", "9", "the encoder gives num_latents 72, the decoder takes prefix and patches, 73"),
+        ("--data.image_size", "32", "takes images of 64 pixels, but data.image_size is 32"),
+        ("--define.sorce", "pictures", "did you mean 'source'?"),
+        ("--trainer.accelerator", "abacus", "invalid accelerator name"),
+        ("--trainer.callbacks.checkpoint.keep", "0", "keep must be at least 1"),
+        ("--trainer.val_check_interval", "0", "trainer.val_check_interval must be at least 1 step, not 0"),
+        ("--data.num_workers", "-1", "num_workers must be at least 0, not -1"),
+    ],
+)
+def test_values_that_no_run_can_have(refusal: Refusal, tmp_path: Path, override: str, value: str, words: str) -> None:
+    few = ["--data.count", "64", "--data.val_count", "16", "--define.run", tmp_path]
+    assert words in refusal("fit", "-c", DEMO / "tokenizer-stage1.yaml", *few, override, value)
+    assert not list(tmp_path.rglob("artifact"))
+
+
 def test_missing_loss_weights_stop_before_lightning_is_imported(tmp_path: Path) -> None:
     (tmp_path / "perceptual.yaml").write_text(PERCEPTUAL)
     words = ["fit", "-c", str(DEMO / "tokenizer-stage1.yaml"), "-c", str(tmp_path / "perceptual.yaml")]

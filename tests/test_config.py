@@ -110,6 +110,11 @@ def test_lists_are_replaced(base: Path) -> None:
         (["--model.tokenizer.class_path", "alitok.models.quantizer.ClusterdQuantizer"], ["ClusteredQuantizer"]),
         (["--data.global_batch", "[1"], ["no valid YAML"]),
         (["--model.tokenizer.codebook_size", "null"], ["codebook_size", "missing"]),
+        (["--model.tokenizer.codebook_size", "many"], ["tokenizer.init_args.codebook_size", "whole number", "'many'"]),
+        (["--data.flip", "3"], ["data.init_args.flip", "true or false"]),
+        (["--model.betas", "0.9"], ["model.init_args.betas", "a list of 2"]),
+        (["--model.tokenizer.anchor", "far"], ["tokenizer.init_args.anchor", "nearest or random"]),
+        (["--define.sizze", "3"], ["--define.sizze", "'size'"]),
     ],
 )
 def test_what_is_mistyped_is_named_with_the_nearest(base: Path, overrides: list[str], words: list[str]) -> None:
@@ -135,3 +140,8 @@ def test_composing_twice_gives_the_same(base: Path, tmp_path: Path) -> None:
     once = compose([base])
     again = compose([write(tmp_path, "once.yaml", yaml.safe_dump(once))])
     assert once == again
+
+
+def test_a_value_that_files_refer_to_but_leave_open_can_be_given(tmp_path: Path) -> None:
+    file = write(tmp_path, "open.yaml", "trainer: {max_steps: '${define.steps}'}")
+    assert compose([file], ["--define.steps", "3"])["trainer"] == {"max_steps": 3}

@@ -70,3 +70,13 @@ def test_both_forms_share_the_recipe(stage: str) -> None:
         assert [phase.weights["convnext"] for phase in schedule.phases.values()] == [0.1, 1.0, 1.0]
         assert [phase.adversarial for phase in schedule.phases.values()] == [False, False, True]
     assert schedule.total_steps == (600_000 if stage == "tokenizer-stage1" else 300_000)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer-stage1", "tokenizer-stage2"])
+def test_the_laptop_recipe_follows_its_patches(stage: str) -> None:
+    config = compose_run([ROOT / "cifar10" / f"{stage}.yaml"], ["--define.image_size", "64"])
+    with torch.device("meta"):
+        module: Any = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+    assert module.tokenizer.num_tokens == 16 + 16 * 16
+    config = compose_run([ROOT / "cifar10" / "generator.yaml"], ["--define.rows", "16"])
+    assert config["model"]["init_args"]["generator"]["init_args"]["grid"] == [16, 16]

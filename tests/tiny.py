@@ -61,11 +61,11 @@ def train(config: dict[str, Any], steps: int) -> Any:
     return module
 
 
-def token_cache(folder: Path, images: int = 40, codes: int = 32) -> Path:
+def token_cache(folder: Path, images: int = 40, codes: int = 32, digest: str = "d" * 64) -> Path:
     """A cache of random tokens that fits the tiny generator, as `folder / "tokens"`."""
     generator = torch.Generator().manual_seed(0)
     rows = [(i % 10, torch.randint(codes, (2, 20), generator=generator).numpy()) for i in range(images)]
     names = Shapes("train").class_names
     out = folder / "tokens"
-    write_token_cache(out, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={}, total=images)
+    write_token_cache(out, rows, codebook_size=codes, digest=digest, class_names=names, recipe={}, total=images)
     return out

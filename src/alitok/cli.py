@@ -14,7 +14,7 @@ VERBS = {
     "demo": "the whole line on embedded data: tokenizer, generator, samples, a report",
     "fit": "train what a configuration describes (Lightning CLI)",
     "validate": "measure a trained run on the validation split (Lightning CLI)",
-    "test": "the same on the test split (Lightning CLI)",
+    "test": "the same on another split: --data.val_split test (Lightning CLI)",
     "describe": "what a run would cost: parameters, FLOPs, memory, hours; allocates nothing",
     "tokenize": "encode a data set to a token cache",
     "pairs": "what a generator writes along real images, for the post-training of a decoder",

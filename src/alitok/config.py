@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alitok.common.build import import_class, is_class_block, known_arguments, nearest
+from alitok.common.build import import_class, is_class_block, known_arguments, misfit, nearest
 from alitok.common.errors import BadInput
 
 # What a run's configuration may hold; `define` is free: values that others refer to.
@@ -58,6 +58,7 @@ def resolve(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
         for name in reversed(path):
             block = {name: block}
         _check_path(merged, path, key)
+        _check_define(merged, path, key)
         merge(merged, block)
     try:
         container = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
@@ -165,6 +166,15 @@ def _check_path(merged: Mapping[str, Any], path: list[str], key: str) -> None:
             raise BadInput(f"Override --{key}: {name} is a value, not a map, in this configuration.")
 
 
+def _check_define(merged: Mapping[str, Any], path: list[str], key: str) -> None:
+    """Refuses an override of a value that no file defines or refers to: it would change nothing."""
+    if path[0] != "define" or len(path) == 1:
+        return
+    known = merged.get("define") or {}
+    if path[1] not in known and f"define.{path[1]}" not in str(merged):
+        raise BadInput(f"Override --{key}: no file defines or uses {path[1]!r}{nearest(path[1], known)}")
+
+
 def check(config: Mapping[str, Any]) -> None:
     """Raises BadInput for the first key that nobody knows, with the nearest known one, or a missing argument."""
     for key in config:
@@ -205,6 +215,12 @@ def _check_blocks(value: Any, where: str) -> None:
             for name in required:
                 if name not in arguments:
                     raise BadInput(f"Configuration key {where}.init_args.{name} is missing ({value['class_path']}).")
+        if wrong := misfit(target, arguments):
+            name, wanted = wrong
+            raise BadInput(
+                f"Configuration key {where}.init_args.{name} must be {wanted}, not {arguments[name]!r}"
+                f" ({value['class_path']})."
+            )
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check_blocks(item, f"{where}.{key}" if where else str(key))

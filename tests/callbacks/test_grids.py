@@ -1,13 +1,18 @@
 """Picture grids."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from alitok.callbacks.pictures import save_grid
+from alitok.artifacts.folder import read_card
+from alitok.callbacks.pictures import SampleGrid, save_grid
+from alitok.common.errors import BadInput
 
 
 def read(path: Path) -> NDArray[np.uint8]:
@@ -42,3 +47,33 @@ def test_titles_stand_above_their_columns_and_are_cut_to_them(tmp_path: Path) ->
     assert not (first[:strip, 68:] < 128).any()
     assert np.array_equal(long[:strip, :66], titled[:strip, :66])
     assert long.shape == titled.shape
+
+
+def test_the_tokenizer_of_samples_is_looked_at_before_training(artifacts: Path, tmp_path: Path) -> None:
+    module: Any = None
+
+    def start(tokenizer: Path, digest: str | None) -> None:
+        cache = SimpleNamespace(folder=tmp_path / "tokens", digest=digest)
+        trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(token_cache=cache))
+        SampleGrid(str(tokenizer)).setup(trainer, module, "fit")
+
+    digest = read_card(artifacts / "tokenizer")["digest"]
+    start(artifacts / "tokenizer", digest)
+    start(artifacts / "stranger", None)  # a cache made elsewhere does not say
+    with pytest.raises(BadInput, match=r"no such folder; .*TOKENIZER="):
+        start(tmp_path / "none", digest)
+    with pytest.raises(BadInput, match=rf"tokens was made by tokenizer {digest[:12]}, but .*stranger is"):
+        start(artifacts / "stranger", digest)
+
+
+def test_small_pictures_grow_under_titles_and_accents_are_drawn(tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    for name, title in (("plain", "cafe"), ("accent", "caf\u00e9"), ("none", "caf\uffff"), ("word", "automobile")):
+        save_grid(images, tmp_path / f"{name}.png", 2, [title, ""])
+    plain, accent, none, word = (read(tmp_path / f"{name}.png") for name in ("plain", "accent", "none", "word"))
+    assert plain.shape == (66 + 2 + 66 // 4, 2 * 66 + 2, 3)
+    assert not np.array_equal(accent, plain)
+    assert not np.array_equal(accent, none)
+    columns = np.flatnonzero((word[: 66 // 4] < 128).any((0, 2)))
+    assert columns.max() < 66
+    assert columns.max() > np.flatnonzero((plain[: 66 // 4] < 128).any((0, 2))).max() + 20  # not cut to "autom"

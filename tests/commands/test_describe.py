@@ -1,5 +1,6 @@
 """`alitok describe`: what it prints, for people and for programs, and how trainer settings are read."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,9 @@ def test_the_processor_is_measured() -> None:
     assert cpu.single > 1e8
     assert cpu.memory > 1e9
     assert cpu.seconds({("part", "float32"): cpu.single}, 0.5) == pytest.approx(2.0)
+
+
+def test_a_processor_that_was_busy_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))  # a second passes between any two looks
+    assert measure_cpu(8).single == 2 * 8**3

@@ -221,6 +221,36 @@ def test_a_class_folder_is_taken_whole_and_cropped_to_the_other_set(sets: Path) 
     assert against(sets, "classes", "classes", "--size", 24)["fid"] == pytest.approx(0, abs=1e-4)
 
 
+def test_what_a_data_spec_is_made_of_is_told_only_where_it_is_known(sets: Path) -> None:
+    for index, image in enumerate(shapes("val", 12)):
+        folder = sets / "unsplit" / f"class{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    for split, made_of in (("val", "unknown"), ("train", "training images")):
+        saved = sets / f"unsplit-{split}.npz"
+        evaluate(sets, sets / "unsplit", "--split", split, "--size", 32, "--save-statistics", saved)
+        with np.load(saved) as file:
+            assert json.loads(str(file["about"]))["made_of"] == made_of
+        assert against(sets, "shapes.npz", saved.name)["fid"] > 0
+    record = evaluate(sets, sets / "shapes.npz", "--reference", "shapes", "--reference-split", "val")
+    assert "the reference is made of validation images, not of training images" in record["reasons"]
+
+
+def test_outputs_are_tried_before_anything_is_measured(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alitok.commands.gfid.measure", None)
+    for option in ("--json", "--save-statistics"):
+        with pytest.raises(BadInput, match="Cannot write"):
+            run(["evaluate", f"{sets}/shapes.npz", "--reference", f"{sets}/shapes", option, f"{sets}/shapes.npz/x"])
+
+
+def test_a_missing_inception_file_is_named_with_where_it_belongs(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("extractors", "clean_fid"):
+        monkeypatch.setattr(f"alitok.evaluation.{room}.clean_fid_folder", lambda: sets / "none")
+    for protocol in ("adm", "clean", "legacy_tensorflow"):
+        with pytest.raises(BadInput, match=r"Missing .*none/inception-2015-12-05.pt; .*nvidia.*EXTRACTOR="):
+            run(["evaluate", f"{sets}/shapes.npz", "--reference", f"{sets}/shapes", "--protocol", protocol])
+
+
 def test_another_size_is_a_reason(sets: Path) -> None:
     np.savez(sets / "large.npz", arr_0=np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8))
     assert any("48 pixels" in reason for reason in against(sets, "shapes", "large.npz")["reasons"])
@@ -244,6 +274,9 @@ def test_jpeg_is_a_reason(sets: Path) -> None:
         ("broken", "shapes", [], r"007\.png is no readable PNG"),
         ("shapes", "broken", [], r"007\.png is no readable PNG"),
         ("mixed", "shapes", [], r"012\.png has 40 x 40 pixels"),
+        ("deep", "shapes", [], r"007\.png has 16 bits a channel"),
+        ("shapes", "words.npz", [], "mu and sigma must be numbers"),
+        ("shapes", "holes.npz", [], "mu or sigma holds NaN"),
         ("shapes", "wide.npz", [], "of 20 features, but classifier gives 16"),
         ("statistics.npz", "shapes", ["--save-statistics", "x.npz"], "holds statistics, not images"),
         ("shapes", "shapes", ["--batch", 0], "--batch must be at least 1"),
@@ -251,6 +284,12 @@ def test_jpeg_is_a_reason(sets: Path) -> None:
         ("shapes", "shapes", ["--extractor", "shapes.npz"], "shapes.npz"),
         ("shapes.npz", "shapes", ["--save-statistics", "shapes.npz"], "would replace"),
         ("shapes", "shapes", ["--tokenizer", "x"], "belong to --reconstruction"),
+        ("shapes", "shapes", ["--count", 3], "--count is of a data spec as SAMPLES"),
+        ("shapes", "shapes", ["--split", "train"], "--split is of a data spec as SAMPLES"),
+        ("shapes", "shapes", ["--reference-split", "val"], "--reference-split is of a data spec as REF"),
+        ("shapes", "shapes", ["--quantisation", "rounded"], "--quantisation is of reconstructions"),
+        ("shapes", "shapes", ["--json", "shapes.npz/record.json"], r"shapes\.npz is no folder that can be written"),
+        ("shapes", "shapes", ["--save-statistics", "empty"], "empty: it is a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -270,6 +309,9 @@ def test_bad_input_is_one_line_and_status_2(
         np.savez("named.npz", images=images)
         np.savez("float.npz", images / np.float32(255))
         np.savez("wide.npz", mu=np.zeros(20), sigma=np.eye(20))
+        np.savez("words.npz", mu=np.array(["a"] * 16), sigma=np.eye(16))
+        np.savez("holes.npz", mu=np.full(16, np.nan), sigma=np.eye(16))
+        Image.fromarray(images[0, :, :, 0].astype(np.uint16)).save(save_pngs(sets / "deep", images) / "007.png")
         (sets / "empty").mkdir()
         (save_pngs(sets / "broken", images) / "007.png").write_bytes(b"no picture")
         save_pngs(sets / "mixed", [*images, np.zeros((40, 40, 3), np.uint8)])

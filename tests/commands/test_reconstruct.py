@@ -78,6 +78,18 @@ def test_nothing_to_reconstruct(tmp_path, run):
         run(tmp_path / "missing.png")
 
 
+def test_the_given_pictures_are_never_overwritten(tmp_path, run):
+    for name in ("out/a.png", "out/b.jpg"):
+        picture(tmp_path / name)
+    before = (tmp_path / "out" / "a.png").read_bytes()
+    with pytest.raises(BadInput, match=r"a\.png is one of the pictures and would be overwritten"):
+        run(tmp_path / "out")
+    assert (tmp_path / "out" / "a.png").read_bytes() == before
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    run(tmp_path / "out" / "b.jpg")  # its reconstruction is b.png
+    assert (tmp_path / "out" / "b.png").is_file()
+
+
 @pytest.fixture
 def any_length(tmp_path, golden, small_tokenizer_block) -> Path:
     """The artifact of a tokenizer that decodes the first tokens of its 21."""

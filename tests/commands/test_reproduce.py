@@ -130,6 +130,24 @@ def test_refusals(weights: tuple[Path, Preset], reproduced: Callable[..., Any], 
     assert not list(tmp_path.glob("samples*"))
 
 
+def test_what_would_fail_after_hours_is_refused_before_anything_is_imported(
+    weights: tuple[Path, Preset], reproduced: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, preset = weights
+    monkeypatch.setattr("alitok.artifacts.published.import_release", None)
+    saved = ["--save-statistics", tmp_path / "val.npz", "--extractor", folder / "inception.pt"]
+    run([str(word) for word in ["evaluate", "shapes", "--count", 13, "--size", 32, *saved]])
+    for option, value, words in (
+        ("--reference", tmp_path / "val.npz", "statistics of validation images, which are meant for rFID"),
+        ("--reference", tmp_path / "no" / "images", "does not exist"),
+        ("--json", tmp_path / "val.npz" / "x.json", "Cannot write"),
+        ("--out", tmp_path / "val.npz", "Cannot write"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            reproduced(preset, option, value)
+    assert [path.name for path in tmp_path.iterdir()] == ["val.npz"]
+
+
 def test_presets_are_the_published_table() -> None:
     assert PRESETS.keys() == {"177M", "318M", "662M"}
     for (width, depth), row in PUBLISHED.items():

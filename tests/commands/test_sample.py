@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import alitok
-from alitok.artifacts.folder import load_generator, load_tokenizer, read_card
+from alitok.artifacts.folder import load_generator, load_tokenizer, read_card, save_artifact
 from alitok.cli import run
+from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.sidecar import read_sidecar
@@ -39,13 +40,27 @@ def test_grid_with_titles(artifacts: Path, tmp_path: Path, capsys: pytest.Captur
     sample(artifacts, tmp_path / "grid.png", "--classes", "star,0", "--per-class", 3)
     assert "6 images" in capsys.readouterr().out
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (2 * 34 + 2, 34 // 4 + 3 * 34 + 2)  # a column for each class under its title
+        assert grid.size == (2 * 66 + 2, 66 // 4 + 3 * 66 + 2)  # a column for each class, enlarged, under its title
         shown = np.asarray(grid.convert("RGB"))
     generator, tokenizer = load_generator(artifacts / "generator"), load_tokenizer(artifacts / "tokenizer")
     images = torch.cat([images for *_, images in sample_images(generator, tokenizer, [2, 0] * 3, seed=5)])
-    third = shown[8 + 2 + 34 : 8 + 34 + 34, 2:34]
+    third = shown[16 + 2 + 66 : 16 + 66 + 66, 2:66][::2, ::2]
     assert int(np.abs(third.astype(int) - (images[2] * 255).permute(1, 2, 0).numpy()).max()) <= 1
-    assert (shown[:8] < 128).any()  # the titles' ink
+    assert (shown[:16] < 128).any()  # the titles' ink
+
+
+def test_titles_only_over_columns_of_one_class(
+    artifacts: Path, tmp_path: Path, golden: Any, small_generator_block: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids: list[Any] = []
+    monkeypatch.setattr("alitok.callbacks.pictures.save_grid", lambda images, path, *rest: grids.append(rest))
+    block = small_generator_block(num_classes=12)
+    card = {"kind": "generator", "tokenizer": read_card(artifacts / "tokenizer")["digest"]}
+    save_artifact(tmp_path / "generator", block, golden.randomise(build(block)), card)
+    words = ["sample", "--generator", tmp_path / "generator", "--tokenizer", artifacts / "tokenizer"]
+    for count in (7, 13):
+        run([str(word) for word in [*words, "--count", count, "--out", tmp_path / "grid.png"]])
+    assert grids == [(7, [str(label) for label in range(7)]), (10, None)]
 
 
 def test_npz_holds_the_whole_count_with_classes_cycling(artifacts: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from processes import free_port
 
 from alitok.cli import run
+from alitok.commands import sample_set
 
 
 def words(artifacts: Path, out: Path, batch: int, count: int = 11) -> list[str]:
@@ -33,6 +34,13 @@ def work(rank: int, port: int, processes: int, arguments: list[str]) -> None:
     run(arguments)
 
 
+def twice(rank: int, ports: tuple[int, int], batch_given: list[str], not_given: list[str]) -> None:
+    """Two processes; of the second set they choose the batch, on devices that hold 4 and 3 images."""
+    work(rank, ports[0], 2, batch_given)
+    sample_set.largest_batch = lambda *_: 4 - rank
+    work(rank, ports[1], 2, not_given)
+
+
 def pixels(path: Path) -> np.ndarray:
     with np.load(path) as file:
         return file["arr_0"]
@@ -47,14 +55,17 @@ def test_any_number_of_processes_draws_the_same_set(artifacts: Path, tmp_path: P
     run(words(artifacts, tmp_path / "one.npz", 11))
     whole = pixels(tmp_path / "one.npz")
     assert len(np.unique(whole.reshape(11, -1), axis=0)) == 11
-    mp.spawn(work, (free_port(), 2, words(artifacts, tmp_path / "two.npz", 3)), nprocs=2)
-    assert same(pixels(tmp_path / "two.npz"), whole)
+    sets = words(artifacts, tmp_path / "two.npz", 3), words(artifacts, tmp_path / "memory.npz", 1)[:-2]
+    mp.spawn(twice, ((free_port(), free_port()), *sets), nprocs=2)
+    for name in ("two", "memory"):
+        assert same(pixels(tmp_path / f"{name}.npz"), whole)
     mp.spawn(work, (free_port(), 3, words(artifacts, tmp_path / "three", 2)), nprocs=3)
     names = sorted(path.name for path in (tmp_path / "three").iterdir())
     assert names == [*(f"{index:06d}.png" for index in range(11)), "samples.json"]
     told = [json.loads(file.read_text()) for file in (tmp_path / "one.json", tmp_path / "three" / "samples.json")]
     assert told[0] == told[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "one.npz", "three", "two.json", "two.npz"]
+    left = [f"{name}.{suffix}" for name in ("memory", "one", "two") for suffix in ("json", "npz")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*left, "three"])
 
 
 def test_a_killed_command_goes_on(artifacts: Path, tmp_path: Path) -> None:

@@ -57,6 +57,29 @@ def test_one_centre_crop_of_a_folder(artifacts: Path, tmp_path: Path) -> None:
     assert not torch.equal(cache["train"].gather(*everything), cache["val"].gather(*everything))
 
 
+def test_columns_and_splits_of_a_table_by_name(artifacts: Path, tmp_path: Path) -> None:
+    shapes = Shapes("train", 32, 6)
+    pictures, labels = zip(*shapes, strict=True)
+    features = datasets.Features(
+        {"first": datasets.Image(), "second": datasets.Image(), "label": datasets.Value("int64")}
+    )
+    columns = {"first": list(pictures), "second": list(pictures[::-1]), "label": list(labels)}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict(train=table, extra=table.select(range(2))).save_to_disk(str(tmp_path / "data"))
+    with pytest.raises(BadInput, match="needs one image column and has several: first, second"):
+        tokenize(artifacts, tmp_path / "none", data=tmp_path / "data")
+    assert not (tmp_path / "none").exists()
+    names = ["--image-column", "second", "--label-column", "label", "--crops", "center"]
+    tokenize(artifacts, tmp_path / "cache", *names, "--split", "extra", data=tmp_path / "data")
+    cache, tokenizer = TokenCache(tmp_path / "cache"), load_tokenizer(artifacts / "tokenizer")
+    assert cache.labels.tolist() == list(labels[:2])
+    assert len(cache.class_names) == max(labels) + 1  # as training has them
+    expected = tokenizer.encode(to_tensor(center_crop(pictures[-1], 32))[None].float() / 255)
+    assert torch.equal(cache.gather(torch.tensor([0]), torch.tensor([0])), expected)
+    with pytest.raises(BadInput, match="has no split 'exrta'"):
+        tokenize(artifacts, tmp_path / "none", *names, "--split", "exrta", data=tmp_path / "data")
+
+
 def test_a_finished_cache_is_left_alone(artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenize(artifacts, tmp_path / "cache", "--count", 2)
     before = (tmp_path / "cache" / "alitok.json").stat().st_mtime_ns

@@ -1,8 +1,10 @@
 import fractions
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import pytest
 
-from alitok.common.build import build, build_value, import_class, is_class_block, known_arguments
+from alitok.common.build import build, build_value, import_class, is_class_block, known_arguments, misfit
 from alitok.common.errors import BadInput
 
 
@@ -60,3 +62,65 @@ def test_unknown_class_names_the_nearest():
 def test_arguments_of_parents_count_only_behind_kwargs():
     assert known_arguments(Branch) >= {"leaves", "size", "scale"}
     assert known_arguments(Leaf) == {"size", "scale"}
+
+
+class Typed:
+    def __init__(
+        self,
+        count: int = 0,
+        rate: float | tuple[float, float] = 0.0,
+        name: str | None = None,
+        on: bool = False,
+        kind: Literal["a", "b"] = "a",
+        sizes: list[int] | None = None,
+        weights: Mapping[str, float] | None = None,
+        part: Leaf | None = None,
+        anything: Any = None,
+    ) -> None:
+        if count < 0:
+            raise ValueError("count is negative.")
+
+
+class Inherited(Typed):
+    def __init__(self, extra: int = 0, **rest: Any) -> None:
+        super().__init__(**rest)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"count": 3, "rate": 1, "name": "x", "on": True, "kind": "b", "sizes": [1, 2], "weights": {"a": 0.5}},
+        {"rate": [1e-3, 1e-4], "sizes": [], "weights": {}, "part": {"class_path": "x"}, "anything": [True]},
+        {"name": None, "part": "whatever", "unknown": 3},
+    ],
+)
+def test_values_that_fit_their_hints(arguments):
+    assert misfit(Typed, arguments) is None
+    assert misfit(Inherited, arguments) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("count", "3", "a whole number"),
+        ("count", 3.5, "a whole number"),
+        ("count", True, "a whole number"),
+        ("rate", "fast", "a number or a list of 2"),
+        ("rate", [1.0], "a number or a list of 2"),
+        ("name", 3, "text"),
+        ("on", 1, "true or false"),
+        ("kind", "c", "a or b"),
+        ("sizes", [1, "2"], "a list"),
+        ("sizes", 1, "a list"),
+        ("weights", {"a": "b"}, "a map"),
+        ("weights", 1, "a map"),
+    ],
+)
+def test_values_that_do_not_fit_are_named_with_what_is_wanted(name, value, wanted):
+    assert misfit(Typed, {"on": True, name: value}) == (name, wanted)
+    assert misfit(Inherited, {name: value}) == (name, wanted)
+
+
+def test_what_a_constructor_refuses_is_bad_input():
+    with pytest.raises(BadInput, match=r"Typed: count is negative\."):
+        build(block("Typed", count=-1))

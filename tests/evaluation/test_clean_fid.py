@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from stand_in import write_wide
+from torch import nn
 
 from alitok.common.errors import BadInput
 from alitok.evaluation import clean_fid
@@ -17,23 +18,9 @@ from alitok.evaluation.extractors import INCEPTION_FILE
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-class Wide(nn.Module):
-    """Pooled features of the width that clean-fid insists on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 2048, 16, 64), nn.AdaptiveAvgPool2d(1))
-
-    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
-        x = nn.functional.interpolate(img, size=[299, 299], mode="bilinear", align_corners=False)
-        return self.layers((x - 128) / 128)
-
-
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    torch.jit.save(torch.jit.script(Wide()), str(tmp_path / INCEPTION_FILE))
-    return tmp_path / INCEPTION_FILE
+    return write_wide(tmp_path / INCEPTION_FILE)
 
 
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow"])

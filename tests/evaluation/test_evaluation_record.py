@@ -59,6 +59,8 @@ def test_the_published_protocol_has_nothing_against_it() -> None:
         ({"reference_keys": {"mu", "sigma", "arr_0"}}, "mu_s, sigma_s"),
         ({"reference_size": 512}, "512"),
         ({"reference_size": None}, "resolution"),
+        ({"reference_made_of": "validation images"}, "made of validation images, not of training images"),
+        ({"reference_made_of": "samples"}, "made of samples"),
         ({"extractor": Network(stand_in=True)}, "not the 2015 Inception"),
     ],
 )

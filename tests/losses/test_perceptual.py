@@ -121,6 +121,7 @@ def test_missing_file(name: str, file: str, tmp_path: Path, monkeypatch: pytest.
         assert f"Missing weight file {file}" in str(caught.value)
         assert str(tmp_path / "hub" / "checkpoints" / file) in str(caught.value)
         assert f"https://download.pytorch.org/models/{file}" in str(caught.value)
+        assert "TORCH_HOME" in str(caught.value)
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / file).touch()

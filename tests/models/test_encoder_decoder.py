@@ -139,3 +139,12 @@ def test_a_local_start_reads_each_patch_into_its_own_latent() -> None:
         with torch.no_grad():
             change = (encoder(images) - encoder(other)).norm(dim=-1)[0, 4:]
         assert int(change.argmax()) == patch
+
+
+def test_a_local_start_needs_a_latent_for_each_patch():
+    from alitok.models.encoder import Encoder
+
+    assert Encoder(32, 8, 32, 8, 32, 1, 1, init="local").num_latents == 32
+    for latents in (15, 33):
+        with pytest.raises(ValueError, match=f"num_latents must be 16 patches and .* not {latents}"):
+            Encoder(32, 8, latents, 8, 32, 1, 1, init="local")

@@ -115,3 +115,42 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "a.npz").mkdir()
     with pytest.raises(BadInput, match="is a folder"):
         SampleSet(tmp_path / "a.npz", settings())
+
+
+def test_exactly_the_count_whatever_two_commands_at_once_have_drawn(tmp_path: Path) -> None:
+    for name in ("samples.npz", "grid.png"):
+        work = SampleSet(tmp_path / name, settings())
+        work.start()
+        for part in (range(4), range(3, 8), range(2, 5)):
+            work.write(part[0], images(part))
+        with pytest.raises(BadInput, match=r"lacks 2 of 10 images: give the same command again"):
+            work.finish()
+        assert not (tmp_path / name).exists()
+        work.write(7, images(range(7, 10)))
+        grids: list[Tensor] = []
+        work.finish(grids.append)
+        if name == "grid.png":
+            assert torch.equal(grids[0], images(range(10)))
+        else:
+            with np.load(tmp_path / name) as file:
+                assert file["arr_0"][:, 0, 0, 0].tolist() == list(range(10))
+
+
+def test_a_kill_while_the_archive_is_written_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = SampleSet(tmp_path / "samples.npz", settings())
+    work.start()
+    work.write(0, images(range(10)))
+    seen: list[str] = []
+
+    arrays = SampleSet._arrays
+
+    def looking(self: SampleSet) -> Any:
+        seen.extend(names(tmp_path))
+        yield from arrays(self)
+
+    monkeypatch.setattr(SampleSet, "_arrays", looking)
+    work.finish()
+    assert seen == [".samples.npz.partial"]
+    assert names(tmp_path) == ["samples.json", "samples.npz"]

@@ -19,7 +19,7 @@ BASES = [path for path in BASES if {"class_path", "init_args"} <= load_yaml(path
 
 
 def test_there_are_overlays_and_bases() -> None:
-    assert {path.stem for path in OVERLAYS} == {"ddp", "fsdp", "overfit", "profile", "average", "wandb"}
+    assert {path.stem for path in OVERLAYS} == {"ddp", "fsdp", "overfit", "profile", "average", "compile", "wandb"}
     assert {f"{path.parent.name}/{path.stem}" for path in BASES} >= {
         f"{folder}/{name}"
         for folder in ("demo", "cifar10", "imagenet256", "imagenet512", "release")
@@ -29,12 +29,14 @@ def test_there_are_overlays_and_bases() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_it_composes_over_every_base_and_builds(overlay: Path) -> None:
-    trainer = load_yaml(overlay)["trainer"]
+    trainer = load_yaml(overlay).get("trainer", {})
     added = [block for block in trainer.values() if is_class_block(block)]
     added += [block for block in (trainer.get("callbacks") or {}).values() if is_class_block(block)]
     for base in BASES:
         config, plain = compose_run([base, overlay]), resolve([base])
         assert config["model"]["class_path"] == plain["model"]["class_path"]
+        for key, value in (load_yaml(overlay).get("model") or {}).get("init_args", {}).items():
+            assert config["model"]["init_args"][key] == value
         here = [*config["trainer"].values(), *config["trainer"]["callbacks"].values()]
         for block in added:
             (composed,) = (b for b in here if is_class_block(b) and b["class_path"] == block["class_path"])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import GAN, module_of, tiny, token_cache
 from torch import Tensor
 
-from alitok.artifacts.folder import save_artifact
+from alitok.artifacts.folder import read_card, save_artifact
 from alitok.callbacks.curves import read_curves
 from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
@@ -153,6 +153,7 @@ def half(shared: Path, strategy: str) -> None:
     options = [*HALF, "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "6"]
     config = configuration("generator", shared / f"half-{strategy}", strategy, shared, *options)
     config["trainer"]["callbacks"]["samples"] = samples
+    config["data"]["init_args"]["cache"] = str(shared / "half" / "tokens")
     run("fit", config)
 
 
@@ -217,6 +218,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("fit", configuration(name, folder / "single", "single", folder))
     for name in CHAINS:
         link(name, folder, 0)
+    digest = read_card(folder / "single" / "stage1" / "artifact")["digest"]
+    token_cache(folder / "half", codes=CODES, digest=digest)
     half(folder, "single")
     validate(folder, "single")
     two_processes(work, folder)

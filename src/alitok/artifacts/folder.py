@@ -94,7 +94,7 @@ def load_artifact(path: str | Path, kind: str | None = None, device: torch.devic
         BadInput: no artifact there, another kind, a class that cannot be built, weights that are damaged or do not fit.
     """
     folder = locate(path)
-    card = read_card(folder)
+    card = read_card(folder, kind)
     if kind is not None and card.get("kind") != kind:
         raise BadInput(f"{path} is a {card.get('kind')}, but a {kind} is needed here; give the folder of a {kind}.")
     block, module = _read(folder, "config.yaml", "model.safetensors")
@@ -166,17 +166,21 @@ def locate(path: str | Path) -> Path:
         raise BadInput(f"{path} is no folder here and the Hugging Face hub does not give it: {reason}.") from error
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """The card of an artifact folder.
+
+    Args:
+        kind: what was asked for, for the message.
 
     Raises:
         BadInput: the folder or one of its files is missing, or the card is damaged.
     """
+    todo = "give the folder that a run exported" + (f" (make: {kind.upper()}=)" if kind else "")
     if not folder.is_dir():
-        raise BadInput(f"{folder} is not an artifact: there is no such folder; give the folder that a run exported.")
+        raise BadInput(f"{folder} is not an artifact: there is no such folder; {todo}.")
     for name in ("config.yaml", "model.safetensors", CARD):
         if not (folder / name).is_file():
-            raise BadInput(f"{folder} is not an artifact: {name} is missing; give the folder that a run exported.")
+            raise BadInput(f"{folder} is not an artifact: {name} is missing; {todo}.")
     try:
         card = json.loads((folder / CARD).read_text("utf-8"))
     except ValueError as error:
@@ -262,8 +266,9 @@ def _construct(block: Block, device: str, source: Path) -> nn.Module:
     try:
         with torch.device(device):
             return build(block)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{source} cannot be built: {error}; it was made for another version.") from error
+    except (BadInput, TypeError) as error:
+        reason = str(error).rstrip(".")
+        raise BadInput(f"{source} cannot be built: {reason}; it was made for another version.") from error
 
 
 def _class_paths(value: Any) -> Iterator[str]:

@@ -165,8 +165,8 @@ def _build(block: dict[str, Any], source: str | Path) -> nn.Module:
     try:
         with torch.device("meta"):
             return build(block)
-    except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise BadInput(f"{source} holds a model of a form that the release does not know: {error}.") from error
+    except BadInput as error:
+        raise BadInput(f"{source} holds a model of a form that the release does not know: {error}") from error
 
 
 def _shape(state: State, name: str, dims: int, source: str | Path) -> tuple[int, ...]:

@@ -45,4 +45,7 @@ class ExportArtifact(Callback):
         discriminator = getattr(pl_module, "discriminator", None)
         extra = {"discriminator": (discriminator.block, discriminator)} if discriminator is not None else None
         block = training.model.block
-        save_artifact(self.folder or Path(trainer.default_root_dir) / "artifact", block, module, card, extra)
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "artifact")
+        save_artifact(folder, block, module, card, extra)
+        steps = f"{trainer.global_step:,} steps"
+        print(f"{folder}: the {card['kind']} after {steps}; curves.png and logs beside it", flush=True)

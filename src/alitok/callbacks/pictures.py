@@ -7,22 +7,31 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from alitok.artifacts.folder import load_tokenizer
+from alitok.artifacts.folder import load_tokenizer, locate, read_card
 from alitok.callbacks.average import evaluated
+from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
 from alitok.sampling.images import sample_images
 
+TITLED_SIZE = 64
+
 
 def save_grid(images: Tensor, path: str | Path, columns: int = 8, titles: list[str] | None = None) -> None:
-    """Writes (B, 3, H, W) in [0, 1] as one PNG, `columns` pictures a row, each column under its title."""
+    """Writes (B, 3, H, W) in [0, 1] as one PNG, `columns` pictures a row, each column under its title.
+
+    Under titles, pictures of fewer than 64 pixels are enlarged by a whole factor, so that a word finds room.
+    """
     from PIL import Image, ImageDraw, ImageFont
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
+    if titles and images.shape[-1] < TITLED_SIZE:
+        factor = -(-TITLED_SIZE // images.shape[-1])
+        images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     grid = to_pil_image(make_grid(images.float().cpu().clamp(0, 1), nrow=columns, padding=2, pad_value=1.0))
     if titles:
         cell = images.shape[-1] + 2
-        font = ImageFont.load_default(size=max(9, cell // 8))
+        font = ImageFont.truetype(_font_file(), size=max(9, cell // 8))
         page = Image.new("RGB", (grid.width, grid.height + cell // 4), "white")
         page.paste(grid, (0, cell // 4))
         pen = ImageDraw.Draw(page)
@@ -33,6 +42,13 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, titles: list[s
         grid = page
     with atomic_file(path) as temporary:
         grid.save(temporary, format="PNG")
+
+
+def _font_file() -> str:
+    """DejaVu Sans as matplotlib brings it: Pillow's own font has no accents."""
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def picture_path(trainer: Trainer, name: str) -> Path:
@@ -64,6 +80,9 @@ class SampleGrid(Callback):
         tokenizer: artifact that decodes them.
         classes: how many classes; `rows` samples of each.
         guidance, power: of the sampling.
+
+    Raises (in setup):
+        BadInput: there is no such tokenizer, or it is not the one that made the token cache.
     """
 
     def __init__(
@@ -72,13 +91,24 @@ class SampleGrid(Callback):
         self.tokenizer, self.classes, self.rows = tokenizer, classes, rows
         self.guidance, self.power, self.seed = guidance, power, seed
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Looks at the tokenizer at the start: what is wrong with it shows before hours of training."""
+        digest = read_card(locate(self.tokenizer), "tokenizer").get("digest")
+        cache = getattr(trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
+        if cache is not None and cache.digest not in (None, digest):
+            raise BadInput(
+                f"Token cache {cache.folder} was made by tokenizer {cache.digest[:12]}, but {self.tokenizer} is"
+                f" {str(digest)[:12]}; give the one that made it, of stage 1 or 2 (make: TOKENIZER=)."
+            )
+
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         generator: Any = evaluated(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        classes = min(self.classes, generator.num_classes)
+        names = trainer.datamodule.class_names  # type: ignore[attr-defined]
+        classes = min(self.classes, len(names) or generator.num_classes)
         labels = [index % classes for index in range(classes * self.rows)]
         tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
         batches = sample_images(generator, tokenizer, labels, guidance=self.guidance, power=self.power, seed=self.seed)
-        save_grid(torch.cat([images for _, _, images in batches]), picture_path(trainer, "samples"), classes)
+        save_grid(torch.cat([images for _, _, images in batches]), picture_path(trainer, "samples"), classes, names)

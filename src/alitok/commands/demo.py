@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=1500, help="images in the token cache (default 1500)")
     parser.add_argument("--samples", type=int, default=1000, help="samples that are measured (default 1000)")
     parser.add_argument("--classifier-steps", type=int, default=400, help="of the measuring network (default 400)")
-    parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
+    parser.add_argument(
+        "--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto", help="auto: the faster one here"
+    )
+    parser.epilog = "example: alitok demo --out runs/demo"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
 TEMPERATURE = 0.9
 
 
+STEPS = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
+
+
 class Clock:
     """Seconds of each step, kept in a file so that an interrupted demo still reports them all."""
 
@@ -69,6 +75,7 @@ class Clock:
         from alitok.common.files import atomic_file
 
         start = time.perf_counter()
+        print(f"{STEPS.index(step) + 1} of {len(STEPS)}: {step}", flush=True)
         try:
             yield
         finally:
@@ -277,8 +284,8 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
                 "make train-tokenizer DATA=path/to/folder EXPERIMENT=cifar10",
             ),
             (
-                "Change one number and train again.",
-                f"alitok fit -c experiments/demo/generator.yaml --define.run {out}-2",
+                "Change one number, train again (six minutes), and lay both runs side by side.",
+                f"{again_command(out)}\nalitok compare {out} {out}-2 --out compare.html",
             ),
         ],
     )
@@ -293,6 +300,11 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
 def sample_command(out: Path, classes: str) -> str:
     parts = f"--generator {out}/generator/artifact --tokenizer {out}/stage2/artifact"
     return f"alitok sample {parts} --classes {classes} --temperature {TEMPERATURE} --out {out}/more.png"
+
+
+def again_command(out: Path) -> str:
+    shared = f"--define.cache {out}/tokens --define.tokenizer {out}/stage2/artifact"
+    return f"alitok fit -c experiments/demo/generator.yaml {shared} --define.run {out}-2 --model.generator.depth 3"
 
 
 def reconstruct_command(out: Path) -> str:

@@ -33,9 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, metavar="N", help="images of the data set, for epochs (default: data.count or ImageNet's)"
     )
     parser.epilog = (
-        "any --key value overrides the files; example:\n"
+        "example:\n"
         "  alitok describe -c experiments/imagenet256/generator.yaml -c experiments/imagenet256/sizes/662M.yaml \\\n"
-        "    -c experiments/strategies/fsdp.yaml --trainer.devices 8 --hardware H100"
+        "    -c experiments/strategies/fsdp.yaml --trainer.devices 8 --hardware H100\n"
+        "any --key value overrides the files"
     )
 
 
@@ -236,7 +237,7 @@ def _print_table(record: Mapping[str, Any], title: str) -> None:
     table.add_row(
         "images seen",
         f"{record['images_seen']:,}",
-        f"{record['epochs']:,.1f} times a data set of {record['dataset_images']:,}",
+        f"{record['epochs']:,.1f} times a data set of {record['dataset_images']:,} (--images)",
         end_section=True,
     )
     for name, hours in record["hours"].items():

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="adm", help="ADM's evaluator (default), or a mode of clean-fid"
     )
-    parser.add_argument("--split", choices=("train", "val"), default="val", help="of a data spec as SAMPLES (val)")
+    parser.add_argument("--split", choices=("train", "val"), help="of a data spec as SAMPLES (val)")
     parser.add_argument("--reference-split", choices=("train", "val"), help="of a data spec as REF (train)")
     parser.add_argument("--size", type=int, help="centre crop of a data spec (default: the size of the other set)")
     parser.add_argument("--count", type=int, help="at most so many images of a data spec as SAMPLES or --data")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer artifact")
     parser.add_argument("--data", metavar="SPEC", help="data spec whose validation split is reconstructed")
     parser.add_argument(
-        "--quantisation", choices=("truncated", "rounded"), default="truncated", help="of reconstructions to bytes"
+        "--quantisation", choices=("truncated", "rounded"), help="of reconstructions to bytes (truncated)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
     parser.add_argument("--batch", type=int, default=32)
@@ -72,15 +72,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuses options that do not go together, before anything is opened."""
+    """Refuses options that do not go together and outputs that cannot be written, before anything is measured."""
+    from alitok.commands.image_specs import check_writable
+
     for name in ("batch", "size", "count"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise BadInput(f"--{name} must be at least 1, not {value}.")
+    for path in (args.json, args.save_statistics):
+        if path is not None:
+            check_writable(path)
     if args.reconstruction:
         for given, words in (
             (args.samples, "SAMPLES"),
             (args.save_statistics, "--save-statistics"),
             (args.size, "--size"),
+            (args.split, "--split"),
         ):
             if given is not None:
                 raise BadInput(f"--reconstruction makes its own images from --tokenizer and --data: leave {words} out.")
@@ -93,6 +99,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("--pfid perturbs the codes of a tokenizer: it belongs to --reconstruction.")
     if args.tokenizer is not None or args.data is not None:
         raise BadInput("--tokenizer and --data belong to --reconstruction; samples are given as SAMPLES.")
+    if args.quantisation is not None:
+        raise BadInput("--quantisation is of reconstructions; how samples were made is read from the JSON beside them.")
     if args.samples is None:
         raise BadInput("Give SAMPLES (.npz, a folder of PNG or a data spec), or --reconstruction.")
     if args.reference is None and args.save_statistics is None:

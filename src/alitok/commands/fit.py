@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with a run though its model, data or schedule is another now",
     )
+    parser.epilog = (
+        f"example: alitok fit -c experiments/demo/tokenizer-stage1.yaml --define.run runs/mine\n{parser.epilog}"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,16 +8,14 @@ import torch
 
 from alitok import __version__
 from alitok.commands.image_specs import bar, is_spec, open_spec, pick_extractor
-from alitok.common.distributed import rank
+from alitok.common.distributed import all_or_none, rank
 from alitok.common.errors import BadInput
 from alitok.evaluation.image_sets import ImageSet, open_images
 from alitok.evaluation.measure import Measured, distances, measure
 from alitok.evaluation.record import ADM, PUBLISHED_SAMPLES, EvaluationRecord, ImagesRecord, Named, reasons_against
 from alitok.evaluation.reference import (
     SAMPLES,
-    TRAINING,
     UNKNOWN,
-    VALIDATION,
     Reference,
     file_reference,
     only_statistics,
@@ -49,20 +47,18 @@ def evaluate_samples(args: argparse.Namespace, device: torch.device) -> Evaluati
         reference = file_reference(Path(args.reference), extractor)
         refuse_for_samples(reference)
     size = args.size or (samples.size if samples else None) or (reference.size if reference else None)
-    kinds = {"train": TRAINING, "val": VALIDATION}
     made_of = UNKNOWN if known["count"] is None else SAMPLES
     if samples is None:
-        samples, made_of = open_spec(args.samples, args.split, size, args.count), kinds[args.split]
+        samples, made_of = open_spec(args.samples, args.split or "val", size, args.count)
     if args.reference is not None and reference is None:
-        split = args.reference_split or "train"
-        reference = set_reference(open_spec(args.reference, split, size), kinds[split])
+        reference = set_reference(*open_spec(args.reference, args.reference_split or "train", size))
 
     # precision and recall need the reference's images, and are ADM's only
     wanted = args.protocol == ADM and reference is not None and reference.images is not None
     measured = measure(samples, extractor, args.batch, keep=wanted, progress=bar("Samples"))
     record = ImagesRecord(samples.name, measured.digest, samples.count, samples.size)
     results: dict[str, Any] = {"inception_score": measured.score}
-    if args.save_statistics is not None and rank() == 0:
+    if args.save_statistics is not None:
         about = {
             "made_of": made_of,
             "images": samples.name,
@@ -72,7 +68,9 @@ def evaluate_samples(args: argparse.Namespace, device: torch.device) -> Evaluati
             "resize": extractor.resize,
             "alitok": __version__,
         }
-        save_statistics(args.save_statistics, measured, about)
+        with all_or_none():
+            if rank() == 0:
+                save_statistics(args.save_statistics, measured, about)
     if reference is not None:
         reference = reference.measured(extractor, args.batch, wanted, bar("Reference"))
         assert reference.pooled is not None
@@ -85,6 +83,7 @@ def evaluate_samples(args: argparse.Namespace, device: torch.device) -> Evaluati
         sample_size=samples.size,
         reference_keys=reference.keys if reference else frozenset(),
         reference_size=reference.size if reference else None,
+        reference_made_of=reference.made_of if reference else UNKNOWN,
         extractor=extractor,
         protocol=args.protocol,
         unknown=tuple(key for key in NOT_TOLD if known[key] is None),
@@ -135,11 +134,21 @@ def compare_statistics(args: argparse.Namespace, device: torch.device) -> Evalua
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Refuses to write over what is read."""
+    """Refuses to write over what is read, and options that would change nothing."""
     inputs = [Path(path) for path in (args.samples, args.reference) if path is not None]
     read = {path.resolve() for path in (*inputs, sidecar_path(inputs[0]))}
     for option, path in (("--json", args.json), ("--save-statistics", args.save_statistics)):
         if path is not None and path.resolve() in read:
             raise BadInput(f"{option} {path} would replace a file that is read: name another.")
-    if args.size is not None and not any(is_spec(path) for path in (args.samples, args.reference) if path is not None):
+    specs = [path is not None and is_spec(path) for path in (args.samples, args.reference)]
+    if args.size is not None and not any(specs):
         raise BadInput("--size is the crop of a data spec, and none is given: leave it out.")
+    for option, name, spec in (
+        ("split", "SAMPLES", specs[0]),
+        ("count", "SAMPLES", specs[0]),
+        ("reference_split", "REF", specs[1]),
+    ):
+        if getattr(args, option) is not None and not spec:
+            raise BadInput(
+                f"--{option.replace('_', '-')} is of a data spec as {name}, and none is given: leave it out."
+            )

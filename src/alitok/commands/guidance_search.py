@@ -15,17 +15,17 @@ from rich.table import Table
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
 from alitok.commands import evaluate
 from alitok.commands.image_specs import bar, is_spec, open_spec, pick_extractor
-from alitok.commands.sample_set import Draw, set_settings
+from alitok.commands.sample_set import Draw, common_batch, set_settings
 from alitok.common.distributed import all_or_none, rank, world_size
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
 from alitok.common.random import stream
 from alitok.evaluation.inception_score import inception_score
 from alitok.evaluation.quantise import to_uint8
-from alitok.evaluation.reference import TRAINING, Reference, file_reference, refuse_for_samples, set_reference
+from alitok.evaluation.reference import Reference, file_reference, refuse_for_samples, set_reference
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 from alitok.sampling.guidance import SCHEDULES, PowerCosine, make_guidance
-from alitok.sampling.images import ImageSampler, largest_batch
+from alitok.sampling.images import ImageSampler
 from alitok.sampling.sets import difference, missing_runs, read_settings
 
 GROUPS = 10  # of the jackknife
@@ -72,10 +72,13 @@ class Search:
         self.classes = settings["num_classes"]
         self.settings = {key: value for key, value in settings.items() if key not in FREE}
         self.settings["extractor"] = {"name": self.extractor.name, "digest": self.extractor.digest}
+        reference = self._open_reference()
         with all_or_none():
             if rank() == 0:
                 self._take_folder()
-        self.reference = self._reference()
+        pooled = reference.measured(self.extractor, 64, False, bar("Reference")).pooled
+        assert pooled is not None
+        self.reference: FeatureStatistics = pooled  # the same on every process
         self.sampler = ImageSampler(self.generator, self.tokenizer, args.precision)
 
     def _take_folder(self) -> None:
@@ -89,17 +92,12 @@ class Search:
             with atomic_file(told) as temporary:
                 temporary.write_text(json.dumps(self.settings, indent=2) + "\n", "utf-8")
 
-    def _reference(self) -> FeatureStatistics:
-        """Statistics of the reference, the same on every process."""
+    def _open_reference(self) -> Reference:
         if is_spec(self.args.reference):
-            images = open_spec(self.args.reference, "train", self.tokenizer.image_size)
-            reference: Reference = set_reference(images, TRAINING)
-        else:
-            reference = file_reference(Path(self.args.reference), self.extractor)
-            refuse_for_samples(reference)
-        pooled = reference.measured(self.extractor, 64, False, bar("Reference")).pooled
-        assert pooled is not None
-        return pooled
+            return set_reference(*open_spec(self.args.reference, "train", self.tokenizer.image_size))
+        reference = file_reference(Path(self.args.reference), self.extractor)
+        refuse_for_samples(reference)
+        return reference
 
     def run(self) -> list[Result]:
         """All settings, the best first; a collective."""
@@ -144,10 +142,7 @@ class Search:
     def _draw(self, scale: float, power: float) -> None:
         """Features of the images that are missing, each process its share."""
         rule = make_guidance(self.args.schedule, scale, power)
-        batch = self.args.batch
-        if batch is None:
-            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
-            batch = largest_batch(self.generator, self.tokenizer, True, self.args.precision, free)
+        batch = self.args.batch or common_batch(self.generator, self.tokenizer, True, self.args.precision)
         drawn = [index for part in self._parts(scale, power) for index in part]
         runs = missing_runs(drawn, self.args.count, batch)
         with all_or_none():  # every process has looked before one writes
@@ -174,10 +169,13 @@ class Search:
 
     def _features(self, scale: float, power: float, name: str) -> torch.Tensor:
         """(count, F), in the order of the images."""
-        rows = []
-        for file in self._parts(scale, power).values():
-            with np.load(file) as arrays:
-                rows.append(torch.from_numpy(arrays[name]))
+        rows: list[torch.Tensor] = []
+        place = 0
+        for part, file in self._parts(scale, power).items():
+            if part.stop > place:  # what two commands drew at the same time counts once
+                with np.load(file) as arrays:
+                    rows.append(torch.from_numpy(arrays[name][place - part.start :]))
+                place = part.stop
         return torch.cat(rows)[: self.args.count]
 
     def _fids(self, scale: float, power: float) -> list[float]:

@@ -60,9 +60,9 @@ def measure_cpu(size: int = 1024) -> Hardware:
 @torch.no_grad()
 def _matmul_rate(size: int, dtype: torch.dtype) -> float:
     a = torch.ones(size, size, dtype=dtype)
-    best, end = float("inf"), time.perf_counter() + 0.25
     a @ a  # the first call sets up
-    while time.perf_counter() < end:
+    best, end = float("inf"), time.perf_counter() + 0.25
+    while best == float("inf") or time.perf_counter() < end:  # once even where this process was put aside
         start = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - start)

@@ -1,6 +1,7 @@
-"""Sets of images as they are named on the command line, the extractor that reads them, and the progress bar."""
+"""Sets of images as they are named on the command line, the extractor that reads them, and where results go."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ from alitok.data.transforms import center_crop, to_tensor
 from alitok.evaluation.clean_fid import CleanFidExtractor
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.image_sets import SourceImages, holds_images
+from alitok.evaluation.reference import TRAINING, UNKNOWN, VALIDATION
 
 
 def pick_extractor(args: argparse.Namespace, device: torch.device) -> Extractor:
-    """The extractor of the protocol."""
+    """The extractor of the protocol.
+
+    Raises:
+        BadInput: its file is missing, or is another network's.
+    """
     if args.protocol == "adm":
         return open_extractor(args.extractor, device)
     return CleanFidExtractor(args.protocol, None if args.extractor == "inception" else args.extractor, device)
@@ -33,8 +39,10 @@ def is_spec(text: str) -> bool:
     return text == "shapes" or (text.count("/") == 1 and not path.suffix and not path.is_absolute())
 
 
-def open_spec(spec: str, split: str, size: int | None, count: int | None = None) -> SourceImages:
-    """The pictures of a split, centre crops of `size`; all pictures where the data has no validation split.
+def open_spec(spec: str, split: str, size: int | None, count: int | None = None) -> tuple[SourceImages, str]:
+    """The pictures of a split, centre crops of `size`, and what they are (a `made_of` of `evaluation.reference`).
+
+    Where the data has no validation split these are all its pictures, and what they are is not known.
 
     Raises:
         BadInput: no such data, or no size.
@@ -43,16 +51,30 @@ def open_spec(spec: str, split: str, size: int | None, count: int | None = None)
         raise BadInput(
             f"The pictures of {spec} are cropped to the size of the other set, which is not known: give --size."
         )
+    made_of = TRAINING if split == "train" else VALIDATION
     try:
         source = open_source(spec, "train" if split == "train" else "val", size=size, count=count, val_fraction=0)
     except NoValidation:
-        source = open_source(spec, "train", size=size, count=count, val_fraction=0)
-    return SourceImages(source, size, crop)
+        source, made_of = open_source(spec, "train", size=size, count=count, val_fraction=0), UNKNOWN
+    return SourceImages(source, size, crop), made_of
 
 
 def crop(picture: Any, size: int) -> torch.Tensor:
     """ADM's centre crop, (3, size, size) uint8."""
     return to_tensor(center_crop(picture, size))
+
+
+def check_writable(path: Path) -> None:
+    """Refuses a place where a result cannot be written, before the work that leads to it; writes nothing.
+
+    Raises:
+        BadInput: it is a folder, or lies in none that can be written.
+    """
+    if path.is_dir():
+        raise BadInput(f"Cannot write {path}: it is a folder; name a file.")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise BadInput(f"Cannot write {path}: {nearest} is no folder that can be written; name another file.")
 
 
 def bar(title: str) -> Any:

@@ -9,6 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="artifact folder (default: runs/release/<name of FILE>)"
     )
+    parser.epilog = "example: alitok import-release AliTok.pth --out runs/release/tokenizer"
 
 
 def run(args: argparse.Namespace) -> None:

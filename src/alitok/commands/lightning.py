@@ -122,20 +122,30 @@ def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     from alitok.artifacts.folder import locate, read_card
 
     _quiet()
-    _check_loggers(config["trainer"])
+    _check_trainer(config["trainer"])
     arguments = config["model"].get("init_args") or {}
     if verb == "fit" and arguments.get("start_from"):
         read_card(locate(arguments["start_from"]))
     data = _shallow(config["data"])
     data.setup(verb)
     seed_everything(config["seed_everything"], verbose=False)
-    return _shallow(config["model"]), data
+    module = _shallow(config["model"])
+    size = getattr(getattr(module, "tokenizer", None), "image_size", data.image_size)
+    if size != data.image_size:
+        raise BadInput(f"The tokenizer takes images of {size} pixels, but data.image_size is {data.image_size}.")
+    return module, data
 
 
-def _check_loggers(trainer: Mapping[str, Any]) -> None:
-    """Raises BadInput where Weights & Biases is asked for and not installed."""
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Raises BadInput for an interval of no steps, and where Weights & Biases is asked for and not installed."""
     from importlib.util import find_spec
 
+    interval = trainer.get("val_check_interval")
+    if isinstance(interval, int) and interval < 1:
+        raise BadInput(
+            f"trainer.val_check_interval must be at least 1 step, not {interval}; "
+            "--trainer.limit_val_batches 0 leaves validation out."
+        )
     for block in _map(trainer.get("logger")).values():
         if str(_map(block).get("class_path")).lower().endswith(("wandb", "wandblogger")) and find_spec("wandb") is None:
             raise BadInput("Weights & Biases is not installed: pip install 'alitok[wandb]', or leave its logger out.")
@@ -222,8 +232,17 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     for factory in (ready_module, ready_data):
         factory.__qualname__ = f"{factory.__name__}_{next(_runs)}"
     options = {key: config[key] for key in ("seed_everything", "ckpt_path") if key in config}
+
+    class CLI(LightningCLI):
+        def instantiate_classes(self) -> None:
+            """Whatever the trainer and its callbacks refuse is the configuration's."""
+            try:
+                super().instantiate_classes()
+            except Exception as error:  # Lightning and jsonargparse raise many kinds
+                raise _refusal(error) from error
+
     try:
-        LightningCLI(
+        CLI(
             ready_module,
             ready_data,
             save_config_callback=None,
@@ -237,6 +256,16 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning had switched off
         raise KeyboardInterrupt from None
+
+
+def _refusal(error: Exception) -> BadInput:
+    """What went wrong while the trainer was built, in one sentence; our own sentence where one is behind it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BadInput):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return BadInput(f"The trainer's configuration is not valid: {' '.join(str(error).split()).rstrip('.')}.")
 
 
 def _deepest(message: str) -> str:

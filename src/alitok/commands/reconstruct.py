@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode the first K tokens only; or several counts (1,4,16), or powers (1, 2, 4, ... to all)",
     )
     parser.epilog = (
-        "example: alitok reconstruct --tokenizer runs/tail-drop/stage1/artifact pictures/ --keep powers --out runs/mine"
+        "example: alitok reconstruct --tokenizer runs/demo/stage2/artifact pictures/ --out runs/mine\n"
+        "         alitok reconstruct --tokenizer runs/tail-drop/stage1/artifact pictures/ --keep powers --out runs/mine"
     )
 
 
@@ -57,6 +58,11 @@ def run(args: argparse.Namespace) -> None:
     paths = find_pictures(args.images)
     for path in paths:  # a bad picture is to be found before anything is written
         read_picture(path, str(path))
+    names = output_names(paths)
+    given = {path.resolve() for path in paths}
+    for name in (*names, GRID):
+        if (args.out / name).resolve() in given:
+            raise BadInput(f"{args.out / name} is one of the pictures and would be overwritten; name another --out.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
@@ -67,7 +73,6 @@ def run(args: argparse.Namespace) -> None:
     pairs: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
     values: list[list[float]] = []  # of each picture, by tokens kept
-    names = output_names(paths)
     progress = Console(stderr=True)
     for start in track(range(0, len(paths), BATCH), "Reconstructing", console=progress, transient=True):
         batch = [to_tensor(center_crop(read_picture(path, str(path)), size)) for path in paths[start : start + BATCH]]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from alitok.evaluation.record import EvaluationRecord
 
+RESULT = "reproduce.json"
+IMAGE_SIZE = 256
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -97,11 +100,11 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.commands import evaluate
     from alitok.commands.gfid import evaluate_samples
-    from alitok.commands.image_specs import is_spec, pick_extractor
+    from alitok.commands.image_specs import check_writable, is_spec, open_spec, pick_extractor
     from alitok.commands.sample_set import Draw, draw_set, set_settings
     from alitok.common.distributed import all_or_none, rank
     from alitok.common.errors import BadInput
-    from alitok.evaluation.reference import file_reference
+    from alitok.evaluation.reference import file_reference, refuse_for_samples
 
     samples = args.out / f"samples-{args.count or preset.count}.npz"
     parser = argparse.ArgumentParser()
@@ -109,8 +112,14 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
     measuring = parser.parse_args(
         [str(samples), "--reference", args.reference, "--extractor", args.extractor, "--device", args.device]
     )
-    if not is_spec(args.reference):  # in the first seconds, not after hours of drawing
-        file_reference(Path(args.reference), pick_extractor(measuring, device))
+    # what can be refused is refused in the first seconds, not after hours of drawing
+    check_writable(args.json or args.out / RESULT)
+    extractor = pick_extractor(measuring, device)
+    if is_spec(args.reference):
+        open_spec(args.reference, "train", IMAGE_SIZE)
+    else:
+        refuse_for_samples(file_reference(Path(args.reference), extractor))
+    del extractor
     folders = {"tokenizer": args.tokenizer_weights, "generator": args.generator_weights}
     with all_or_none():
         for kind, file in folders.items() if rank() == 0 else ():
@@ -166,7 +175,7 @@ def report(
     from alitok.common.files import atomic_file
 
     content: dict[str, Any] = {"size": args.size, "verdict": result, "preset": asdict(preset)}
-    with atomic_file(args.json or args.out / "reproduce.json") as temporary:
+    with atomic_file(args.json or args.out / RESULT) as temporary:
         temporary.write_text(json.dumps({**content, "record": record.to_dict()}, indent=2) + "\n", "utf-8")
     table = Table(title=f"{args.size}: {count:,} samples, guidance {preset.guidance:g}, power {preset.power:g}")
     for heading in ("measure", "published", "found", "tolerance"):

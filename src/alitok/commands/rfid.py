@@ -60,7 +60,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     reference: Reference | None = None
     if args.reference is not None:
         if is_spec(args.reference):
-            reference = set_reference(open_spec(args.reference, "val", size), VALIDATION)
+            reference = set_reference(*open_spec(args.reference, "val", size))
         else:
             reference = file_reference(Path(args.reference), extractor)
         refuse_for_reconstructions(reference, size)
@@ -71,7 +71,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     except NoValidation:
         source, held_out = open_source(args.data, "val", size=size, count=args.count), True
     images = SourceImages(source, size, crop)
-    quantisation: Quantisation = "truncate" if args.quantisation == "truncated" else "round"
+    quantisation: Quantisation = "round" if args.quantisation == "rounded" else "truncate"
     metrics = ReconstructionMetrics(extractor, quantisation, None if reference is None else reference.pooled)
     perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
     codebook = CodebookUsage(tokenizer.codebook_size, getattr(tokenizer.quantizer, "sub_codes", None))
@@ -99,7 +99,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
         extractor=Named(extractor.name, extractor.digest),
         protocol=args.protocol,
         resize=extractor.resize,
-        quantisation=args.quantisation,
+        quantisation=args.quantisation or "truncated",
         tokenizer={
             "name": str(args.tokenizer),
             "digest": tokenizer_digest(tokenizer),

@@ -80,11 +80,13 @@ def run(args: argparse.Namespace) -> None:
         count = args.count or len(classes) * args.per_class
         sources = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(generator, tokenizer, sources, draw, count, labels)
-        columns = min(len(classes), 10) if args.count else len(classes)
+        columns = min(len(classes), 10, count) if args.count else len(classes)
+        same_below = not args.count or columns in (len(classes), count)  # each column is of one class
 
         def grid(images: Tensor) -> None:
             # The half keeps a grey level from falling to the one below when it is multiplied by 255 again.
-            save_grid((images + 0.5) / 255, args.out, columns, [names[label] for label in classes[:columns]])
+            titles = [names[label] for label in classes[:columns]] if same_below else None
+            save_grid((images + 0.5) / 255, args.out, columns, titles)
 
         drawn = draw_set(generator, tokenizer, args.out, settings, args.batch, grid)
         if rank() == 0:

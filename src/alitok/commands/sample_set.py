@@ -12,8 +12,9 @@ from torch import Tensor
 
 from alitok import __version__
 from alitok.artifacts.digest import module_digest
-from alitok.common.distributed import all_or_none, rank, world_size
+from alitok.common.distributed import all_or_none, all_stack, rank, world_size
 from alitok.common.errors import BadInput
+from alitok.evaluation.metric import collective_device
 from alitok.evaluation.quantise import to_uint8
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
@@ -112,7 +113,6 @@ def draw_set(
     Raises:
         BadInput: as `SampleSet`, on every process.
     """
-    device = generator.embeddings.weight.device
     images = SampleSet(out, settings)
     if images.done():
         return False
@@ -121,8 +121,7 @@ def draw_set(
             images.start()
     rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
     if batch is None:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        most = largest_batch(generator, tokenizer, rule is not None, settings["precision"], free)
+        most = common_batch(generator, tokenizer, rule is not None, settings["precision"])
         batch = min(most, -(-settings["count"] // world_size()))
     tokens = settings.get("keep") or generator.num_tokens
     runs = images.missing(batch)
@@ -149,10 +148,19 @@ def draw_set(
     return True
 
 
+def common_batch(generator: Generator, tokenizer: Tokenizer, guided: bool, precision: Precision) -> int:
+    """The most images that fit on every process, equal on each, as the shares are cut by it. A collective."""
+    device = generator.embeddings.weight.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    most = largest_batch(generator, tokenizer, guided, precision, free)
+    return int(all_stack(torch.tensor(most, device=collective_device())).min())
+
+
 def _progress(total: int) -> Any:
     """A bar on the first process; yields what advances it by one step of one batch."""
     from contextlib import contextmanager
 
+    from rich.console import Console
     from rich.progress import Progress
 
     if rank() != 0:
@@ -160,7 +168,7 @@ def _progress(total: int) -> Any:
 
     @contextmanager
     def bar() -> Any:
-        with Progress() as progress:
+        with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("Sampling", total=total)
             yield lambda step: progress.advance(task)
 

@@ -1,10 +1,16 @@
-"""Measure the last checkpoint of a run on the test split (the validation split where there is none)."""
+"""Measure the last checkpoint of a run on the validation split, or on another: `--data.val_split test`."""
 
 import argparse
 
-from alitok.commands.lightning import TAKES_OVERRIDES, add_arguments, launch
+from alitok.commands import lightning
+from alitok.commands.lightning import TAKES_OVERRIDES, launch
 
 __all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    lightning.add_arguments(parser)
+    parser.epilog = f"example: alitok test -c experiments/demo/generator.yaml\n{parser.epilog}"
 
 
 def run(args: argparse.Namespace) -> None:

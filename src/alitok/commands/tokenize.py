@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="artifact of stage 1 or 2")
     parser.add_argument("--data", required=True, metavar="SPEC", help="shapes, a folder, or owner/name on the hub")
     parser.add_argument("--out", required=True, metavar="DIR", help="the cache; appears when it is whole")
-    parser.add_argument("--split", default="train", choices=["train", "val"])
+    parser.add_argument("--split", default="train", help="train (default), val, or the data set's own name of a split")
+    parser.add_argument("--image-column", metavar="NAME", help="of a table, where the types leave a choice")
+    parser.add_argument("--label-column", metavar="NAME", help="likewise")
     parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, e.g. on the hub")
     parser.add_argument("--count", type=int, help="at most so many images")
     parser.add_argument("--crops", choices=["ten", "center"], default="ten")
@@ -54,7 +56,14 @@ def run(args: argparse.Namespace) -> None:
         with all_or_none():
             tokenizer = load_tokenizer(args.tokenizer, device)
             source = open_source(
-                args.data, args.split, size=tokenizer.image_size, count=args.count, streaming=args.streaming
+                args.data,
+                "train" if args.split == "train" else "val",
+                image_column=args.image_column,
+                label_column=args.label_column,
+                split_name=None if args.split in ("train", "val") else args.split,
+                size=tokenizer.image_size,
+                count=args.count,
+                streaming=args.streaming,
             )
             finished = is_finished(out, job(tokenizer, source, args.crops, args.precision), source)
         if finished:

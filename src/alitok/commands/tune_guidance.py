@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     from alitok.commands.device import pick_device
     from alitok.commands.guidance_search import GROUPS, Search, report
+    from alitok.commands.image_specs import check_writable
     from alitok.common.distributed import process_group, rank
     from alitok.common.errors import BadInput
 
@@ -60,10 +61,13 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--count must be at least {2 * GROUPS}, not {args.count}.")
     if args.refine < 0:
         raise BadInput(f"--refine must be 0 or more, not {args.refine}.")
+    result = args.json or args.out / "guidance.json"
+    if args.json is not None:
+        check_writable(args.json)
     with process_group(pick_device(args.device), patience=timedelta(days=1)) as device:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         search = Search(args, device)
         found = search.run()
         if rank() == 0:
-            report(found, search, args.json or args.out / "guidance.json")
+            report(found, search, result)

@@ -3,8 +3,9 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from alitok.common.errors import BadInput
 
@@ -26,7 +27,7 @@ def import_class(class_path: str) -> Any:
     except (ImportError, ValueError) as error:
         raise BadInput(f"class_path {class_path!r} cannot be imported: {error}.") from error
     if not hasattr(module, name):
-        raise BadInput(f"class_path {class_path!r}: {module_name} has no {name!r}{nearest(name, dir(module))}.")
+        raise BadInput(f"class_path {class_path!r}: {module_name} has no {name!r}{nearest(name, dir(module))}")
     return getattr(module, name)
 
 
@@ -51,11 +52,73 @@ def known_arguments(target: Any) -> set[str] | None:
     return None if not inspect.isclass(target) else names - {"self"}
 
 
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
+_MAPS, _LISTS = (dict, Mapping), (list, tuple, Sequence)
+
+
+def misfit(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first argument whose value is not of the type that its hint names, and what it must be; None = all fit.
+
+    Held to are numbers, text, truth values, choices, lists and maps; what else a hint says is left to the class.
+    """
+    hints: dict[str, Any] = {}
+    for item in reversed(inspect.getmro(target)) if inspect.isclass(target) else (target,):
+        function = item.__dict__.get("__init__") if inspect.isclass(item) else item
+        if isinstance(function, types.FunctionType):
+            try:
+                hints |= get_type_hints(function)
+            except (NameError, TypeError):  # hints that only a type checker can follow
+                continue
+    for name, value in arguments.items():
+        if name in hints and not _fits(value, hints[name]):
+            return name, _in_words(hints[name])
+    return None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, item) for item in inner)
+    if origin is Literal:
+        return value in inner
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    if hint in _WORDS:
+        return isinstance(value, hint)
+    kind = hint if origin is None else origin
+    if kind in _MAPS:
+        return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values() if inner)
+    if kind in _LISTS:
+        items = _length(hint) or [inner[0] if inner else Any] * len(value if isinstance(value, list | tuple) else ())
+        return isinstance(value, list | tuple) and len(value) == len(items) and all(map(_fits, value, items))
+    return True
+
+
+def _length(hint: Any) -> Sequence[Any]:
+    """The hint of each item where their number is set, as in tuple[float, float]; else empty."""
+    inner = get_args(hint)
+    return inner if get_origin(hint) is tuple and inner[-1] is not ... else ()
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_in_words(item) for item in inner if item is not type(None))
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    kind = hint if origin is None else origin
+    if kind in _MAPS:
+        return "a map"
+    if kind in _LISTS:
+        return f"a list of {len(_length(hint))}" if _length(hint) else "a list"
+    return _WORDS.get(hint, str(getattr(hint, "__name__", hint)))
+
+
 def build(block: Mapping[str, Any], **extra: Any) -> Any:
     """Imports `class_path` and calls it with `init_args` (nested class blocks are built first) and `extra`.
 
     Raises:
-        BadInput: the class does not exist or does not know an argument.
+        BadInput: the class does not exist, does not know an argument, or refuses a value.
     """
     target = import_class(block["class_path"])
     arguments = {key: build_value(value) for key, value in (block.get("init_args") or {}).items()}
@@ -68,7 +131,11 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
         inspect.signature(target).bind(**arguments)
     except TypeError as error:
         raise BadInput(f"{block['class_path']}: {error}.") from error
-    return target(**arguments)
+    try:
+        return target(**arguments)
+    except (ValueError, ZeroDivisionError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise BadInput(f"{block['class_path']}: {reason}.") from error
 
 
 def build_value(value: Any) -> Any:

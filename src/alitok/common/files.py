@@ -78,7 +78,7 @@ def hub_checkpoints() -> Path:
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
-def find_weights(name: str, given: str | Path | None, folder: Path, origin: str) -> Path:
+def find_weights(name: str, given: str | Path | None, folder: Path, origin: str, elsewhere: str = "") -> Path:
     """The path of a published weight file: `given` if it is not None, else `folder / name`.
 
     Args:
@@ -86,6 +86,7 @@ def find_weights(name: str, given: str | Path | None, folder: Path, origin: str)
         given: a path chosen by the user (the file, or a folder that holds it).
         folder: the usual cache folder.
         origin: address the file comes from, for the message.
+        elsewhere: how to name another place, for the message.
 
     Raises:
         BadInput: it is not there; says which file, where it was looked for and where it comes from.
@@ -94,7 +95,10 @@ def find_weights(name: str, given: str | Path | None, folder: Path, origin: str)
     if path.is_dir():
         path = path / name
     if not path.is_file():
-        raise BadInput(f"Missing weight file {name}: looked for {path}; download it from {origin} and put it there.")
+        raise BadInput(
+            f"Missing weight file {name}: looked for {path}; download it from {origin} and put it there"
+            f"{', or ' * bool(elsewhere)}{elsewhere}."
+        )
     return path
 
 

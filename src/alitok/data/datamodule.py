@@ -77,9 +77,15 @@ class ImageNetDataModule(LightningDataModule):
         streaming: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("image_size", image_size), ("global_batch", global_batch), ("micro_batch", micro_batch)):
-            if value is not None and value < 1:
-                raise BadInput(f"{name} must be at least 1, not {value}.")
+        for name, value, least in (
+            ("image_size", image_size, 1),
+            ("global_batch", global_batch, 1),
+            ("micro_batch", micro_batch, 1),
+            ("num_workers", num_workers, 0),
+            ("max_skipped", max_skipped, 0),
+        ):
+            if value is not None and value < least:
+                raise BadInput(f"{name} must be at least {least}, not {value}.")
         self.source, self.cache, self.val_cache, self.keep = source, cache, val_cache, keep
         self.image_size, self.global_batch, self.micro_batch = image_size, global_batch, micro_batch
         self.num_workers, self.seed = num_workers, seed

@@ -1,5 +1,6 @@
 """clean-fid's own modes as an extractor: its resize and its networks, so that its numbers can be made here."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights, hub_checkpoints, sha256
 from alitok.evaluation.extractors import (
+    ANOTHER_PLACE,
     INCEPTION_FILE,
     INCEPTION_ORIGIN,
     POOLED_WIDTH,
@@ -60,11 +62,13 @@ class CleanFidExtractor:
             self._network = build_feature_extractor(mode, self.device, use_dataparallel=False)
             self.stand_in = False
         else:
-            file = find_weights(INCEPTION_FILE, path, clean_fid_folder(), INCEPTION_ORIGIN)
+            file = find_weights(INCEPTION_FILE, path, clean_fid_folder(), INCEPTION_ORIGIN, ANOTHER_PLACE)
             if file.name != INCEPTION_FILE:
                 raise BadInput(f"clean-fid reads its network from a file called {INCEPTION_FILE}: rename {file}.")
             try:
-                network = InceptionV3W(str(file.parent), download=False, resize_inside=mode == "legacy_tensorflow")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, as in `InceptionExtractor`
+                    network = InceptionV3W(str(file.parent), download=False, resize_inside=mode == "legacy_tensorflow")
                 self._network = network.to(self.device).eval()
                 self._network(torch.zeros(1, 3, 299, 299, device=self.device))
             except (RuntimeError, ValueError, AttributeError) as error:

@@ -16,6 +16,7 @@ from alitok.common.random import stream
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_ORIGIN = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
+ANOTHER_PLACE = "name the file with --extractor (EXTRACTOR= for make)"
 POOLED_WIDTH, NUM_CLASSES = 2048, 1008
 # Convolutions of the 2015 graph, (out, in, height, width), by module name below `layers`.
 INCEPTION_CONVOLUTIONS = {
@@ -105,7 +106,7 @@ class InceptionExtractor:
     resize = "bilinear to 299 x 299 inside the network"
 
     def __init__(self, path: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        file = find_weights(INCEPTION_FILE, path, clean_fid_folder(), INCEPTION_ORIGIN)
+        file = find_weights(INCEPTION_FILE, path, clean_fid_folder(), INCEPTION_ORIGIN, ANOTHER_PLACE)
         self.digest = sha256(file)
         self.device = torch.device(device)
         try:

@@ -312,6 +312,9 @@ def _read_picture(file: Path) -> Tensor:
     from torchvision.io import ImageReadMode, decode_image
 
     try:
-        return decode_image(str(file), ImageReadMode.RGB)
+        image = decode_image(str(file), ImageReadMode.RGB)
     except RuntimeError as error:
         raise BadInput(f"{file} is no readable PNG: replace or remove it.") from error
+    if image.dtype != torch.uint8:
+        raise BadInput(f"{file} has 16 bits a channel: save it with 8.")
+    return image

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alitok.common.files import atomic_file
 from alitok.evaluation.extractors import Extractor
-from alitok.evaluation.reference import ADM_KEYS
+from alitok.evaluation.reference import ADM_KEYS, SAMPLES, TRAINING, VALIDATION
 
 PUBLISHED_SAMPLES, PUBLISHED_CLASSES = 50_000, 1000
 ADM = "adm"
@@ -91,6 +91,7 @@ def reasons_against(
     sample_size: int,
     reference_keys: frozenset[str] | set[str],
     reference_size: int | None,
+    reference_made_of: str = TRAINING,
     extractor: Extractor,
     protocol: str = ADM,
     unknown: tuple[str, ...] = (),
@@ -101,7 +102,7 @@ def reasons_against(
         labels: (samples,) class of each image in order, None where it is not known.
         lossless: the samples were never stored as JPEG or the like, nor resampled.
         sample_size, reference_size: height and width of the images, None where it is not known.
-        reference_keys: the arrays that the reference file holds.
+        reference_keys: the arrays that the reference file holds; `reference_made_of`: a kind of `reference`.
         unknown: what nobody tells of the samples.
     """
     reasons = []
@@ -122,6 +123,8 @@ def reasons_against(
     missing = [key for key in ADM_KEYS if key not in reference_keys]
     if missing:
         reasons.append(f"the reference is not ADM's: it holds no {', '.join(missing)}")
+    if reference_made_of in (VALIDATION, SAMPLES):
+        reasons.append(f"the reference is made of {reference_made_of}, not of training images")
     if reference_size is None:
         reasons.append("the resolution of the reference is not known")
     elif reference_size != sample_size:

@@ -119,18 +119,22 @@ class FeatureStatistics:
         """Statistics from stored arrays, e.g. an ADM reference (`mean="mu_s", covariance="sigma_s"` for sFID).
 
         Raises:
-            BadInput: an array is missing or its shape does not fit.
+            BadInput: an array is missing, its shape does not fit, or it holds what is no finite number.
         """
         missing = [name for name in (mean, covariance) if name not in arrays]
         if missing:
             raise BadInput(f"{where} holds no {' and no '.join(missing)}: give a reference with stored statistics.")
-        mu = torch.from_numpy(np.asarray(arrays[mean], dtype=np.float64).copy())
-        sigma = torch.from_numpy(np.asarray(arrays[covariance], dtype=np.float64).copy())
+        try:
+            mu, sigma = (torch.from_numpy(np.array(arrays[name], dtype=np.float64)) for name in (mean, covariance))
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"{where}: {mean} and {covariance} must be numbers; make or download it again.") from error
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise BadInput(
                 f"{where}: {mean} has shape {tuple(mu.shape)} and {covariance} {tuple(sigma.shape)}, "
                 "expected (F,) and (F, F)."
             )
+        if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
+            raise BadInput(f"{where}: {mean} or {covariance} holds NaN or infinity; make or download it again.")
         result = cls(len(mu))
         result.count = int(arrays["count"]) if "count" in arrays else None
         result.mean = mu

@@ -63,7 +63,8 @@ def locate(network: Network, given: str | None) -> str:
                 f"Weights {given!r} of {network.name} should be 'random:' and a whole number, e.g. 'random:0'."
             )
         return given
-    return str(find_weights(network.file, given, hub_checkpoints(), network.origin))
+    elsewhere = "set TORCH_HOME to the folder above hub/checkpoints"
+    return str(find_weights(network.file, given, hub_checkpoints(), network.origin, elsewhere))
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class Decoder(nn.Module):
         self.rows = image_size // patch_size
         self.image_tokens = self.rows**2
         self.num_prefix = num_prefix
+        self.num_latents = num_prefix + self.image_tokens
         self.drop_prefix = drop_prefix
         inputs = self.image_tokens + (0 if drop_prefix else num_prefix)
         std = position_std(width, init)

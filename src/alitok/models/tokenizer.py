@@ -22,6 +22,7 @@ class Tokenizer(nn.Module):
 
     Raises:
         BadInput: the bottleneck shortens the sequence and the decoder needs all of it.
+        ValueError: the decoder says that it takes another number of latents than the encoder gives.
     """
 
     encoder: Any  # the parts are whatever module has the methods above
@@ -44,6 +45,9 @@ class Tokenizer(nn.Module):
                 f"{type(bottleneck).__name__} hands on fewer tokens and {type(decoder).__name__} needs all of them;"
                 " take alitok.models.titok.TiTokDecoder, or alitok.models.nested_dropout.NestedDropout, which masks."
             )
+        gives, takes = getattr(encoder, "num_latents", None), getattr(decoder, "num_latents", None)
+        if None not in (gives, takes) and gives != takes:
+            raise ValueError(f"the encoder gives num_latents {gives}, the decoder takes prefix and patches, {takes}")
         self.encoder = encoder
         self.quantizer = quantizer
         self.bottleneck = bottleneck

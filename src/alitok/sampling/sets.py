@@ -107,7 +107,13 @@ class SampleSet:
 
         Args:
             grid: saves a grid of uint8 images (count, 3, H, W).
+
+        Raises:
+            BadInput: images are missing, or the output cannot be written.
         """
+        if absent := self.missing(self.count):
+            lacking = sum(len(run) for run in absent)
+            raise BadInput(f"{self.partial} lacks {lacking:,} of {self.count:,} images: give the same command again.")
         for leftover in self.partial.glob(".*"):  # half-written files of a process that was killed
             leftover.unlink()
         if self.kind == "folder":
@@ -119,21 +125,30 @@ class SampleSet:
             with atomic_file(self.sidecar) as temporary:
                 shutil.copyfile(self.partial / SIDECAR, temporary)
         elif grid is not None:
-            arrays = [torch.from_numpy(np.load(file)) for _, _, file in self.shards()]
-            grid(torch.cat(arrays).permute(0, 3, 1, 2))
+            grid(torch.from_numpy(np.concatenate(list(self._arrays()))).permute(0, 3, 1, 2))
         shutil.rmtree(self.partial)
+
+    def _arrays(self) -> Iterator[Any]:
+        """Images 0 .. count - 1, uint8 (M, H, W, 3) at a time; none twice, whatever was drawn twice."""
+        place = 0
+        for start, stop, file in self.shards():
+            if stop > place:
+                yield np.load(file)[place - start :]
+                place = stop
 
     def _write_npz(self) -> None:
         """Shard after shard into the archive, so that 50,000 images need no memory of their own."""
+        whole = self.partial / "whole.npz"  # in the hidden folder, where the half of it that a kill leaves is found
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, self.size, self.size, 3)}
         with (
-            atomic_file(self.out) as temporary,
+            atomic_file(whole) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
             archive.open("arr_0.npy", "w", force_zip64=True) as member,
         ):
             np.lib.format.write_array_header_1_0(member, header)
-            for _, _, file in self.shards():
-                member.write(np.load(file).data)
+            for array in self._arrays():
+                member.write(array.data)
+        whole.replace(self.out)
 
 
 def missing_runs(drawn: Sequence[int], count: int, batch: int) -> list[range]:

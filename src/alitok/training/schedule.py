@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from alitok.common.build import nearest
+from alitok.common.build import misfit, nearest
 from alitok.common.errors import BadInput
 
 
@@ -107,11 +107,12 @@ def _parse(name: str, block: Mapping[str, Any]) -> Phase:
             raise BadInput(f"phases.{name} has no key {key!r}{nearest(key, known)}")
     if "steps" not in block or "lr" not in block:
         raise BadInput(f"phases.{name} needs steps and lr.")
+    if wrong := misfit(Phase, block):
+        key, wanted = wrong
+        raise BadInput(f"phases.{name}.{key} must be {wanted}, not {block[key]!r}.")
     phase = Phase(**block)
     if phase.steps < 1:
         raise BadInput(
             f"phases.{name}.steps must be at least 1, not {phase.steps}; remove a phase with `{name}: null`."
         )
-    if phase.shape not in ("linear", "cosine"):
-        raise BadInput(f"phases.{name}.shape must be linear or cosine, not {phase.shape!r}.")
     return phase
