@@ -141,10 +141,12 @@ def test_pictures_and_psnr_by_tokens_kept(tmp_path, any_length, capsys):
         decoded = tokenizer.decode(ids[:, : int(count)]).clamp(0, 1)
         assert value == pytest.approx(10 * np.log10(1 / float((decoded - images).square().mean())), abs=1e-3)
     grid = pixels(tmp_path / "out" / "tokens.png")
-    assert grid.shape == (34 // 4 + 8 * 34 + 2, 7 * 34 + 2, 3)  # eight rows under titles, six counts and the original
-    second = grid[8 + 34 + 2 : 8 + 34 + 34]  # the first row's upper edge may have ink of the titles
-    assert np.array_equal(second[:, 6 * 34 + 2 : 6 * 34 + 34], pixels(tmp_path / "some" / "p1.png"))
-    assert np.array_equal(second[:, 5 * 34 + 2 : 5 * 34 + 34], pixels(tmp_path / "out" / "p1.png"))
+    cell = 2 * 32 + 2  # enlarged, as there are titles
+    assert grid.shape == (cell // 4 + 8 * cell + 2, 7 * cell + 2, 3)  # eight rows, six counts and the original
+    row = grid[cell // 4 + cell + 2 :][: 2 * 32 : 2]  # the first row's upper edge may have ink of the titles
+    kept, original = (row[:, column * cell + 2 :][:, : 2 * 32 : 2] for column in (5, 6))
+    assert np.array_equal(original, pixels(tmp_path / "some" / "p1.png"))
+    assert np.array_equal(kept, pixels(tmp_path / "out" / "p1.png"))
     assert "tokens kept" in capsys.readouterr().out
     reconstruct_by(any_length, tmp_path / "some-counts", str(tmp_path / "some"), "--keep", "8, 2,8")
     assert list(json.loads((tmp_path / "some-counts" / "tokens.json").read_text())["psnr"]) == ["2", "8"]

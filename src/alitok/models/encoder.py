@@ -60,10 +60,8 @@ class Encoder(nn.Module):
         all pictures share, nor by the positions.
         """
         prefix = self.num_latents - patches
-        if not 0 <= prefix <= patches:
-            raise ValueError(
-                f"num_latents must be {patches} patches and at most as many prefix tokens, not {self.num_latents}"
-            )
+        if prefix > patches:
+            raise ValueError(f"num_latents must be at most twice the {patches} patches, not {self.num_latents}")
         assert self.patch_embed.bias is not None
         self.patch_embed.weight.mul_(3)
         self.patch_embed.bias.copy_(-0.5 * self.patch_embed.weight.sum((1, 2, 3)))
