@@ -51,9 +51,20 @@ def run(args: argparse.Namespace) -> None:
             check_pair(generator, tokenizer)
             source = open_source(args.data, "train", size=tokenizer.image_size, count=args.count)
             names = (Path(args.generator).name, Path(args.tokenizer).name)
-            draw = Draw(args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+            choice = (args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+            draw = Draw(*choice, compiled=args.compile)
             settings = set_settings(generator, tokenizer, names, draw, len(source))
-            kept = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation")
+            kept = (
+                "generator",
+                "tokenizer",
+                "guidance",
+                "power",
+                "schedule",
+                "temperature",
+                "seed",
+                "quantisation",
+                "compiled",
+            )
             job = {
                 "digest": tokenizer.card["digest"],
                 "recipe": {
@@ -124,7 +135,7 @@ def make(
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
         batch = largest_batch(generator, tokenizer, True, precision, free)
     rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
-    sampler = MixedSampler(Sampler(generator, precision), rule, sigma)
+    sampler = MixedSampler(Sampler(generator, precision, settings["compiled"]), rule, sigma)
     with Progress(disable=rank() != 0) as progress, torch.inference_mode():
         task = progress.add_task("Pairs", total=sum(len(shards.images(shard)) for shard in mine))
         for shard in mine:

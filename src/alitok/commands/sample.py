@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that decide how fast images are drawn, for every verb that draws."""
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the decoding step: seconds at first, then faster (needs g++)"
+    )
     parser.add_argument("--batch", type=batch_size, metavar="N", help='"auto" (default) = the most that fit on a GPU')
     parser.add_argument("--device", default="auto")
 
@@ -76,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
         names = class_names(generator)
         classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)
         labels = None if args.count else classes * args.per_class
-        draw = Draw(args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision, args.keep)
+        choice = (args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+        draw = Draw(*choice, args.keep, args.compile)
         count = args.count or len(classes) * args.per_class
         sources = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(generator, tokenizer, sources, draw, count, labels)

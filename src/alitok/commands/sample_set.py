@@ -38,6 +38,7 @@ class Draw:
     seed: int | None = None
     precision: Precision = "float32"
     keep: int | None = None  # tokens of an image; None = all
+    compiled: bool = False
 
 
 def class_names(generator: Generator) -> list[str]:
@@ -86,6 +87,7 @@ def set_settings(
         "quantisation": "truncated",
         "image_size": tokenizer.image_size,
         "precision": draw.precision,
+        "compiled": draw.compiled,
         "keep": draw.keep,
         "alitok": __version__,
     }
@@ -128,7 +130,7 @@ def draw_set(
     with all_or_none():  # every process has looked before one writes
         mine = runs[rank() :: world_size()]
     with all_or_none(), _progress(len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
-        sampler = ImageSampler(generator, tokenizer, settings["precision"])
+        sampler = ImageSampler(generator, tokenizer, settings["precision"], settings["compiled"])
         total = settings["num_classes"]
         classes = settings["classes"]
         labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
