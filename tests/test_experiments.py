@@ -28,8 +28,10 @@ def build(files: tuple[Path, ...]) -> tuple[dict[str, Any], Any]:
 
 def test_all_files_are_covered() -> None:
     covered = {path for files in [*SIZED, *WHOLE, *LADDER_FILES] for path in files}
-    overlays = {path for folder in ("strategies", "debug", "options") for path in (ROOT / folder).glob("*.yaml")}
-    assert covered | overlays == set(ROOT.rglob("*.yaml"))  # tests/training/test_overlays.py lays those over the bases
+    # laid over the bases in training/test_overlays.py and end_to_end/test_ideas.py
+    folders = ("strategies", "debug", "options", "ideas")
+    overlays = {path for folder in folders for path in (ROOT / folder).glob("*.yaml")}
+    assert covered | overlays == set(ROOT.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize(

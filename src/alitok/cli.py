@@ -17,6 +17,7 @@ VERBS = {
     "test": "the same on another split: --data.val_split test (Lightning CLI)",
     "describe": "what a run would cost: parameters, FLOPs, memory, hours; allocates nothing",
     "tokenize": "encode a data set to a token cache",
+    "pairs": "what a generator writes along real images, for the post-training of a decoder",
     "sample": "draw pictures from a generator",
     "reconstruct": "send pictures through a tokenizer and back",
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",

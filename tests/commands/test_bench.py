@@ -45,7 +45,10 @@ def test_the_command_writes_machine_and_rows(
     main(["bench", "sampling", "--experiment", "demo", "--batch", "2", "--json", str(file)])
     content = json.loads(file.read_text())
     assert content["machine"]["float32_flops"] == 1e11
-    assert [row["name"] for row in content["rows"]] == ["sampling-demo-b2-float32", "sampling-demo-b2-bfloat16"]
+    names = ["sampling-demo-b2-float32", "sampling-demo-b2-bfloat16", "softcfg-demo-b2-bfloat16"]
+    assert [row["name"] for row in content["rows"]] == names
+    soft = content["rows"].pop()
+    assert soft["ratio"] == pytest.approx(soft["value"] / soft["baseline"])
     for row in content["rows"]:
         assert row.keys() >= KEYS
         assert row["value"] > 0

@@ -12,13 +12,16 @@ from PIL import Image
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
+from alitok.artifacts.folder import load_tokenizer
 from alitok.cli import main, run
 from alitok.common.distributed import process_group
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
+from alitok.common.random import stream
 from alitok.data.shapes import Shapes
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
-from alitok.evaluation.statistics import FeatureStatistics
+from alitok.evaluation.quantise import to_uint8
+from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 CONTRACT = {
@@ -329,6 +332,7 @@ def test_wrong_usage(sets: Path) -> None:
         (["shapes"], "--reference REF to measure against"),
         (["--reconstruction", "--data", "shapes"], "needs --tokenizer"),
         (["shapes", "--reconstruction", "--tokenizer", "t", "--data", "shapes"], "leave SAMPLES out"),
+        (["shapes", "--reference", "shapes", "--pfid"], "--pfid perturbs the codes of a tokenizer"),
     ):
         with pytest.raises(BadInput, match=message):
             evaluate(sets, *words)
@@ -369,6 +373,28 @@ def test_reconstruction_is_measured_against_its_own_images(sets: Path, artifacts
     evaluate(sets, "shapes", "--count", 20, "--size", 24, "--save-statistics", other)
     with pytest.raises(BadInput, match="of 24 pixels, the reconstructions have 32"):
         evaluate(sets, *words, "--reference", other)
+
+
+def test_pfid_is_of_perturbed_codes(sets: Path, artifacts: Path) -> None:
+    words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 12]
+    plain, record = evaluate(sets, *words), evaluate(sets, *words, "--pfid", "--batch", 5)
+    assert plain["pfid"] is None
+    assert record["rfid"] == pytest.approx(plain["rfid"], rel=1e-5)
+    assert list(record["pfid_by_setting"]) == [f"alpha 0.{alpha}, delta 2" for alpha in range(5, 10)]
+    assert record["pfid"] == pytest.approx(sum(record["pfid_by_setting"].values()) / 5)
+    assert "pFID has no published deltas for a codebook of 24 codes" in record["reasons"]
+
+    tokenizer = load_tokenizer(artifacts / "tokenizer")
+    images = torch.from_numpy(shapes("val", 12)).permute(0, 3, 1, 2)
+    ids, latents = tokenizer.encode(images.float() / 255), tokenizer.encode_latents(images.float() / 255)
+    second = torch.cdist(latents, tokenizer.quantizer.codebook.weight.detach()).argsort(-1)[..., 1]
+    uniforms = torch.stack([torch.rand(ids.shape[1], 2, generator=stream("pFID", index)) for index in range(12)])
+    swapped = torch.where((uniforms[..., 0] < 0.7) & (uniforms[..., 1] >= 0.5), second, ids)
+    extractor = ClassifierExtractor(Classifier.load(sets / "classifier"), "classifier")
+    real, fake = FeatureStatistics(16), FeatureStatistics(16)
+    real.update(extractor(images).pooled)
+    fake.update(extractor(to_uint8(tokenizer.decode(swapped))).pooled)
+    assert record["pfid_by_setting"]["alpha 0.7, delta 2"] == pytest.approx(frechet_distance(fake, real), rel=1e-5)
 
 
 def test_adms_reference_is_refused_for_reconstructions(inception: Path, artifacts: Path) -> None:

@@ -128,11 +128,29 @@ def test_a_prefix_that_leaves_no_square(prefix: int) -> None:
         layout(72, prefix)
 
 
-def test_sub_codes_are_refused(tmp_path: Path) -> None:
-    tokens = np.zeros((40, 1, 4, 3), dtype=np.int64)
-    cache_of(tmp_path / "c", tokens, np.zeros(40, dtype=np.int64), 4)
-    with pytest.raises(BadInput, match="3 sub-codes"):
-        probe(tmp_path / "c", steps=1, **TINY)
+def test_entropies_of_sub_codes_add_up(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(2000) % 4
+    first = labels[:, None, None] + np.zeros((2000, 1, 6), dtype=np.int64)  # 4 codes, known from the class
+    second = random.integers(0, 2, (2000, 1, 6))
+    cache = cache_of(tmp_path / "c", np.stack([first, second], axis=-1), labels, 8)
+    result = token_statistics(cache, torch.arange(2000), 8)
+    assert result["counted_tokens"] == 12_000
+    assert result["codebook_usage"] == (4 + 2) / 16
+    assert result["codebook_perplexity"] == pytest.approx((4 + 2) / 2, rel=1e-3)
+    assert result["entropy"] == pytest.approx(math.log(8), abs=2e-3)
+    assert result["entropy_given_class"] == pytest.approx(math.log(2), abs=2e-3)
+    assert result["entropy_given_position"] == pytest.approx(math.log(8), abs=2e-3)
+
+
+def test_the_generator_finds_what_can_be_known_of_sub_codes(tmp_path: Path) -> None:
+    tokens, labels = chains(400)
+    cache_of(tmp_path / "c", np.stack([tokens % 4, tokens // 4], axis=-1), labels, 4)
+    record = probe(tmp_path / "c", steps=120, **TINY)
+    assert (record["sub_codes"], record["bits_per_token"], record["bits_per_picture"]) == (2, 4.0, 36.0)
+    assert min(record["accuracy_by_position"][1:]) > 0.95
+    assert record["nats_by_position"][0] == pytest.approx(math.log(8), abs=0.5)  # of both sub-codes together
+    assert record["nats_per_picture"] == pytest.approx(sum(record["nats_by_position"]))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import alitok
 from alitok.artifacts.folder import load_generator, load_tokenizer, read_card, save_artifact
 from alitok.cli import run
 from alitok.common.build import build
+from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.sidecar import read_sidecar
@@ -204,3 +205,16 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
         monkeypatch.setattr(ImageSampler, "draw", draw)
         sample(artifacts, tmp_path / "whole.npz", "--count", 7, "--batch", 4)
         assert same(pixels(tmp_path / name), pixels(tmp_path / "whole.npz"))
+
+
+def test_compiled_draws_the_same_or_says_that_there_is_no_compiler(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_compiler():
+        sample(artifacts, tmp_path / "plain.npz", "--count", 3)
+        sample(artifacts, tmp_path / "compiled.npz", "--count", 3, "--compile")
+        assert same(pixels(tmp_path / "plain.npz"), pixels(tmp_path / "compiled.npz"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match="needs a C"):
+        sample(artifacts, tmp_path / "other.npz", "--count", 3, "--compile")
+    assert not (tmp_path / "other.npz").exists()

@@ -55,13 +55,14 @@ def test_accuracy_is_weighted_by_count_and_told_by_position() -> None:
         metric.compute()
 
 
-def test_accuracy_with_sub_codes_averages_over_them() -> None:
+def test_accuracy_is_of_sub_codes_and_nats_of_whole_tokens() -> None:
     logits = torch.full((1, 2, 2, 3), -50.0)
     logits[..., 0] = 50.0
     metric = TokenAccuracy(num_tokens=2)
     metric.update(logits, torch.tensor([[[0, 0], [0, 1]]]))
-    assert metric.compute() == {"token_accuracy": 0.75, "token_nats": pytest.approx(25.0)}
+    assert metric.compute() == {"token_accuracy": 0.75, "token_nats": pytest.approx(50.0)}
     assert metric.by_position()[0].tolist() == [1.0, 0.5]
+    assert metric.by_position()[1].tolist() == pytest.approx([0.0, 100.0])
 
 
 def test_accuracy_refuses_shapes_that_do_not_fit() -> None:

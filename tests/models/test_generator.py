@@ -5,6 +5,7 @@ from torch.testing import assert_close
 
 from alitok.artifacts.release import generator_from_release, generator_to_release
 from alitok.common.build import build
+from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 
 SIZES = {"b": (768, 24), "l": (1024, 24), "xl": (1280, 32)}
@@ -110,5 +111,5 @@ def test_dropout_in_training_only(small):
 
 
 def test_width_must_divide_into_heads(small_generator_block):
-    with pytest.raises(ValueError, match="32 does not divide into 5 heads"):
+    with pytest.raises(BadInput, match="32 does not divide into 5 heads"):
         build(small_generator_block(heads=5))

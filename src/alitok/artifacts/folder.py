@@ -127,7 +127,8 @@ def load_extra(path: str | Path, name: str) -> nn.Module | None:
 def check_pair(generator: nn.Module, tokenizer: nn.Module) -> None:
     """Refuses a tokenizer whose tokens are not those that the generator was trained on.
 
-    A generator whose card names no tokenizer (published weights) is only held to the number of tokens and codes.
+    A generator whose card names no tokenizer (published weights) is only held to the number of tokens and codes. It may
+    have fewer tokens than a tokenizer that decodes first tokens.
 
     Raises:
         BadInput: they do not belong together.
@@ -138,9 +139,10 @@ def check_pair(generator: nn.Module, tokenizer: nn.Module) -> None:
             f"The generator was trained on tokens of tokenizer {wanted[:12]}, but this tokenizer is {digest[:12]}; "
             "give the tokenizer (of stage 1 or 2) that made its token cache."
         )
-    for name, words in (("codebook_size", "codes"), ("num_tokens", "tokens an image")):
-        ours, theirs = getattr(generator, name), getattr(tokenizer, name)
-        if ours != theirs:
+    held = (("codebook_size", "codes"), ("num_tokens", "tokens an image"), ("sub_codes", "sub-codes a token"))
+    for name, words in held:
+        ours, theirs = (getattr(model, name, None) or 1 for model in (generator, tokenizer))
+        if ours != theirs and not (name == "num_tokens" and ours < theirs and getattr(tokenizer, "any_length", False)):
             raise BadInput(
                 f"The generator knows {ours} {words} and the tokenizer has {theirs}; give a pair that fits together."
             )

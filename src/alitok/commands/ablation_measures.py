@@ -137,7 +137,8 @@ class Judge:
         self, tokenizer: "Tokenizer", generator: "Generator"
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Fidelity, codebook and predictability on the held-out pictures."""
-        metrics, codes = ReconstructionMetrics(self.extractor), CodebookUsage(tokenizer.codebook_size)
+        metrics = ReconstructionMetrics(self.extractor)
+        codes = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)
         accuracy = TokenAccuracy(tokenizer.num_tokens)
         for images, labels in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
             pixels = images.to(self.device).float() / 255

@@ -22,7 +22,10 @@ BATCH = {"cpu": 8, "cuda": 64}
 
 
 def sampling(options: Options) -> Iterator[Row]:
-    """Rows `sampling-SIZE-bBATCH-PRECISION[-compiled]`: images a second, guidance on, tokens only."""
+    """Rows `sampling-SIZE-bBATCH-PRECISION[-compiled]`: images a second, guidance on, tokens only.
+
+    And `softcfg-...`, one a size: the same with SoftCFG, against power-cosine guidance in the same loop.
+    """
     machine = options.machine
     for size in options.sizes:
         generator = random_generator(options.model("generator", size)["generator"], machine.device)
@@ -44,6 +47,18 @@ def sampling(options: Options) -> Iterator[Row]:
                         bound,
                         notes={"step_ms_by_quarter": by_quarter, "equal_argmax": agreement[precision]},
                     )
+        yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
+
+
+def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machine, label: str) -> Row:
+    """What SoftCFG costs: images a second with it, the baseline without; the better of two turns of each."""
+    seconds: dict[str, list[float]] = {"softcfg": [], "power-cosine": []}
+    for name in (*seconds, *seconds):
+        rule = make_guidance(name, 3.0)
+        assert rule is not None
+        seconds[name].append(draw_seconds(generator, batch, rule, precision, machine, compiled=False)[0])
+    soft, plain = (batch / min(turns) for turns in seconds.values())
+    return Row(f"softcfg-{label}-b{batch}-{precision}", soft, "images/s", plain)
 
 
 def random_generator(block: dict[str, Any], device: torch.device) -> Generator:
@@ -156,7 +171,7 @@ def step_limit(generator: Generator, batch: int, precision: str, machine: Machin
 def agreements(generator: Generator, precisions: Sequence[str]) -> dict[str, float]:
     """Share of positions whose likeliest token is the float32 model's, over one random sequence, by precision."""
     random = torch.Generator().manual_seed(0)
-    ids = torch.randint(generator.codebook_size, (1, generator.num_tokens), generator=random).to(generator.rope.device)
+    ids = torch.randint(generator.codebook_size, (1, *generator.id_shape), generator=random).to(generator.rope.device)
     labels = torch.zeros(1, dtype=torch.int64, device=ids.device)
     likeliest = generator(ids, labels).argmax(-1)
     return {

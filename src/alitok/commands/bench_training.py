@@ -104,10 +104,14 @@ class Ready(L.LightningDataModule):
         if hasattr(model, "image_size"):
             content = {"image": torch.rand(images, 3, model.image_size, model.image_size, generator=random)}
         else:
-            ids = torch.randint(model.codebook_size, (images, model.num_tokens), generator=random)
+            ids = torch.randint(model.codebook_size, (images, *model.id_shape), generator=random)
             content = {"tokens": ids}
             self.token_cache = SimpleNamespace(
-                num_tokens=model.num_tokens, codebook_size=model.codebook_size, class_names=[], digest=None
+                num_tokens=model.num_tokens,
+                sub_codes=model.sub_codes,
+                codebook_size=model.codebook_size,
+                class_names=[],
+                digest=None,
             )
         places = torch.arange(images)
         self.batches = [

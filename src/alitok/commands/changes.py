@@ -10,7 +10,7 @@ from alitok.common.errors import BadInput
 HARMLESS = (
     r"trainer\.(?!callbacks\.average).*",
     r"data\.(num_workers|micro_batch|val_count)",
-    r"model\.(guidance|power|sampling_seed|activation_checkpointing)",
+    r"model\.(guidance|power|schedule|sampling_seed|activation_checkpointing)",
 )
 IGNORED = ("define", "ckpt_path")
 

@@ -1,5 +1,6 @@
 """What a composed run would cost, found by rehearsing its training step on tensors that hold no numbers."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -85,6 +86,7 @@ class Cost:
         trainable: parameters of the model that train, in the turn that trains most.
         beside: parameters of the networks that are not the model: discriminator, networks of losses.
         tokens: N.
+        codebook_size, sub_codes: V and S of a token; S is 1 where it is one id.
         micro_batch, accumulation: images that a device holds at a time, and how often in a step.
     """
 
@@ -93,12 +95,18 @@ class Cost:
     trainable: int
     beside: dict[str, int]
     tokens: int
+    codebook_size: int
+    sub_codes: int
     global_batch: int
     micro_batch: int
     accumulation: int
     precision: str
     layout: Layout
     turns: list[Turn]
+
+    @property
+    def bits_per_token(self) -> float:
+        return self.sub_codes * math.log2(self.codebook_size)
 
     @property
     def total(self) -> int:
@@ -154,7 +162,7 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
         beside = {name: _count(network) for name, network in networks.items()}
         if (discriminator := getattr(module, "discriminator", None)) is not None:
             beside["discriminator"] = _count(discriminator)
-        tokens = model.num_tokens
+        tokens, codes, sub_codes = model.num_tokens, model.codebook_size, model.sub_codes or 1
         turns = _turns(module.schedule, config["trainer"].get("max_steps"))
     for turn in turns:
         _rehearse(turn, config, layout, precision, share, micro_batch)
@@ -164,6 +172,8 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
         trainable=max(turn.trainable for turn in turns),
         beside=beside,
         tokens=tokens,
+        codebook_size=codes,
+        sub_codes=sub_codes,
         global_batch=global_batch,
         micro_batch=micro_batch,
         accumulation=-(-share // micro_batch),
@@ -313,7 +323,7 @@ def _batch(model: Any, images: int, first: int) -> dict[str, Tensor]:
     batch = {"label": index, "index": index, "position": torch.arange(first, first + images)}
     if hasattr(model, "image_size"):
         return {"image": torch.zeros(images, 3, model.image_size, model.image_size), **batch}
-    return {"tokens": torch.zeros(images, model.num_tokens, dtype=torch.int64), **batch}
+    return {"tokens": torch.zeros(images, *model.id_shape, dtype=torch.int64), **batch}
 
 
 def _stand_in(module: Any, step: int, share: int, micro_batch: int, precision: str) -> Any:

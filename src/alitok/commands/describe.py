@@ -139,6 +139,10 @@ def as_record(result: "Cost", hardware: "list[Hardware]", utilisation: float, im
         "parameters": {"total": result.total, "trainable": result.trainable, **result.parts},
         "parameters_beside": result.beside,
         "tokens": result.tokens,
+        "codebook_size": result.codebook_size,
+        "sub_codes": result.sub_codes,
+        "bits_per_token": result.bits_per_token,
+        "bits_per_picture": result.bits_per_token * result.tokens,
         "flops_per_step": round(sum(parts.values())),
         "flops_by_part": {part: round(count) for part, count in parts.items()},
         "memory_bytes": peak.memory_bytes,
@@ -197,7 +201,11 @@ def _print_table(record: Mapping[str, Any], title: str) -> None:
         table.add_row(f"  {part}", f"{count:,}", "")
     for network, count in record["parameters_beside"].items():
         table.add_row(f"  beside: {network}", f"{count:,}", "in no total")
-    table.add_row("tokens", f"{record['tokens']:,}", "N, of an image", end_section=True)
+    table.add_row("tokens", f"{record['tokens']:,}", "N, of an image")
+    codes = f"{record['codebook_size']:,} codes"
+    codes = codes if record["sub_codes"] == 1 else f"{record['sub_codes']} sub-codes of {codes}"
+    note = f"{record['bits_per_token']:.2f} a token: {codes}"
+    table.add_row("bits", f"{record['bits_per_picture']:,.0f}", note, end_section=True)
 
     a_step = record["flops_per_step"]
     table.add_row("FLOPs a step", _si(a_step), "forward and backward, global batch, mean over the run")

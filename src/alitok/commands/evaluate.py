@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-statistics", type=Path, metavar="FILE", help="keep mu and sigma of SAMPLES, as a later --reference"
     )
     parser.add_argument("--reconstruction", action="store_true", help="rFID, PSNR and SSIM of --tokenizer on --data")
+    parser.add_argument("--pfid", action="store_true", help="with --reconstruction: also pFID, of perturbed codes")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer artifact")
     parser.add_argument("--data", metavar="SPEC", help="data spec whose validation split is reconstructed")
     parser.add_argument(
@@ -94,6 +95,8 @@ def check_options(args: argparse.Namespace) -> None:
         if args.reference_split == "train":
             raise BadInput("rFID is measured against validation images, not --reference-split train: leave it out.")
         return
+    if args.pfid:
+        raise BadInput("--pfid perturbs the codes of a tokenizer: it belongs to --reconstruction.")
     if args.tokenizer is not None or args.data is not None:
         raise BadInput("--tokenizer and --data belong to --reconstruction; samples are given as SAMPLES.")
     if args.quantisation is not None:
@@ -111,6 +114,7 @@ ROWS = {
     "precision": "precision",
     "recall": "recall",
     "rfid": "FID (rFID)",
+    "pfid": "FID of perturbed codes (pFID)",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
     "codebook_usage": "codebook in use",

@@ -66,7 +66,15 @@ class Search:
         check_pair(self.generator, self.tokenizer)
         make_guidance(args.schedule, args.scales[0], args.powers[0])
         self.has_power = issubclass(SCHEDULES[args.schedule], PowerCosine)
-        draw = Draw(args.scales[0], args.powers[0], args.schedule, args.temperature, args.seed, args.precision)
+        draw = Draw(
+            args.scales[0],
+            args.powers[0],
+            args.schedule,
+            args.temperature,
+            args.seed,
+            args.precision,
+            compiled=args.compile,
+        )
         names = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(self.generator, self.tokenizer, names, draw, args.count)
         self.classes = settings["num_classes"]
@@ -79,7 +87,7 @@ class Search:
         pooled = reference.measured(self.extractor, 64, False, bar("Reference")).pooled
         assert pooled is not None
         self.reference: FeatureStatistics = pooled  # the same on every process
-        self.sampler = ImageSampler(self.generator, self.tokenizer, args.precision)
+        self.sampler = ImageSampler(self.generator, self.tokenizer, args.precision, args.compile)
 
     def _take_folder(self) -> None:
         told = self.folder / "settings.json"

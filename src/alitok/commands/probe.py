@@ -116,10 +116,11 @@ def probe(
         images, held_out: at most so many to learn from, and to judge by.
 
     Returns:
-        What `alitok probe --json` writes; entropies and losses in nats.
+        What `alitok probe --json` writes; entropies and losses in nats. Where tokens have sub-codes, their accuracy is
+        the share of sub-codes, and entropies and losses of a token are the sums of theirs.
 
     Raises:
-        BadInput: no readable cache, one with sub-codes, or a prefix that leaves no square grid.
+        BadInput: no readable cache, or a prefix that leaves no square grid.
     """
     from alitok.data.datamodule import ImageNetDataModule
 
@@ -136,16 +137,11 @@ def probe(
     data.setup()
     tokens = data.token_cache
     assert tokens is not None
-    if tokens.sub_codes is not None:
-        raise BadInput(
-            f"Token cache {cache} has {tokens.sub_codes} sub-codes a token, and the small generator predicts one id a"
-            " token: give a cache of views x tokens."
-        )
     num_prefix, side = layout(tokens.num_tokens, prefix)
     train, held = (data.splits[split].chosen for split in ("train", "val"))  # type: ignore[union-attr]
     codebook = tokens.codebook_size or highest_id(tokens, val_cache) + 1
     statistics = token_statistics(tokens, train, codebook)
-    generator = train_generator(data, codebook, num_prefix, side, steps, width, depth, seed, device)
+    generator = train_generator(data, codebook, tokens.sub_codes, num_prefix, side, steps, width, depth, seed, device)
     held_metric = judge(generator, data.splits["val"].cache, held)  # type: ignore[union-attr]
     seen_metric = judge(generator, tokens, train[: len(held)])
     accuracy, nats = held_metric.by_position()
@@ -156,6 +152,9 @@ def probe(
         "held_out": len(held),
         "tokens": tokens.num_tokens,
         "codebook_size": codebook,
+        "sub_codes": tokens.sub_codes or 1,
+        "bits_per_token": (tokens.sub_codes or 1) * math.log2(codebook),
+        "bits_per_picture": tokens.num_tokens * (tokens.sub_codes or 1) * math.log2(codebook),
         "codebook_size_known": tokens.codebook_size is not None,
         **statistics,
         "generator": {
@@ -195,7 +194,7 @@ def evaluation_view(cache: "TokenCache") -> int:
 
 
 def gather(cache: "TokenCache", images: "Tensor") -> "Tensor":
-    """Ids (B, N) of the view that is measured."""
+    """Ids (B, N) or (B, N, S) of the view that is measured."""
     import torch
 
     return cache.gather(images, torch.full_like(images, evaluation_view(cache)))
@@ -223,39 +222,53 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
 
     `entropy` is of a token alone, `entropy_given_class` given its image's class; both are plug-in estimates, which lie
     low where tokens are few, plus the correction (m - 1) / 2n for m codes seen in n tokens (Miller 1955), which is
-    given as `entropy_bias` and `entropy_given_class_bias`. `entropy_given_position` likewise.
+    given as `entropy_bias` and `entropy_given_class_bias`. `entropy_given_position` likewise. Of sub-codes, usage and
+    perplexity are means, and entropies sums: a token's own entropy is lower where its sub-codes depend on one another.
     """
     import torch
 
     labels = cache.labels[images]
-    counts = torch.zeros(codebook_size, dtype=torch.int64)
+    sub_codes = cache.sub_codes or 1
+    counts = torch.zeros(sub_codes, codebook_size, dtype=torch.int64)
     class_entropy = class_bias = 0.0
     for label in labels.unique().tolist():  # a class at a time: C x V counts would not fit for large codebooks
-        of_class = torch.zeros(codebook_size, dtype=torch.int64)
+        of_class = torch.zeros_like(counts)
         for part in images[labels == label].split(BLOCK):
-            of_class += torch.bincount(gather(cache, part).flatten(), minlength=codebook_size)
-        entropy, bias = plug_in_entropy(of_class)
-        share = float(of_class.sum()) / (len(images) * cache.num_tokens)
+            of_class += count_codes(gather(cache, part).reshape(-1, sub_codes), codebook_size)
+        entropy, bias = summed_entropy(of_class)
+        share = float(of_class[0].sum()) / (len(images) * cache.num_tokens)
         class_entropy += share * (entropy + bias)
         class_bias += share * bias
         counts += of_class
-    entropy, bias = plug_in_entropy(counts)
-    by_position = torch.zeros(cache.num_tokens, codebook_size, dtype=torch.int64)
-    offsets = torch.arange(cache.num_tokens) * codebook_size
+    entropy, bias = summed_entropy(counts)
+    by_position = torch.zeros(cache.num_tokens * sub_codes, codebook_size, dtype=torch.int64)
     for part in images.split(BLOCK):
-        flat = (gather(cache, part) + offsets).flatten()
-        by_position += torch.bincount(flat, minlength=by_position.numel()).view_as(by_position)
-    positions = [plug_in_entropy(row) for row in by_position]
+        by_position += count_codes(gather(cache, part).flatten(1), codebook_size)
     return {
-        "counted_tokens": int(counts.sum()),
+        "counted_tokens": int(counts[0].sum()),
         "codebook_usage": float((counts > 0).double().mean()),
-        "codebook_perplexity": math.exp(entropy),
+        "codebook_perplexity": sum(math.exp(plug_in_entropy(row)[0]) for row in counts) / sub_codes,
         "entropy": entropy + bias,
         "entropy_bias": bias,
         "entropy_given_class": class_entropy,
         "entropy_given_class_bias": class_bias,
-        "entropy_given_position": sum(e + b for e, b in positions) / len(positions),
+        "entropy_given_position": sum(e + b for e, b in map(plug_in_entropy, by_position)) / cache.num_tokens,
     }
+
+
+def count_codes(ids: "Tensor", codebook_size: int) -> "Tensor":
+    """How often each code occurs in each column: ids (..., M) -> (M, V)."""
+    import torch
+
+    columns = ids.shape[-1]
+    flat = (ids + torch.arange(columns) * codebook_size).flatten()
+    return torch.bincount(flat, minlength=columns * codebook_size).view(columns, codebook_size)
+
+
+def summed_entropy(counts: "Tensor") -> tuple[float, float]:
+    """`plug_in_entropy`, summed over the rows of counts (M, V)."""
+    entropies, biases = zip(*map(plug_in_entropy, counts), strict=True)
+    return sum(entropies), sum(biases)
 
 
 def plug_in_entropy(counts: "Tensor") -> tuple[float, float]:
@@ -270,6 +283,7 @@ def plug_in_entropy(counts: "Tensor") -> tuple[float, float]:
 def train_generator(
     data: "ImageNetDataModule",
     codebook_size: int,
+    sub_codes: int | None,
     num_prefix: int,
     side: int,
     steps: int,
@@ -290,9 +304,11 @@ def train_generator(
 
     _quiet()
     place = pick_device(device)
+    kind = "generator.Generator" if sub_codes is None else "sub_code_generator.SubCodeGenerator"
     block = {
-        "class_path": "alitok.models.generator.Generator",
+        "class_path": f"alitok.models.{kind}",
         "init_args": {
+            **({} if sub_codes is None else {"sub_codes": sub_codes}),
             "codebook_size": codebook_size,
             "num_classes": data.num_classes,
             "num_prefix": num_prefix,
@@ -344,7 +360,10 @@ def show(record: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{record['source']}: {record['tokens']} tokens an image, {record['codebook_size']:,} codes")
+    codes = f"{record['sub_codes']} x " if record["sub_codes"] > 1 else ""
+    codes += f"{record['codebook_size']:,} codes, {record['bits_per_token']:.1f} bits"
+    needed = record["nats_per_picture"] / math.log(2)
+    table = Table(title=f"{record['source']}: {record['tokens']} tokens an image of {codes}")
     table.add_column("measure")
     table.add_column("value", justify="right")
     rows = [
@@ -357,6 +376,7 @@ def show(record: dict[str, Any]) -> None:
         ("loss a token, held out", f"{record['token_nats']:.3f} nats"),
         ("loss a token, seen", f"{record['token_nats_train']:.3f} nats"),
         ("loss a picture", f"{record['nats_per_picture']:,.1f} nats"),
+        ("bits a picture", f"{record['bits_per_picture']:,.0f}, {needed:,.0f} needed"),
     ]
     for row in rows:
         table.add_row(*row)

@@ -1,6 +1,11 @@
-"""Encode pictures to tokens and decode them again: PNGs, a side-by-side grid and the PSNR of each."""
+"""Encode pictures to tokens and decode them again: PNGs, a side-by-side grid and the PSNR of each.
+
+With --keep the first tokens of each picture only are decoded, where the tokenizer was trained for it; with several
+counts tokens.png shows pictures as their tokens come, and tokens.json has the mean PSNR by tokens kept.
+"""
 
 import argparse
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
 BATCH = 8
 GRID_PAIRS = 32
 GRID = "grid.png"
+BY_TOKENS = "tokens.png"
+ROWS = 8  # pictures of BY_TOKENS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help=f"folder for the reconstructions and {GRID}"
     )
-    parser.epilog = "example: alitok reconstruct --tokenizer runs/demo/stage2/artifact pictures/ --out runs/mine"
+    parser.add_argument(
+        "--keep",
+        metavar="K",
+        help="decode the first K tokens only; or several counts (1,4,16), or powers (1, 2, 4, ... to all)",
+    )
+    parser.epilog = (
+        "example: alitok reconstruct --tokenizer runs/demo/stage2/artifact pictures/ --out runs/mine\n"
+        "         alitok reconstruct --tokenizer runs/tail-drop/stage1/artifact pictures/ --keep powers --out runs/mine"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,17 +66,25 @@ def run(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
+    counts = token_counts(args.keep, tokenizer.num_tokens)
+    for count in counts:
+        tokenizer.check_length(count)
 
     pairs: list[torch.Tensor] = []
-    values: list[float] = []
+    rows: list[torch.Tensor] = []
+    values: list[list[float]] = []  # of each picture, by tokens kept
     progress = Console(stderr=True)
     for start in track(range(0, len(paths), BATCH), "Reconstructing", console=progress, transient=True):
         batch = [to_tensor(center_crop(read_picture(path, str(path)), size)) for path in paths[start : start + BATCH]]
         images = torch.stack(batch).to(device) / 255
         with torch.inference_mode():
-            outputs = tokenizer.decode(tokenizer.encode(images)).clamp(0, 1)
-        values += psnr(outputs, images).tolist()
-        pictures = to_uint8(outputs, "round").cpu()
+            ids = tokenizer.encode(images)
+            outputs = [tokenizer.decode(ids[:, :count]).clamp(0, 1) for count in counts]
+        values += torch.stack([psnr(output, images) for output in outputs], dim=1).tolist()
+        pictures = to_uint8(outputs[-1], "round").cpu()
+        if len(counts) > 1 and len(rows) < ROWS:
+            by_count = [*(to_uint8(output, "round").cpu() for output in outputs), torch.stack(batch)]
+            rows += list(torch.stack(by_count, dim=1))
         for name, original, picture in zip(names[start : start + BATCH], batch, pictures, strict=True):
             _save(picture, args.out / name)
             if len(pairs) < 2 * GRID_PAIRS:
@@ -69,11 +92,53 @@ def run(args: argparse.Namespace) -> None:
     _save(make_grid(pairs, nrow=2 if len(paths) < 4 else 8, padding=4, pad_value=255), args.out / GRID)
 
     table = Table("picture", "reconstruction", "PSNR (dB)")
-    for path, name, value in zip(paths, names, values, strict=True):
-        table.add_row(str(path), name, f"{value:.2f}")
-    table.add_row("mean", "", f"{sum(values) / len(values):.2f}", style="bold")
+    for path, name, of_picture in zip(paths, names, values, strict=True):
+        table.add_row(str(path), name, f"{of_picture[-1]:.2f}")
+    means = [sum(column) / len(values) for column in zip(*values, strict=True)]
+    table.add_row("mean", "", f"{means[-1]:.2f}", style="bold")
     Console().print(table)
     print(f"{args.out / GRID}: original and reconstruction, side by side")
+    if len(counts) > 1:
+        _by_tokens(rows[:ROWS], dict(zip(counts, means, strict=True)), len(paths), args.out)
+
+
+def token_counts(keep: str | None, total: int) -> list[int]:
+    """Numbers of tokens to keep out of `total`, rising: all, K, "1,4,16", or "powers".
+
+    Raises:
+        BadInput: something else.
+    """
+    from alitok.models.nested_dropout import powers_of_two
+
+    if keep is None:
+        return [total]
+    if keep == "powers":
+        return powers_of_two(total)
+    words = [word.strip() for word in keep.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise BadInput(f"--keep {keep!r} is no number of tokens: give 1 to {total}, several (1,4,16), or powers.")
+    return sorted({int(word) for word in words})
+
+
+def _by_tokens(rows: "list[Tensor]", means: dict[int, float], pictures: int, out: Path) -> None:
+    """Writes and prints what the tokens add: pictures by tokens kept, and their mean PSNR."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from alitok.callbacks.pictures import save_grid
+    from alitok.common.files import atomic_file
+
+    titles = [*map(str, means), "original"]
+    # the half keeps a grey level from falling to the one below when it is multiplied by 255 again
+    save_grid((torch.cat(rows) + 0.5) / 255, out / BY_TOKENS, len(titles), titles)
+    with atomic_file(out / "tokens.json") as temporary:
+        temporary.write_text(json.dumps({"pictures": pictures, "psnr": means}, indent=2) + "\n", "utf-8")
+    table = Table("tokens kept", "mean PSNR (dB)")
+    for count, mean in means.items():
+        table.add_row(str(count), f"{mean:.2f}")
+    Console().print(table)
+    print(f"{out / BY_TOKENS}: pictures from their first tokens; {out / 'tokens.json'}: the table")
 
 
 def find_pictures(given: list[Path]) -> list[Path]:
@@ -101,7 +166,7 @@ def find_pictures(given: list[Path]) -> list[Path]:
 
 def output_names(paths: list[Path]) -> list[str]:
     """A PNG name for each picture: its own name, numbered where several are alike or it is the grid's."""
-    used: Counter[str] = Counter({GRID: 1})
+    used: Counter[str] = Counter({GRID: 1, BY_TOKENS: 1})
     names = []
     for path in paths:
         name = f"{path.stem}.png"

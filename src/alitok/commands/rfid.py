@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alitok import __version__
 from alitok.artifacts.digest import module_digest, tokenizer_digest
 from alitok.artifacts.folder import load_tokenizer
 from alitok.commands.image_specs import bar, crop, is_spec, open_spec, pick_extractor
 from alitok.common.distributed import all_or_none
+from alitok.common.random import stream
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.image_sets import Reader, SourceImages
-from alitok.evaluation.quantise import Quantisation
+from alitok.evaluation.perturbed import PerturbedFID
+from alitok.evaluation.quantise import Quantisation, to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.record import EvaluationRecord, ImagesRecord, Named, reasons_against_reconstruction
 from alitok.evaluation.reference import (
@@ -24,10 +27,29 @@ from alitok.evaluation.reference import (
     refuse_for_reconstructions,
     set_reference,
 )
+from alitok.models.perturbation import nearest_codes, swap_ids
+from alitok.models.tokenizer import Tokenizer
+
+
+def perturb(
+    metric: PerturbedFID, tokenizer: Tokenizer, images: Tensor, ids: Tensor, index: Tensor, quantisation: Quantisation
+) -> None:
+    """Adds what images (B, 3, H, W) with these ids (B, N) decode to in every setting.
+
+    The random numbers are those of the image's number `index`, the same ones in all settings.
+    """
+    latents = tokenizer.encode_latents(images)
+    quantized_from = tokenizer.quantizer(latents).latents
+    near = nearest_codes(latents if quantized_from is None else quantized_from, tokenizer.quantizer, max(metric.deltas))
+    drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
+    uniforms = torch.stack(drawn).to(ids.device)
+    for setting in metric.settings:
+        swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
+        metric.update(setting, to_uint8(tokenizer.decode(swapped), quantisation))
 
 
 def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:
-    """rFID, PSNR, SSIM and codebook use of a tokenizer on validation images; a collective.
+    """rFID, with --pfid pFID, PSNR, SSIM and codebook use of a tokenizer on validation images; a collective.
 
     Raises:
         BadInput: anything that cannot be read or does not fit.
@@ -51,16 +73,25 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     images = SourceImages(source, size, crop)
     quantisation: Quantisation = "round" if args.quantisation == "rounded" else "truncate"
     metrics = ReconstructionMetrics(extractor, quantisation, None if reference is None else reference.pooled)
+    perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
     codebook = CodebookUsage(tokenizer.codebook_size, getattr(tokenizer.quantizer, "sub_codes", None))
     reader = Reader(images, args.batch)
     with all_or_none(), torch.inference_mode():
-        for _, pixels in bar("Reconstructions")(reader):
+        for index, pixels in bar("Reconstructions")(reader):
             originals = pixels.to(device).float() / 255
             ids = tokenizer.encode(originals)
             metrics.update(originals, tokenizer.decode(ids))
             codebook.update(ids)
+            if perturbed is not None:
+                perturb(perturbed, tokenizer, originals, ids, index, quantisation)
     digest = reader.digest()
     results: dict[str, Any] = {**metrics.compute(), **codebook.compute()}
+    reasons = []
+    if perturbed is not None:
+        real = metrics.real.reduce() if metrics.reference is None else metrics.reference
+        results |= perturbed.compute(real)
+        if not perturbed.published:
+            reasons = [f"pFID has no published deltas for a codebook of {tokenizer.codebook_size:,} codes"]
     return EvaluationRecord(
         measure="rFID",
         samples=ImagesRecord(source.name, digest, images.count, size),
@@ -76,7 +107,8 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
         },
         alitok=__version__,
         **results,
-        reasons=reasons_against_reconstruction(
+        reasons=reasons
+        + reasons_against_reconstruction(
             images=images.count,
             own_images=reference is None,
             made_of_known=reference is not None and reference.made_of == VALIDATION,

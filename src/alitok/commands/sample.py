@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedule", help="power-cosine, constant, linear or softcfg (default: the card's, else power-cosine)"
     )
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--keep", type=int, metavar="K", help="draw and decode the first K tokens only (default: all)")
     parser.add_argument("--seed", type=int, help="(default: the card's)")
     add_speed_arguments(parser)
     parser.epilog = (
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that decide how fast images are drawn, for every verb that draws."""
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the decoding step: seconds at first, then faster (needs g++)"
+    )
     parser.add_argument("--batch", type=batch_size, metavar="N", help='"auto" (default) = the most that fit on a GPU')
     parser.add_argument("--device", default="auto")
 
@@ -71,10 +75,12 @@ def run(args: argparse.Namespace) -> None:
             torch.set_float32_matmul_precision("high")  # TF32, as the published samples were drawn
         generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
         check_pair(generator, tokenizer)
+        tokenizer.check_length(generator.num_tokens if args.keep is None else args.keep)
         names = class_names(generator)
         classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)
         labels = None if args.count else classes * args.per_class
-        draw = Draw(args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+        choice = (args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+        draw = Draw(*choice, args.keep, args.compile)
         count = args.count or len(classes) * args.per_class
         sources = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(generator, tokenizer, sources, draw, count, labels)

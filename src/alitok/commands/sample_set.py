@@ -37,6 +37,8 @@ class Draw:
     temperature: float = 1.0
     seed: int | None = None
     precision: Precision = "float32"
+    keep: int | None = None  # tokens of an image; None = all
+    compiled: bool = False
 
 
 def class_names(generator: Generator) -> list[str]:
@@ -85,6 +87,8 @@ def set_settings(
         "quantisation": "truncated",
         "image_size": tokenizer.image_size,
         "precision": draw.precision,
+        "compiled": draw.compiled,
+        "keep": draw.keep,
         "alitok": __version__,
     }
 
@@ -121,18 +125,20 @@ def draw_set(
     if batch is None:
         most = common_batch(generator, tokenizer, rule is not None, settings["precision"])
         batch = min(most, -(-settings["count"] // world_size()))
+    tokens = settings.get("keep") or generator.num_tokens
     runs = images.missing(batch)
     with all_or_none():  # every process has looked before one writes
         mine = runs[rank() :: world_size()]
-    with all_or_none(), _progress(len(mine) * generator.num_tokens) as advance, ThreadPoolExecutor(1) as saver:
-        sampler = ImageSampler(generator, tokenizer, settings["precision"])
+    with all_or_none(), _progress(len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
+        sampler = ImageSampler(generator, tokenizer, settings["precision"], settings["compiled"])
         total = settings["num_classes"]
         classes = settings["classes"]
         labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
         saving: Future[None] | None = None
-        for indices, _, pixels in sampler.draw(
-            zip(mine, labels, strict=True), rule, settings["temperature"], settings["seed"], advance, batch
-        ):
+        drawn = sampler.draw(
+            zip(mine, labels, strict=True), rule, settings["temperature"], settings["seed"], advance, batch, tokens
+        )
+        for indices, _, pixels in drawn:
             if saving is not None:
                 saving.result()
             saving = saver.submit(images.write, indices[0], to_uint8(pixels))

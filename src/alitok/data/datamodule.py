@@ -33,6 +33,7 @@ class ImageNetDataModule(LightningDataModule):
         source: a data spec: `shapes`, a folder, or owner/name on the Hugging Face hub. Not opened in token mode.
         cache: a token cache folder: turns on token mode.
         val_cache: token cache of the validation split; None holds out a share of `cache`.
+        keep: the first tokens of each image only, for a generator of a shorter sequence; None for all.
         image_size: side of the crops, pixels.
         global_batch: images per optimizer step over all devices.
         micro_batch: the most that one device holds at a time (here: the size of a validation batch), None = its share.
@@ -57,6 +58,7 @@ class ImageNetDataModule(LightningDataModule):
         source: str = "shapes",
         cache: str | None = None,
         val_cache: str | None = None,
+        keep: int | None = None,
         image_size: int = 256,
         global_batch: int = 256,
         micro_batch: int | None = None,
@@ -84,7 +86,7 @@ class ImageNetDataModule(LightningDataModule):
         ):
             if value is not None and value < least:
                 raise BadInput(f"{name} must be at least {least}, not {value}.")
-        self.source, self.cache, self.val_cache = source, cache, val_cache
+        self.source, self.cache, self.val_cache, self.keep = source, cache, val_cache, keep
         self.image_size, self.global_batch, self.micro_batch = image_size, global_batch, micro_batch
         self.num_workers, self.seed = num_workers, seed
         self.image_column, self.label_column = image_column, label_column
@@ -135,11 +137,11 @@ class ImageNetDataModule(LightningDataModule):
         return source
 
     def _open_caches(self, folder: str) -> None:
-        cache = TokenCache(folder)
+        cache = TokenCache(folder, self.keep)
         everything = torch.arange(len(cache))
         chosen: dict[Split, tuple[TokenCache, Tensor]] = {"train": (cache, everything)}
         if self.val_cache is not None:
-            other = TokenCache(self.val_cache)
+            other = TokenCache(self.val_cache, self.keep)
             form, other_form = [(c.digest, c.num_tokens, c.sub_codes, c.class_names) for c in (cache, other)]
             if form != other_form:
                 raise BadInput(f"Token caches {folder} and {self.val_cache} differ in tokenizer, length or classes.")

@@ -165,16 +165,19 @@ class TokenCache:
     `codebook_size` are then None, and classes are named by their numbers.
 
     Attributes:
-        views, num_tokens: per image. sub_codes: S, or None where a token is one id.
+        views: per image. num_tokens: that are read of each, N. sub_codes: S, or None where a token is one id.
         labels: (images,) int64.
         recipe: how the views were cut; empty if not known. metadata: all that is written beside the ids.
 
+    Args:
+        keep: read the first tokens of an image only; None for all.
+
     Raises:
-        BadInput: the folder is no token cache, is damaged, or its lists differ in length.
+        BadInput: the folder is no token cache, is damaged, or its lists differ in length; it has fewer tokens to keep.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, keep: int | None = None) -> None:
+        self.folder, self.keep = Path(folder), keep
         dataset = _load(self.folder)
         table = dataset.data.table
         self._blocks = [_as_array(block, self.folder) for block in table.column("tokens").chunks if len(block)]
@@ -186,6 +189,10 @@ class TokenCache:
             raise BadInput(f"Token cache {folder} must hold views x tokens (x sub-codes) per image, not {shape}.")
         self.views, self.num_tokens = int(shape[0]), int(shape[1])
         self.sub_codes: int | None = int(shape[2]) if len(shape) == 3 else None
+        if keep is not None:
+            if not 1 <= keep <= self.num_tokens:
+                raise BadInput(f"Token cache {folder} has {self.num_tokens} tokens an image; it cannot keep {keep}.")
+            self.num_tokens = keep
         self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
         self.labels = torch.from_numpy(table.column("label").to_numpy().astype(np.int64))
 
@@ -202,8 +209,8 @@ class TokenCache:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path]]:
-        return TokenCache, (self.folder,)  # loader processes map the files again in place of copying them
+    def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path, int | None]]:
+        return TokenCache, (self.folder, self.keep)  # loader processes map the files again in place of copying them
 
     def gather(self, indices: Tensor, views: Tensor) -> Tensor:
         """Ids of image indices[b] in view views[b].
@@ -225,7 +232,7 @@ class TokenCache:
         shape = (self.num_tokens,) if self.sub_codes is None else (self.num_tokens, self.sub_codes)
         ids = np.empty((len(numbers), *shape), dtype=np.int64)
         for target, place, row, view in zip(ids, places, rows, chosen, strict=True):
-            target[...] = self._blocks[place][row, view]
+            target[...] = self._blocks[place][row, view, : self.num_tokens]
         if ids.size and (ids.min() < 0 or (self.codebook_size is not None and ids.max() >= self.codebook_size)):
             raise BadInput(f"Token cache {self.folder} has ids outside its codebook of {self.codebook_size}.")
         return torch.from_numpy(ids)

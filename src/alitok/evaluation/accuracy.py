@@ -9,7 +9,10 @@ from alitok.evaluation.metric import sum_over_processes
 
 
 class TokenAccuracy:
-    """Top-1 accuracy and mean negative log-likelihood (nats a token), in all and by position, weighted by count."""
+    """Top-1 accuracy and mean negative log-likelihood (nats a token), in all and by position, weighted by count.
+
+    Where a token has sub-codes, accuracy is the share of sub-codes, and a token's nats are the sum of theirs.
+    """
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
@@ -34,7 +37,8 @@ class TokenAccuracy:
         nats = cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
         hits = logits.argmax(dim=-1) == ids
         ones = torch.ones_like(nats)
-        batch = torch.stack([ones, hits.to(nats.dtype), nats]).cpu().double()
+        sub_codes = ids.shape[2] if ids.ndim == 3 else 1
+        batch = torch.stack([ones, hits.to(nats.dtype), nats * sub_codes]).cpu().double()
         self._sums += batch.sum(dim=[axis for axis in range(1, batch.ndim) if axis != 2])
 
     def _totals(self) -> Tensor:

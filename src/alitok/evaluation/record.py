@@ -51,6 +51,8 @@ class EvaluationRecord:
     precision: float | None = None
     recall: float | None = None
     rfid: float | None = None
+    pfid: float | None = None
+    pfid_by_setting: dict[str, float] | None = None
     psnr: float | None = None
     ssim: float | None = None
     codebook_usage: float | None = None

@@ -55,20 +55,20 @@ class Encoder(nn.Module):
 
         The image latents take their own patch, the prefix latents those of the first patches. Which latent reads which
         patch is the slowest thing to find out from nothing; here it is there from the first step, and free to change.
+        Where there are fewer latents than patches, none has a patch of its own: they begin anywhere.
         Patches count by their difference from grey, three times as much: what they show is then not drowned by what
         all pictures share, nor by the positions.
         """
         prefix = self.num_latents - patches
-        if not 0 <= prefix <= patches:
-            raise ValueError(
-                f"num_latents must be {patches} patches and at most as many prefix tokens, not {self.num_latents}"
-            )
+        if prefix > patches:
+            raise ValueError(f"num_latents must be at most twice the {patches} patches, not {self.num_latents}")
         assert self.patch_embed.bias is not None
         self.patch_embed.weight.mul_(3)
         self.patch_embed.bias.copy_(-0.5 * self.patch_embed.weight.sum((1, 2, 3)))
         self.latent_tokens.mul_(0.1)
-        self.latent_positions[prefix:] = self.patch_positions
-        self.latent_positions[:prefix] = self.patch_positions[:prefix]
+        if prefix >= 0:
+            self.latent_positions[prefix:] = self.patch_positions
+            self.latent_positions[:prefix] = self.patch_positions[:prefix]
         for block in self.blocks:
             assert isinstance(block, Block)
             query, key, _ = block.attention.qkv.weight.chunk(3)

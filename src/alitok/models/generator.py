@@ -107,6 +107,7 @@ class Generator(nn.Module):
     """
 
     rope: Tensor
+    sub_codes: int | None = None  # S, where a token has several ids
     block: dict[str, Any]  # class block and card of the artifact that it was read from
     card: dict[str, Any]
 
@@ -140,6 +141,11 @@ class Generator(nn.Module):
         self.register_buffer("rope", generator_rope(num_prefix, (rows, columns), self.head_dim), persistent=False)
         init_weights(self)
         nn.init.zeros_(self.output.weight)
+
+    @property
+    def id_shape(self) -> tuple[int, ...]:
+        """Shape of an image's ids: (N,), or (N, S)."""
+        return (self.num_tokens,) if self.sub_codes is None else (self.num_tokens, self.sub_codes)
 
     def embed_labels(self, labels: Tensor) -> Tensor:
         """labels (B,) in [0, C] -> (B, 1, width)."""

@@ -1,7 +1,7 @@
 """Vector quantization whose codebook is kept in use by online clustering (CVQ-VAE)."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +45,16 @@ class QuantizerOutput:
         quantized: (B, N, D) float32, with the straight-through gradient to the latents.
         ids: (B, N) int64, or (B, N, S) where a token has S sub-codes.
         losses: scalars by name, weighted.
-        statistics: what `update` needs, in training mode; it has `merge`. None where nothing is to be updated.
+        statistics: what `update` needs, in training mode: a dataclass of tensors with `merge`. None where nothing is to
+            be updated.
+        latents: what was quantized, where the quantizer norms or bounds the latents first; None for as they came.
     """
 
     quantized: Tensor
     ids: Tensor
     losses: dict[str, Tensor]
-    statistics: ClusterStatistics | None = None
+    statistics: Any = None
+    latents: Tensor | None = None
 
 
 class ClusteredQuantizer(nn.Module):

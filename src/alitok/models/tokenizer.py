@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alitok.common.errors import BadInput
+
 
 class Tokenizer(nn.Module):
     """Images <-> token ids, of parts that are each chosen by `class_path`.
@@ -14,14 +16,18 @@ class Tokenizer(nn.Module):
         quantizer: latents -> `QuantizerOutput`; has `lookup`, `codebook_size` and, where it learns online, `update`.
         decoder: latents -> {"image": (B, 3, H, W), ...}.
         bottleneck: called in training only, between quantizer and decoder, as
-            `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents.
+            `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents. Where its `complete(prefix, N)`
+            makes of the first latents (B, k, D) what the decoder is to get, ids (B, k) decode as well. One that
+            `shortens` the sequence needs a decoder of `any_length`.
 
     Raises:
+        BadInput: the bottleneck shortens the sequence and the decoder needs all of it.
         ValueError: the decoder says that it takes another number of latents than the encoder gives.
     """
 
     encoder: Any  # the parts are whatever module has the methods above
     quantizer: Any
+    bottleneck: Any
     decoder: Any
     block: dict[str, Any]  # class block and card of the artifact that it was read from
     card: dict[str, Any]
@@ -34,6 +40,11 @@ class Tokenizer(nn.Module):
         bottleneck: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if getattr(bottleneck, "shortens", False) and not getattr(decoder, "any_length", False):
+            raise BadInput(
+                f"{type(bottleneck).__name__} hands on fewer tokens and {type(decoder).__name__} needs all of them;"
+                " take alitok.models.titok.TiTokDecoder, or alitok.models.nested_dropout.NestedDropout, which masks."
+            )
         gives, takes = getattr(encoder, "num_latents", None), getattr(decoder, "num_latents", None)
         if None not in (gives, takes) and gives != takes:
             raise ValueError(f"the encoder gives num_latents {gives}, the decoder takes prefix and patches, {takes}")
@@ -48,6 +59,11 @@ class Tokenizer(nn.Module):
         return self.quantizer.codebook_size
 
     @property
+    def sub_codes(self) -> int | None:
+        """S, where a token has several ids."""
+        return getattr(self.quantizer, "sub_codes", None)
+
+    @property
     def num_tokens(self) -> int:
         """N, tokens of an image."""
         return self.encoder.num_latents
@@ -57,19 +73,30 @@ class Tokenizer(nn.Module):
         """Height and width of the images in pixels."""
         return self.encoder.image_size
 
-    def forward(self, images: Tensor, quantize: bool = True) -> dict[str, Any]:
+    @property
+    def any_length(self) -> bool:
+        """Whether the first k tokens of an image decode, for every k in 1..N."""
+        return hasattr(self.bottleneck, "complete")
+
+    def forward(self, images: Tensor, quantize: bool = True, ids: Tensor | None = None) -> dict[str, Any]:
         """What losses and metrics depend on, by name.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
             quantize: False gives the decoder the latents themselves.
+            ids: as `decode` takes them, decoded in place of the images' own; there are then no latents and no
+                quantizer losses.
 
         Returns:
             "image" (B, 3, H, W) and whatever else the decoder gives, "latents" (B, N, D), "ids" (B, N),
             "quantizer_losses" (scalars by name) and "statistics" (what the quantizer's update needs, or None).
         """
+        if ids is not None:
+            decoded = self.decoder(self._lookup(ids))
+            return {**decoded, "ids": ids, "quantizer_losses": {}, "statistics": None}
         latents = self.encoder(images).float()
         quantizer_output = self.quantizer(latents)
+        latents = latents if quantizer_output.latents is None else quantizer_output.latents
         quantized = quantizer_output.quantized if quantize else latents
         if self.bottleneck is not None and self.training:
             quantized = self.bottleneck(quantized, latents, quantizer_output.ids, self.quantizer)
@@ -93,5 +120,30 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """ids (B, N) -> (B, 3, H, W) float32 in [0, 1]."""
-        return self.decoder(self.quantizer.lookup(ids))["image"].float()
+        """ids (B, N), or the first k of them (B, k) -> (B, 3, H, W) float32 in [0, 1].
+
+        Raises:
+            BadInput: fewer than N ids where only all of them decode, more than N, or none.
+        """
+        return self.decoder(self._lookup(ids))["image"].float()
+
+    def check_length(self, count: int) -> None:
+        """Whether the first `count` tokens of an image decode.
+
+        Raises:
+            BadInput: they do not.
+        """
+        total = self.num_tokens
+        if not 1 <= count <= total:
+            raise BadInput(f"An image has 1 to {total} tokens for this tokenizer, not {count}.")
+        if count < total and not self.any_length:
+            raise BadInput(
+                f"This tokenizer decodes all {total} tokens, not the first {count}: train one with a bottleneck that"
+                " drops the tail (experiments/ideas/tail-drop.yaml or nested-dropout.yaml)."
+            )
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        """What the decoder gets of ids."""
+        self.check_length(ids.shape[1])
+        latents = self.quantizer.lookup(ids)
+        return latents if ids.shape[1] == self.num_tokens else self.bottleneck.complete(latents, self.num_tokens)

@@ -23,21 +23,22 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draws from softmax(logits) by inverting its cumulative distribution.
 
     Args:
-        logits: (B, V).
-        uniform: (B,) in [0, 1): one random number an image and token, so that an image's stream is N numbers long.
+        logits: (B, V), or (B, S, V).
+        uniform: (B,) or (B, S) in [0, 1): one random number an image and token, or sub-code, so that an image's stream
+            is N or N x S numbers long.
 
     Returns:
-        (B,) int64.
+        (B,) or (B, S) int64.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)
-    target = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp_(max=logits.shape[-1] - 1)
 
 
-def image_uniforms(seed: int, indices: Sequence[int], num_tokens: int) -> Tensor:
-    """(B, N) float64 uniform numbers, row b a function of the seed and the image's index alone."""
+def image_uniforms(seed: int, indices: Sequence[int], *shape: int) -> Tensor:
+    """(B, N) or (B, N, S) float64 uniform numbers, row b a function of the seed and the image's index alone."""
     return torch.stack(
-        [torch.rand(num_tokens, dtype=torch.float64, generator=stream(seed, "image", index)) for index in indices]
+        [torch.rand(shape, dtype=torch.float64, generator=stream(seed, "image", index)) for index in indices]
     )
 
 
@@ -77,14 +78,16 @@ class Decoding:
             weighted=self.value_weights is not None,
         )
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.uniforms = torch.zeros(batch, steps, dtype=torch.float64, device=device)
+        self.uniforms = torch.zeros(batch, *generator.id_shape, dtype=torch.float64, device=device)
         self.confidence = torch.zeros(batch, steps, device=device)
-        self.ids = torch.zeros(batch, steps, dtype=torch.int64, device=device)
+        self.ids = torch.zeros(batch, *generator.id_shape, dtype=torch.int64, device=device)
         self.x = torch.zeros(rows, 1, generator.embeddings.embedding_dim, device=device)
         self.graphs: dict[int, Any] = {}
 
-    def run(self, labels: Tensor, uniforms: Tensor, on_step: Callable[[int], None] | None = None) -> Tensor:
-        """ids (B, N) of the labels (B,); `uniforms` (B, N) decide the draws."""
+    def run(
+        self, labels: Tensor, uniforms: Tensor, on_step: Callable[[int], None] | None = None, keep: int | None = None
+    ) -> Tensor:
+        """ids (B, N) of the labels (B,), or the first `keep` of them; `uniforms`, of their shape, decide the draws."""
         labels = labels.to(self.device)
         if self.rule is not None:
             labels = torch.cat([labels, torch.full_like(labels, self.generator.num_classes)])
@@ -94,13 +97,13 @@ class Decoding:
         self.confidence.zero_()
         steps = self.generator.num_tokens
         room = -(-steps // (LAYOUTS[self.device.type] * 8)) * 8
-        for step in range(steps):
+        for step in range(keep or steps):
             if step % room == 0:
                 self.cache.resize(min(step + room, steps))
             (self.replay if self.device.type == "cuda" else self.advance)()
             if on_step is not None:
                 on_step(step)
-        return self.ids.clone()
+        return self.ids[:, :keep].clone()
 
     def advance(self) -> None:
         """Draws the token at `self.position` and moves on, all on the device: nothing here waits for it."""
@@ -112,12 +115,12 @@ class Decoding:
             conditional, unconditional = logits.chunk(2)
             logits = self.rule(conditional, unconditional, self.position, self.generator.num_tokens)
             if self.value_weights is not None:
-                confidence = conditional.softmax(-1).amax(-1, keepdim=True)
-                self.confidence.index_copy_(1, self.position, confidence)
+                confidence = conditional.softmax(-1).amax(-1).view(self.batch, -1)
+                self.confidence.index_copy_(1, self.position, confidence.prod(1, keepdim=True))  # over sub-codes
         uniform = self.uniforms.index_select(1, self.position)[:, 0]
         token = draw(logits / self.temperature, uniform)[:, None]
         self.ids.index_copy_(1, self.position, token)
-        self.x.copy_(self.generator.embed_tokens(token if self.rule is None else token.repeat(2, 1)))
+        self.x.copy_(self.generator.embed_tokens(token if self.rule is None else torch.cat([token, token])))
         self.position += 1
 
     def replay(self) -> None:
@@ -163,21 +166,24 @@ class Sampler:
         seed: int = 0,
         indices: Sequence[int] | None = None,
         on_step: Callable[[int], None] | None = None,
+        keep: int | None = None,
     ) -> Tensor:
-        """ids (B, N) int64; arguments and errors as `generate`."""
+        """ids (B, N) or (B, N, S) int64; arguments and errors as `generate`."""
         if not temperature > 0:
             raise BadInput(f"temperature must be above 0, not {temperature}.")
         classes = self.generator.num_classes
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
+        if keep is not None and not 1 <= keep <= self.generator.num_tokens:
+            raise BadInput(f"The generator draws {self.generator.num_tokens} tokens; it cannot keep {keep}.")
         if not len(labels):
-            return torch.empty(0, self.generator.num_tokens, dtype=torch.int64)
+            return torch.empty(0, *self.generator.id_shape, dtype=torch.int64)[:, :keep]
         wanted = (len(labels), rule, temperature)
         if self.decoding is None or (self.decoding.batch, self.decoding.rule, self.decoding.temperature) != wanted:
             self.decoding = None  # the old buffers go before the new ones come
             self.decoding = Decoding(self.generator, *wanted, self.dtype)
         indices = range(len(labels)) if indices is None else indices
-        return self.decoding.run(labels, image_uniforms(seed, indices, self.generator.num_tokens), on_step)
+        return self.decoding.run(labels, image_uniforms(seed, indices, *self.generator.id_shape), on_step, keep)
 
 
 def generate(
@@ -191,6 +197,7 @@ def generate(
     on_step: Callable[[int], None] | None = None,
     schedule: str | None = None,
     precision: Precision = "float32",
+    keep: int | None = None,
     compiled: bool = False,
 ) -> Tensor:
     """Draws token ids.
@@ -207,17 +214,18 @@ def generate(
         on_step: called with the step's number after each step.
         schedule: how the scale depends on the step, by name (`SCHEDULES`); None for the card's, else power-cosine.
         precision: of the weights of the linear layers.
+        keep: stop after so many tokens, which are the first of the whole sequence; None for all.
         compiled: as `Sampler`.
 
     Returns:
-        ids (B, N) int64.
+        ids (B, N) int64, or (B, keep); with a last axis of S where a token has sub-codes.
 
     Raises:
         BadInput: a label outside [0, C], a temperature or power that is not positive, an unknown schedule or precision,
-            no compiler.
+            more tokens to keep than there are, no compiler.
     """
     rule = choose_guidance(generator, guidance, power, schedule)
-    return Sampler(generator, precision, compiled).draw(labels, rule, temperature, seed, indices, on_step)
+    return Sampler(generator, precision, compiled).draw(labels, rule, temperature, seed, indices, on_step, keep)
 
 
 def choose_guidance(

@@ -22,7 +22,10 @@ class Guidance(Protocol):
     """
 
     def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor, steps: int) -> Tensor:
-        """Logits (B, V) of both branches at step `step` (an int, or a tensor (1,) on their device) -> (B, V)."""
+        """Logits of both branches at step `step` (an int, or a tensor (1,) on their device) -> logits.
+
+        All (B, V), or (B, S, V) where a token has sub-codes.
+        """
 
 
 class Schedule:
@@ -87,6 +90,21 @@ class SoftCFG(PowerCosine):
         """(B, N) confidences, 0 for tokens still to come -> (B, N) factors on the values."""
         total = confidence.sum(1, keepdim=True).clamp_min(torch.finfo(confidence.dtype).tiny)
         return 1 - confidence / total
+
+
+@dataclass(frozen=True)
+class BySubCode:
+    """A rule for each of a token's sub-codes (WeTok: constant scales of 1.75, 1.8, 2 and 2), for logits (B, S, V).
+
+    Args:
+        rules: S of them.
+    """
+
+    rules: tuple[Guidance, ...]
+
+    def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor, steps: int) -> Tensor:
+        pairs = zip(self.rules, conditional.unbind(1), unconditional.unbind(1), strict=True)
+        return torch.stack([rule(with_class, without, step, steps) for rule, with_class, without in pairs], dim=1)
 
 
 SCHEDULES: dict[str, type[Schedule]] = {

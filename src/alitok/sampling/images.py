@@ -31,6 +31,7 @@ def sample_images(
     on_step: Callable[[int], None] | None = None,
     schedule: str | None = None,
     precision: Precision = "float32",
+    keep: int | None = None,
     compiled: bool = False,
 ) -> Iterator[Batch]:
     """Draws and decodes images, a batch at a time.
@@ -39,10 +40,10 @@ def sample_images(
         labels: of each image, in [0, C].
         indices: of the images in the whole set (default 0, 1, ...); with the seed they decide the random numbers.
         batch: images drawn together.
-        guidance, power, temperature, seed, on_step, schedule, precision, compiled: as `generate`.
+        guidance, power, temperature, seed, on_step, schedule, precision, keep, compiled: as `generate`.
 
     Yields:
-        indices of the batch, ids (B, N) int64, images (B, 3, H, W) float32 in [0, 1].
+        indices of the batch, ids as `generate`, images (B, 3, H, W) float32 in [0, 1].
 
     Raises:
         BadInput: as `generate`.
@@ -51,7 +52,7 @@ def sample_images(
     rule = choose_guidance(generator, guidance, power, schedule)
     parts = ((indices[start : start + batch], labels[start : start + batch]) for start in range(0, len(labels), batch))
     sampler = ImageSampler(generator, tokenizer, precision, compiled)
-    yield from sampler.draw(parts, rule, temperature, seed, on_step, batch)
+    yield from sampler.draw(parts, rule, temperature, seed, on_step, batch, keep)
 
 
 class ImageSampler:
@@ -76,12 +77,13 @@ class ImageSampler:
         seed: int = 0,
         on_step: Callable[[int], None] | None = None,
         size: int = 0,
+        keep: int | None = None,
     ) -> Iterator[Batch]:
         """Yields as `sample_images`.
 
         Args:
             batches: (indices, labels) of each.
-            rule, temperature, seed, on_step: as `Sampler.draw`.
+            rule, temperature, seed, on_step, keep: as `Sampler.draw`.
             size: on a GPU smaller batches are filled up to this, so that one captured step serves all.
         """
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -96,6 +98,7 @@ class ImageSampler:
                 seed,
                 chosen + chosen[-1:] * fill,
                 on_step,
+                keep,
             )[: len(chosen)]
             if side is None:
                 yield chosen, ids, self.tokenizer.decode(ids)
@@ -129,7 +132,8 @@ def largest_batch(
     rows, tokens = 2 if guided else 1, generator.num_tokens
     width = generator.heads * generator.head_dim
     cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[precision].itemsize
-    logits = generator.codebook_size * (rows * 3 * 4 + 3 * 8)
+    logits = generator.codebook_size * (generator.sub_codes or 1) * (rows * 3 * 4 + 3 * 8)
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
-    decoder = 4 * 4 * widest * tokens + 3 * 3 * 4 * tokenizer.image_size**2
+    length = getattr(tokenizer.decoder, "length", tokenizer.num_tokens)
+    decoder = 4 * 4 * widest * length + 3 * 3 * 4 * tokenizer.image_size**2
     return max(1, min(MOST, int(SHARE_OF_MEMORY * free_bytes) // (cache + logits + decoder)))

@@ -38,11 +38,13 @@ class MicroBatch:
     Attributes:
         batch: the tensors by name.
         share: of this process's batch, 0..1.
+        first: place of its first image in the global batch; the others follow.
         last: no other part follows.
     """
 
     batch: dict[str, Tensor]
     share: float
+    first: int
     last: bool
 
 
@@ -174,7 +176,8 @@ class TrainingModule(L.LightningModule):
         for index, start in enumerate(range(0, size, limit)):
             reseed(self.seed, "step", step, self.global_rank, index)
             part = {name: value[start : start + limit] for name, value in batch.items()}
-            yield MicroBatch(part, len(next(iter(part.values()))) / size, start + limit >= size)
+            share, first = len(next(iter(part.values()))) / size, self.global_rank * size + start
+            yield MicroBatch(part, share, first, start + limit >= size)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
         step = self.trainer.global_step
@@ -314,9 +317,8 @@ class TrainingModule(L.LightningModule):
                     )
 
 
-def build_on(block: Mapping[str, Any], device: torch.device | None = None) -> nn.Module:
+def build_on(block: Mapping[str, Any]) -> nn.Module:
     """Builds a model from its configuration block; remembers the block, which the artifact is written with."""
-    with torch.device(device or "cpu"):
-        module: nn.Module = build(block)
+    module: nn.Module = build(block)
     module.block = dict(block)  # type: ignore[assignment]
     return module

@@ -23,7 +23,7 @@ class GeneratorTraining(TrainingModule):
         phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks: see
             `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
-        guidance, power, sampling_seed: what the artifact's card recommends for sampling.
+        guidance, power, schedule, sampling_seed: what the artifact's card recommends for sampling.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class GeneratorTraining(TrainingModule):
         class_dropout: float = 0.1,
         guidance: float = 0.0,
         power: float = 1.0,
+        schedule: str | None = None,
         sampling_seed: int = 0,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
@@ -47,7 +48,7 @@ class GeneratorTraining(TrainingModule):
         )
         self.generator: Generator = build_on(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout
-        self.recommended = {"guidance": guidance, "power": power, "seed": sampling_seed}
+        self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}
         self.parents: dict[str, str] = {}
 
     @property
@@ -70,7 +71,13 @@ class GeneratorTraining(TrainingModule):
         if cache.num_tokens != self.generator.num_tokens:
             raise BadInput(
                 f"The cache has {cache.num_tokens} tokens an image, the generator expects {self.generator.num_tokens}:"
-                " it was made with another tokenizer."
+                " it was made with another tokenizer, or data.keep is not the generator's length."
+            )
+        theirs, ours = getattr(cache, "sub_codes", None), self.generator.sub_codes
+        if theirs != ours:
+            raise BadInput(
+                f"The cache's tokens have {theirs or 'no'} sub-codes, the generator's {ours or 'none'}: lay the"
+                " generator's file of that quantizer (experiments/ideas/) over the configuration, or take it away."
             )
         if cache.codebook_size is not None and cache.codebook_size != self.generator.codebook_size:
             raise BadInput(

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from alitok.artifacts.digest import tokenizer_digest
 from alitok.artifacts.folder import load_extra, load_tokenizer
 from alitok.common.build import build, nearest
 from alitok.common.distributed import all_stack
@@ -116,6 +117,20 @@ class TokenizerTraining(TrainingModule):
             term.setup(self.trainer.strategy.root_device)
         if stage == "fit" and self.start_from is not None:
             self._start_from(self.start_from)
+        pairs = getattr(self.trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
+        if stage == "fit" and pairs is not None:
+            self._check_pairs(pairs.digest)
+
+    def _check_pairs(self, digest: str | None) -> None:
+        """Refuses to train on given tokens what they do not reach, or with a codebook that is not theirs."""
+        if self._ever_trained() != {"decoder"}:
+            raise BadInput(
+                "Given tokens train the decoder alone: set trainable to [decoder] in the model or its phases."
+            )
+        if digest is not None and digest != (own := tokenizer_digest(self.tokenizer)):
+            raise BadInput(
+                f"The tokens are of tokenizer {digest[:12]}, {self.start_from} is {own[:12]}; make the pairs with it."
+            )
 
     def _start_from(self, path: str) -> None:
         """Stage 2's start: encoder, quantizer and every decoder tensor whose shape fits carry over."""
@@ -156,6 +171,7 @@ class TokenizerTraining(TrainingModule):
         turn = self._discriminator_part if moment.discriminator else self._tokenizer_part
         statistics, adversarial = [], []
         for part in self.micro_batches(batch, step):
+            self._begin_step(part, step)
             cluster, logits = turn(part, moment)
             statistics.append(cluster)
             adversarial.append(logits)
@@ -176,8 +192,19 @@ class TokenizerTraining(TrainingModule):
             self.unless_bad(loss, lambda: loss.update(means))
         self.optimize(int(moment.discriminator), moment, moved.parameters())
 
+    def _begin_step(self, part: MicroBatch, step: int) -> None:
+        """Tells a bottleneck that asks for it which step of the run and which images of the global batch come."""
+        begin = getattr(self.tokenizer.bottleneck, "begin_step", None)
+        if begin is not None:
+            size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
+            begin(seed=self.seed, step=step, steps=self.schedule.total_steps, first=part.first, size=size)
+
+    def _outputs(self, part: MicroBatch, moment: Moment) -> dict[str, Any]:
+        """What the tokenizer makes of the images, or of the tokens that stand for them."""
+        return self.tokenizer(part.batch["image"], quantize=moment.phase.quantize, ids=part.batch.get("tokens"))
+
     def _tokenizer_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
-        outputs = self.tokenizer(part.batch["image"], quantize=moment.phase.quantize)
+        outputs = self._outputs(part, moment)
         self.record.ids.append(outputs["ids"])
         loss = torch.zeros((), device=self.device)
         for name, term in self.terms.items():
@@ -198,7 +225,7 @@ class TokenizerTraining(TrainingModule):
     def _discriminator_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
         assert self.adversarial is not None
         with torch.no_grad():
-            outputs = self.tokenizer(part.batch["image"])
+            outputs = self._outputs(part, moment)
         self.record.ids.append(outputs["ids"])
         real = self._judge(part.batch["image"], train=True)
         fake = self._judge(outputs["image"], train=True)

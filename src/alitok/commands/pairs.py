@@ -1,0 +1,156 @@
+"""Pairs for the post-training of a decoder: real images, and what a generator writes along each of them.
+
+Every image of the training split is encoded, and the generator draws it anew, each of its tokens the true one with
+probability --sigma. The output is a token cache of two views: the tokens as drawn, and those that the tokenizer finds
+in the picture that they decode to. Started again after an interruption, the same command goes on where it stopped.
+"""
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from alitok.commands.sample import add_speed_arguments
+
+    parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact to be post-trained")
+    parser.add_argument("--data", required=True, metavar="SPEC", help="data spec, its training split")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the pairs; appear when they are whole")
+    parser.add_argument("--sigma", type=float, default=0.7, help="share of true tokens (default 0.7)")
+    parser.add_argument("--count", type=int, help="at most so many images (the paper: 200,000)")
+    parser.add_argument("--guidance", type=float, help="scale, 0 = none (default: the card's)")
+    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
+    parser.add_argument("--schedule", help="as alitok sample")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images-per-shard", type=int, default=4096, help="(default 4096)")
+    add_speed_arguments(parser)
+    parser.epilog = (
+        "example: alitok pairs --generator runs/demo/generator/artifact --tokenizer runs/demo/stage2/artifact"
+        " --data shapes --count 1000 --out runs/demo/pairs"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+    from alitok.commands.device import pick_device
+    from alitok.commands.sample_set import Draw, set_settings
+    from alitok.commands.tokenize import crop_recipe, is_finished
+    from alitok.common.distributed import all_or_none, process_group, rank, world_size
+    from alitok.common.errors import BadInput
+    from alitok.data.sources import fingerprint, open_source
+    from alitok.data.token_shards import TokenShards
+
+    if not 0 <= args.sigma <= 1:
+        raise BadInput(f"--sigma must lie in 0..1, not {args.sigma}.")
+    with process_group(pick_device(args.device), timedelta(days=7)) as device:
+        with all_or_none():
+            generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
+            check_pair(generator, tokenizer)
+            source = open_source(args.data, "train", size=tokenizer.image_size, count=args.count)
+            names = (Path(args.generator).name, Path(args.tokenizer).name)
+            choice = (args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
+            draw = Draw(*choice, compiled=args.compile)
+            settings = set_settings(generator, tokenizer, names, draw, len(source))
+            kept = (
+                "generator",
+                "tokenizer",
+                "guidance",
+                "power",
+                "schedule",
+                "temperature",
+                "seed",
+                "quantisation",
+                "compiled",
+            )
+            job = {
+                "digest": tokenizer.card["digest"],
+                "recipe": {
+                    **crop_recipe(tokenizer.image_size, "center"),
+                    "sigma": args.sigma,
+                    **{key: settings[key] for key in kept},
+                },
+                "source": fingerprint(source),
+                "precision": args.precision,
+            }
+            finished = is_finished(args.out, job, source)
+        if not finished:
+            shards = TokenShards(
+                args.out,
+                job,
+                len(source),
+                codebook_size=tokenizer.codebook_size,
+                class_names=source.class_names,
+                images_per_shard=args.images_per_shard,
+            )
+            with all_or_none():
+                if rank() == 0:
+                    shards.begin()
+            with all_or_none():
+                shards.check()
+                mine = [shard for shard in shards.pending() if shard % world_size() == rank()]
+            with all_or_none():
+                make(shards, mine, generator, tokenizer, source, settings, args.sigma, args.batch)
+            with all_or_none():
+                if rank() == 0:
+                    shards.finish({**job, "source_description": source.description})
+        if rank() == 0:
+            print(f"{args.out}: {len(source):,} pairs" + (", all there already" if finished else ""))
+
+
+def make(
+    shards: Any,
+    mine: list[int],
+    generator: Any,
+    tokenizer: Any,
+    source: Any,
+    settings: dict[str, Any],
+    sigma: float,
+    batch: int | None,
+) -> None:
+    """Draws and writes these shards.
+
+    Args:
+        settings: of the drawing, as `set_settings` gives them.
+
+    Raises:
+        BadInput: an image that cannot be read.
+    """
+    import torch
+    from rich.progress import Progress
+
+    from alitok.common.distributed import rank
+    from alitok.data.transforms import center_crop, to_tensor
+    from alitok.evaluation.quantise import to_uint8
+    from alitok.sampling.generate import Sampler
+    from alitok.sampling.guidance import make_guidance
+    from alitok.sampling.images import largest_batch
+    from alitok.sampling.mixed import MixedSampler
+
+    device, size = generator.embeddings.weight.device, tokenizer.image_size
+    precision = settings["precision"]
+    if batch is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        batch = largest_batch(generator, tokenizer, True, precision, free)
+    rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
+    sampler = MixedSampler(Sampler(generator, precision, settings["compiled"]), rule, sigma)
+    with Progress(disable=rank() != 0) as progress, torch.inference_mode():
+        task = progress.add_task("Pairs", total=sum(len(shards.images(shard)) for shard in mine))
+        for shard in mine:
+            images = shards.images(shard)
+            labels: list[int] = []
+            ids: list[Any] = []
+            for start in range(images.start, images.stop, batch):
+                chosen = range(start, min(start + batch, images.stop))
+                read = [source[index] for index in chosen]
+                pictures = torch.stack([to_tensor(center_crop(picture, size)) for picture, _ in read])
+                found = [label for _, label in read]
+                true = tokenizer.encode(pictures.to(device).float() / 255)
+                drawn = sampler.draw(true, torch.tensor(found), chosen, settings["temperature"], settings["seed"])
+                again = tokenizer.encode(to_uint8(tokenizer.decode(drawn)).float() / 255)
+                labels += found
+                ids += list(torch.stack([drawn, again], dim=1).cpu().numpy())
+                progress.advance(task, len(chosen))
+            shards.write(shard, labels, ids, [])

@@ -1,0 +1,68 @@
+"""Finite scalar quantization: every channel is bounded and rounded to a few levels (FSQ, arXiv 2309.15505)."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.models.quantizer import QuantizerOutput
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Rounds channel i to L_i levels; the codes are all combinations, V = prod L_i, and nothing is learned.
+
+    h = (L - 1)(1 + 1e-3) / 2; o = 1/2 for even L, else 0; s = atanh(o / h); b = tanh(z + s) h - o; the code is
+    round(b) / floor(L / 2), with the gradient of b. The id is sum_i (round(b_i) + floor(L_i / 2)) prod_{j < i} L_j: the
+    first channel is the least significant. There are no losses.
+
+    Args:
+        levels: L_i of each channel, 2 or more; published: [8, 6, 5] for 2^8 codes, [8, 5, 5, 5] for 2^10,
+            [7, 5, 5, 5, 5] for 2^12, [8, 8, 8, 6, 5] for 2^14, [8, 8, 8, 5, 5, 5] for 2^16.
+
+    Raises:
+        BadInput: no levels, or fewer than 2 of a channel.
+    """
+
+    levels: Tensor
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise BadInput(f"FSQ needs 2 or more levels for each channel, not {list(levels)}.")
+        self.counts = [int(count) for count in levels]
+        self.codebook_size = prod(self.counts)
+        # Kept in the weights so that a tokenizer's digest tells levels apart.
+        self.register_buffer("levels", torch.tensor(self.counts, dtype=torch.float32))
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """(B, N, D) -> codes in [-1, 1], ids (B, N).
+
+        Raises:
+            BadInput: D is not the number of levels.
+        """
+        if latents.shape[-1] != len(self.counts):
+            raise BadInput(
+                f"FSQ with levels {self.counts} takes {len(self.counts)} channels, the latents have"
+                f" {latents.shape[-1]}; set code_dim to {len(self.counts)}."
+            )
+        with torch.autocast(latents.device.type, enabled=False):
+            reach = (self.levels - 1) * (1 + 1e-3) / 2
+            offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+            bounded = torch.tanh(latents.float() + torch.atanh(offset / reach)) * reach - offset
+            half = torch.floor(self.levels / 2)
+            rounded = bounded + (bounded.round() - bounded).detach()
+            digits = (bounded.detach().round() + half).long()
+            ids = (digits * self._places(latents.device)).sum(-1)
+        return QuantizerOutput(rounded / half, ids, {}, None, bounded / half)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """ids (B, N) -> latents (B, N, D) float32."""
+        half = torch.floor(self.levels / 2)
+        digits = ids[..., None] // self._places(ids.device) % torch.tensor(self.counts, device=ids.device)
+        return (digits - half) / half
+
+    def _places(self, device: torch.device) -> Tensor:
+        """What a step of each channel adds to the id, (D,) int64."""
+        return torch.tensor([prod(self.counts[:channel]) for channel in range(len(self.counts))], device=device)

@@ -1,0 +1,162 @@
+"""Codes without a table: the signs of a latent's channels, all in one id (LFQ) or in groups (WeTok)."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.models.quantizer import BLOCK_ELEMENTS, QuantizerOutput
+
+
+@dataclass
+class ShareStatistics:
+    """How much the latents of a set took of each code; sets merge in any grouping and order.
+
+    Attributes:
+        total: (S, V) sum over tokens of p(code | latent).
+        count: () number of tokens.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def merge(self, other: Self) -> Self:
+        """Statistics of both sets together."""
+        return type(self)(self.total + other.total, self.count + other.count)
+
+
+class LookupFreeQuantizer(nn.Module):
+    """q = sign(z) in {-1, 1}^D, D = S log2 V, with an entropy loss for each group of log2 V channels.
+
+    S = 1 is LFQ (MAGVIT-v2, arXiv 2310.05737), S > 1 the grouped form (WeTok, arXiv 2508.05599), S = D nearly BSQ. The
+    latent is divided by its root mean square first, which has no learned scale. Bit i of a sub-code, from the least
+    significant, is whether channel i of its group is positive.
+
+    The loss of a group is `entropy` [E H(p) - `diversity` H(E p)] with p(c | z) = softmax(2 tau z.c) over its V codes:
+    every latent is to be certain, all together are to take all codes alike. E p is of whole global batches: `forward`
+    returns each micro-batch's part as statistics, `update` keeps that of the last global batch, m, and -H(E p) enters
+    as E p . log m, which has its gradient where m = E p. So neither processes nor accumulation change a step.
+
+    Args:
+        codebook_size: V, of a sub-code; a power of two.
+        sub_codes: S.
+        tau: sharpness of p.
+        commitment: weight of the mean squared distance between latent and code.
+        entropy: weight of the entropy loss.
+        diversity: gamma, weight of H(E p) in it.
+
+    Raises:
+        BadInput: V is no power of two, S is below 1.
+    """
+
+    usage: Tensor
+    form: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        sub_codes: int = 1,
+        tau: float = 100.0,
+        commitment: float = 0.25,
+        entropy: float = 0.1,
+        diversity: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.bits = codebook_size.bit_length() - 1
+        if codebook_size < 2 or codebook_size != 1 << self.bits or sub_codes < 1:
+            raise BadInput(
+                f"A lookup-free quantizer has a power of two of codes and 1 or more sub-codes, not {codebook_size} and"
+                f" {sub_codes}; change codebook_size or sub_codes."
+            )
+        self.codebook_size = codebook_size
+        self.groups = sub_codes
+        self.sub_codes = sub_codes if sub_codes > 1 else None
+        self.tau = tau
+        self.commitment, self.entropy, self.diversity = commitment, entropy, diversity
+        self.register_buffer("usage", torch.full((sub_codes, codebook_size), 1 / codebook_size))
+        # Kept so that a tokenizer's digest tells apart how the same bits make ids.
+        self.register_buffer("form", torch.tensor([float(sub_codes), float(codebook_size)]))
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """(B, N, D) -> codes, ids (B, N) or (B, N, S), losses "entropy" (nats) and "commitment".
+
+        Raises:
+            BadInput: D is not S log2 V.
+        """
+        width = self.groups * self.bits
+        if latents.shape[-1] != width:
+            raise BadInput(
+                f"{self.groups} sub-code(s) of {self.codebook_size} codes take {width} channels, the latents have"
+                f" {latents.shape[-1]}; set code_dim to {width}."
+            )
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = F.rms_norm(latents.float(), (width,))
+            positive = latents.detach() > 0
+            codes = torch.where(positive, 1.0, -1.0)
+            grouped = rearrange(positive, "b n (s d) -> b n s d", s=self.groups).long()
+            ids = (grouped << torch.arange(self.bits, device=grouped.device)).sum(-1)
+            entropy, statistics = self._entropy(latents)
+            losses = {
+                "entropy": self.entropy * entropy,
+                "commitment": self.commitment * F.mse_loss(latents, codes),
+            }
+            straight_through = latents + (codes - latents).detach()
+        if self.sub_codes is None:
+            ids = ids[..., 0]
+        return QuantizerOutput(straight_through, ids, losses, statistics if self.training else None, latents)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """ids (B, N) or (B, N, S) -> latents (B, N, D) float32."""
+        grouped = ids[..., None] if self.sub_codes is None else ids
+        return rearrange(self._signs(grouped), "b n s d -> b n (s d)")
+
+    def _signs(self, ids: Tensor) -> Tensor:
+        """ids (...) of a group -> (..., log2 V) of -1 and 1."""
+        bits = ids[..., None] >> torch.arange(self.bits, device=ids.device) & 1
+        return bits.float() * 2 - 1
+
+    def _entropy(self, latents: Tensor) -> tuple[Tensor, ShareStatistics]:
+        """E H(p) - gamma H(E p), summed over the groups, and what of each code these latents took."""
+        # p is a product over bits: the entropy of a latent is the sum of its bits', sigmoid(4 tau z) each.
+        sharp = 4 * self.tau * latents.abs()
+        uncertainty = (F.softplus(-sharp) + sharp * torch.sigmoid(-sharp)).sum(-1).mean()
+        groups = rearrange(latents.detach(), "b n (s d) -> s (b n) d", s=self.groups)
+        weights = self.usage.clamp_min(1e-3 / self.codebook_size).log()
+        value, gradient, total = self._shares(groups, weights)
+        gradient = rearrange(gradient, "s (b n) d -> b n (s d)", b=latents.shape[0])
+        # the value of E p . log m, with its gradient by the latents
+        moved = (latents * gradient).sum(-1).mean()
+        unevenness = value + (moved - moved.detach())
+        count = torch.tensor(float(groups.shape[1]), device=latents.device)
+        return uncertainty + self.diversity * unevenness, ShareStatistics(total, count)
+
+    @torch.no_grad()
+    def _shares(self, groups: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of p, and of p . weights with its gradient, for blocks of latents: p itself is never there in whole.
+
+        Args:
+            groups: (S, T, d) latents.
+            weights: (S, V).
+
+        Returns:
+            Mean over T of p . weights, summed over S; gradient (S, T, d) of each latent's; sums of p (S, V).
+        """
+        signs = self._signs(torch.arange(self.codebook_size, device=groups.device))
+        total, value, gradients = torch.zeros_like(weights), groups.new_zeros(()), []
+        for block in groups.split(max(1, BLOCK_ELEMENTS // (self.groups * self.codebook_size)), dim=1):
+            shares = (2 * self.tau * block @ signs.T).softmax(-1)
+            weighted = shares * weights[:, None]
+            mean = weighted.sum(-1, keepdim=True)
+            gradients.append(2 * self.tau * (weighted @ signs - mean * (shares @ signs)))
+            total += shares.sum(1)
+            value += mean.sum()
+        return value / groups.shape[1], torch.cat(gradients, dim=1), total
+
+    @torch.no_grad()
+    def update(self, statistics: ShareStatistics) -> None:
+        """Keeps E p of one global batch."""
+        self.usage.copy_(statistics.total / statistics.count)

@@ -1,0 +1,242 @@
+"""Every idea of experiments/ideas/ and the guide's worked example: built at full size, trained, resumed, handed on.
+
+An idea's first line, `# over: FILE [FILE ...]`, names what it is laid over: one complete configuration or several to
+choose from, and overlays that go between (other ideas). Those under demo/ stand for the recipe of imagenet256/ too.
+"""
+
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alitok.artifacts.folder import load_artifact, read_card, save_artifact
+from alitok.commands.lightning import run
+from alitok.common.build import build, import_class, is_class_block
+from alitok.config import compose_run, load_yaml
+from alitok.data.pairs import PairedDataModule
+from alitok.data.sources import fingerprint
+from alitok.data.token_cache import TokenCache
+from alitok.data.token_shards import TokenShards
+from alitok.losses.perceptual import Perceptual
+from alitok.sampling.generate import generate
+from alitok.training.checkpoint import read_checkpoint
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+IDEAS = sorted((EXPERIMENTS / "ideas").glob("*.yaml"))
+REDUCED = {"width": 32, "depth": 1, "heads": 2}
+GUIDE = EXPERIMENTS.parent / "docs" / "adding-an-idea.md"
+STEPS, STOP = 3, 1
+
+
+def head(idea: Path) -> list[str]:
+    """The first two lines of an idea without their marks."""
+    return [line.removeprefix("#").strip() for line in idea.read_text("utf-8").splitlines()[:2]]
+
+
+def named(word: str, idea: Path) -> Path:
+    """A file of an `# over:` line, written from experiments/, from the repository or from the idea's own folder."""
+    places = (EXPERIMENTS / word, EXPERIMENTS.parent / word, idea.parent / word)
+    found = [place.resolve() for place in places if place.is_file()]
+    assert found, f"{idea.name} is laid over {word}, which is no file of experiments/"
+    return found[0]
+
+
+@cache
+def stacks(idea: Path) -> list[tuple[Path, ...]]:
+    """Files to compose, for each base of the idea: the base, the overlays between, the idea."""
+    files = [named(word, idea) for word in head(idea)[0].removeprefix("over:").replace(",", " ").split()]
+    contents = {file: load_yaml(file) for file in files}
+    bases = [file for file in files if all(is_class_block(contents[file].get(part)) for part in ("model", "data"))]
+    between = [file for file in files if file not in bases]
+    full = [Path(str(file).replace("/demo/", "/imagenet256/")) for file in bases]
+    return [(base, *between, idea) for base in dict.fromkeys([*bases, *(file for file in full if file.is_file())])]
+
+
+def small_stack(idea: Path) -> tuple[Path, ...]:
+    """The stack whose images are smallest."""
+    return min(stacks(idea), key=lambda files: load_yaml(files[0]).get("define", {}).get("image_size", 64))
+
+
+def reduce(value: Any) -> Any:
+    """A block of the model with every width, depth and number of heads made small."""
+    if isinstance(value, dict):
+        return {key: REDUCED.get(key, 0) or reduce(item) for key, item in value.items()}
+    return [reduce(item) for item in value] if isinstance(value, list) else value
+
+
+def reduced(files: tuple[Path, ...], folder: Path) -> dict[str, Any]:
+    """The composed configuration with small models, three steps, few shapes, and no callback but those that keep."""
+    config = compose_run(files, ["--define.run", str(folder)])
+    arguments, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    for part in ("tokenizer", "generator"):
+        if part in arguments:
+            arguments[part] = reduce(arguments[part])
+    arguments["warmup_steps"] = 0
+    phases = arguments["phases"]
+    for name in [
+        n for n, b in arguments.get("losses", {}).items() if issubclass(import_class(b["class_path"]), Perceptual)
+    ]:
+        del arguments["losses"][name]  # needs a weight file
+        for phase in phases.values():
+            phase.get("weights", {}).pop(name, None)
+    for number, phase in enumerate(phases.values(), 1):
+        phase["steps"] = 1 if number < len(phases) else max(1, STEPS - number + 1)
+        phase["lr"] = 1e-3
+    if "source" in data:
+        data |= {"source": "shapes", "count": 24, "val_count": 4}
+    data |= {"global_batch": 12, "micro_batch": 6, "num_workers": 0}
+    trainer |= {"logger": False, "limit_val_batches": 0, "log_every_n_steps": 1, "precision": "32-true"}
+    kept = {name: trainer["callbacks"][name] for name in ("health", "checkpoint", "artifact")}
+    kept["checkpoint"]["init_args"]["every_n_train_steps"] = 1
+    trainer["callbacks"] = kept
+    return config
+
+
+def prepare(config: dict[str, Any]) -> None:
+    """Puts in place what the run begins with: the artifact of the stage before, a token cache, pairs."""
+    arguments, data = config["model"]["init_args"], config["data"]
+    begin = arguments.get("start_from")
+    if begin is not None:
+        torch.manual_seed(1)
+        save_artifact(begin, arguments["tokenizer"], build(arguments["tokenizer"]), {"kind": "tokenizer"})
+    if data["init_args"].get("cache") is not None:
+        model = build(arguments["generator"])
+        write_cache(data["init_args"]["cache"], random_ids(model, 24, 2), model.codebook_size)
+    if issubclass(import_class(data["class_path"]), PairedDataModule):
+        model, module = build(arguments["tokenizer"]), PairedDataModule(**data["init_args"])
+        source = module._open("train")
+        job = {"source": fingerprint(source), "recipe": {"sigma": 0.5}, "digest": read_card(Path(begin))["digest"]}
+        write_cache(module.pairs, random_ids(model, len(source), 2), model.codebook_size, **job)
+
+
+def random_ids(model: Any, images: int, views: int) -> np.ndarray:
+    """(images, views, N) or (images, views, N, S), as a tokenizer or a generator has them."""
+    codes = getattr(getattr(model, "quantizer", model), "sub_codes", None)
+    shape = (images, views, model.num_tokens) + (() if codes is None else (codes,))
+    return np.random.default_rng(0).integers(0, model.codebook_size, shape)
+
+
+def write_cache(folder: str | Path, ids: np.ndarray, codebook_size: int, **job: Any) -> None:
+    """A token cache of ids (images, views, N, ...), labels cycling."""
+    names = [f"class {number}" for number in range(10)]
+    job = {"digest": "d" * 64, "recipe": {}, "precision": "32", "source": "none", **job}
+    shards = TokenShards(Path(folder), job, len(ids), codebook_size=codebook_size, class_names=names)
+    shards.begin()
+    shards.write(0, [image % 10 for image in range(len(ids))], list(ids), [])
+    shards.finish(job)
+
+
+def fit(files: tuple[Path, ...], folder: Path, *stops: int) -> Path:
+    """Trains, stopped after so many steps and taken up again; the run's folder."""
+    for number, stop in enumerate((*stops, STEPS)):
+        config = reduced(files, folder)
+        if number == 0:
+            prepare(config)
+        config["trainer"]["max_steps"] = stop
+        root = Path(config["trainer"]["default_root_dir"])
+        run("fit", config)
+    return root
+
+
+def check_said(idea: Path) -> None:
+    over, what = head(idea)
+    assert re.fullmatch(r"over: \S.*", over), f"{idea.name} does not begin with `# over: FILE [FILE ...]`"
+    assert len(what) > 20, f"{idea.name} does not say in its second line what it is and where it comes from"
+    assert stacks(idea), f"none of the files {idea.name} is laid over is a whole configuration"
+
+
+def check_full_size(idea: Path) -> None:
+    for files in stacks(idea):
+        config = compose_run(files)
+        with torch.device("meta"):
+            module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+        assert module.schedule.total_steps > 0
+        assert all(parameter.is_meta for parameter in module.model.parameters())
+
+
+def check_run(idea: Path, folder: Path) -> None:
+    """Trains, resumes to the same bits, exports an artifact that loads, and its ids go there and back."""
+    files = small_stack(idea)
+    whole, parts = fit(files, folder / "whole"), fit(files, folder / "parts", STOP)
+    for name in sorted(path.name for path in (whole / "artifact").glob("*.safetensors")):
+        first, second = (load_file(root / "artifact" / name) for root in (whole, parts))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(tensor, second[key]) for key, tensor in first.items()), name
+    before = read_checkpoint(whole / "checkpoints" / f"step={STEPS - 1}.ckpt")["state_dict"]
+    model: Any = load_artifact(whole / "artifact")
+    kind = model.card["kind"]
+    after = {f"{kind}.{name}": tensor for name, tensor in model.state_dict().items()}
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items()), "nothing was trained"
+    (check_tokenizer if kind == "tokenizer" else check_generator)(model, folder)
+
+
+@torch.no_grad()
+def check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    size = tokenizer.image_size
+    images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    found = tokenizer.quantizer(tokenizer.encode_latents(images))
+    ids = tokenizer.encode(images)
+    assert torch.equal(ids, found.ids)
+    assert ids.shape[:2] == (4, tokenizer.num_tokens)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.codebook_size
+    torch.testing.assert_close(tokenizer.quantizer.lookup(ids), found.quantized, rtol=1e-4, atol=1e-5)
+    write_cache(folder / "ids", ids.numpy()[:, None], tokenizer.codebook_size)
+    read = TokenCache(folder / "ids").gather(torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    assert torch.equal(read, ids)
+    pictures = tokenizer.decode(read)
+    assert pictures.shape == images.shape
+    assert 0 <= float(pictures.min()) <= float(pictures.max()) <= 1
+
+
+@torch.no_grad()
+def check_generator(generator: Any, folder: Path) -> None:
+    labels = torch.tensor([0, 1, 2])
+    ids = generate(generator, labels)
+    assert ids.shape[:2] == (3, generator.num_tokens)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < generator.codebook_size
+    assert torch.equal(generate(generator, labels[1:], indices=[1, 2]), ids[1:])
+    logits = generator(ids, labels)
+    assert logits.shape == (*ids.shape, generator.codebook_size)
+    write_cache(folder / "ids", ids.numpy()[:, None], generator.codebook_size)
+    assert torch.equal(TokenCache(folder / "ids").gather(torch.arange(3), torch.zeros(3, dtype=torch.int64)), ids)
+
+
+@pytest.mark.parametrize("idea", IDEAS, ids=lambda path: path.stem)
+def test_it_says_what_it_is_and_builds_at_full_size(idea: Path) -> None:
+    check_said(idea)
+    check_full_size(idea)
+
+
+@pytest.mark.parametrize("idea", IDEAS, ids=lambda path: path.stem)
+def test_it_trains_resumes_exactly_and_hands_on_an_artifact(idea: Path, tmp_path: Path) -> None:
+    check_run(idea, tmp_path)
+
+
+def test_the_worked_example_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GUIDE.read_text("utf-8")
+    blocks = re.findall(r"^`(\S+)`:\n\n```(?:python|yaml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    source, idea, tests = (content for _, content in blocks)
+    paths = [Path(name) for name, _ in blocks]
+    assert sum(content.count("\n") for _, content in blocks) <= 45
+    name = ".".join(paths[0].with_suffix("").parts[1:])
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(compile(source, str(paths[0]), "exec"), vars(module))
+    assert paths[1].parts[:2] == ("experiments", "ideas")
+    (tmp_path / paths[1].name).write_text(idea, "utf-8")
+    check_said(tmp_path / paths[1].name)
+    check_full_size(tmp_path / paths[1].name)
+    check_run(tmp_path / paths[1].name, tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(compile(tests, str(paths[2]), "exec"), namespace)
+    called = [value for key, value in namespace.items() if key.startswith("test_")]
+    assert called
+    for function in called:
+        function()

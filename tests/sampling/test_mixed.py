@@ -1,0 +1,73 @@
+"""A share of true tokens among drawn ones."""
+
+import pytest
+import torch
+
+from alitok.common.build import build
+from alitok.common.errors import BadInput
+from alitok.common.random import stream
+from alitok.models.sub_code_generator import SubCodeGenerator
+from alitok.sampling.generate import Sampler, generate
+from alitok.sampling.guidance import PowerCosine, SoftCFG
+from alitok.sampling.mixed import MixedSampler
+
+LABELS = torch.tensor([0, 2, 1, 0])
+
+
+@pytest.fixture
+def small(golden, small_generator_block):
+    generator = golden.randomise(build(small_generator_block()))
+    generator.output.weight.data *= 3
+    return generator
+
+
+@pytest.fixture
+def true(small) -> torch.Tensor:
+    return torch.randint(small.codebook_size, (4, small.num_tokens), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("rule", [PowerCosine(3.0, 0.8), SoftCFG(4.0, 0.8)])
+def test_no_true_token_is_sampling_and_nothing_else_is_copying(small, true, rule):
+    sampler = Sampler(small)
+    drawn = MixedSampler(sampler, rule, 0.0).draw(true, LABELS, range(4), 1.0, seed=3)
+    assert torch.equal(drawn, generate(small, LABELS, rule, seed=3))
+    assert torch.equal(MixedSampler(sampler, rule, 1.0).draw(true, LABELS, range(4), 1.0, seed=3), true)
+
+
+@torch.no_grad()
+def test_true_tokens_stand_where_the_image_says_and_the_rest_follows_them(small, true):
+    rule = PowerCosine(3.0, 0.8)
+    drawn = MixedSampler(Sampler(small), rule, 0.6).draw(true, LABELS, range(4), 1.0, seed=3)
+    kept = torch.stack([torch.rand(small.num_tokens, generator=stream(3, "true tokens", i)) for i in range(4)]) < 0.6
+    assert torch.equal(drawn[kept], true[kept])
+    assert (drawn[~kept] != true[~kept]).float().mean() > 0.5
+    # greedy: what is drawn is the likeliest after the sequence as it stands
+    mixed = MixedSampler(Sampler(small), None, 0.6).draw(true, LABELS, range(4), 1e-4, seed=3)
+    likeliest = small(mixed, LABELS).argmax(-1)
+    assert torch.equal(mixed[~kept], likeliest[~kept])
+    assert torch.equal(mixed[kept], true[kept])
+
+
+def test_image_i_is_the_same_in_any_batch(small, true):
+    sampler = MixedSampler(Sampler(small), PowerCosine(3.0), 0.5)
+    whole = sampler.draw(true, LABELS, [7, 8, 9, 11], 1.0, seed=1)
+    parts = [sampler.draw(true[i : i + 2], LABELS[i : i + 2], [7, 8, 9, 11][i : i + 2], 1.0, seed=1) for i in (0, 2)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(sampler.draw(true, LABELS, [7, 8, 9, 11], 1.0, seed=2), whole)
+
+
+def test_tokens_of_several_sub_codes(true):
+    torch.manual_seed(0)
+    generator = SubCodeGenerator(
+        codebook_size=24, sub_codes=2, num_classes=3, num_prefix=5, grid=(4, 4), width=32, depth=1, heads=2
+    ).eval()
+    ids = torch.stack([true, true.flip(1)], dim=-1)
+    drawn = MixedSampler(Sampler(generator), PowerCosine(3.0), 0.5).draw(ids, LABELS, range(4), 1.0, seed=3)
+    kept = torch.stack([torch.rand(true.shape[1], generator=stream(3, "true tokens", i)) for i in range(4)]) < 0.5
+    assert torch.equal(drawn[kept], ids[kept])
+    assert (drawn[~kept] != ids[~kept]).float().mean() > 0.5
+
+
+def test_a_share_outside_of_0_to_1_is_refused(small):
+    with pytest.raises(BadInput, match="sigma"):
+        MixedSampler(Sampler(small), None, 1.2)
