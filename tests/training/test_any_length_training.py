@@ -113,6 +113,7 @@ def test_the_whole_way_by_the_command_line(tail_drop: Path, tmp_path: Path, caps
     words += ["--tokenizer", str(tail_drop / "stage1" / "artifact"), "--count", "3"]
     main([*words, "--keep", "4", "--out", str(tmp_path / "four.npz")])
     assert '"keep": 4' in (tmp_path / "four.json").read_text()
+    capsys.readouterr()
     for keep in ("0", "9", "13"):
         with pytest.raises(SystemExit) as ended:
             main([*words, "--keep", keep, "--out", str(tmp_path / "bad.npz")])

@@ -139,7 +139,7 @@ class Spy:
     [
         (["--model.trainable", "[encoder, decoder]"], r"trainable to \[decoder\]"),
         (["--data.count", "32"], "give data.source and data.count"),
-        (["--data.form", "both"], "direct and reencoded"),
+        (["--data.form", "both"], "must be direct or reencoded"),
         (["--data.pairs", "nowhere"], "nowhere does not exist"),
     ],
 )
