@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.sample_set import Draw, class_names, draw_set, set_settings
     from alitok.common.distributed import process_group, rank
     from alitok.common.errors import BadInput
+    from alitok.sampling.generate import check_keep
 
     for name in ("count", "per_class"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             torch.set_float32_matmul_precision("high")  # TF32, as the published samples were drawn
         generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
         check_pair(generator, tokenizer)
+        check_keep(generator, args.keep)
         tokenizer.check_length(generator.num_tokens if args.keep is None else args.keep)
         names = class_names(generator)
         classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)

@@ -174,8 +174,7 @@ class Sampler:
         classes = self.generator.num_classes
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
-        if keep is not None and not 1 <= keep <= self.generator.num_tokens:
-            raise BadInput(f"The generator draws {self.generator.num_tokens} tokens; it cannot keep {keep}.")
+        check_keep(self.generator, keep)
         if not len(labels):
             return torch.empty(0, *self.generator.id_shape, dtype=torch.int64)[:, :keep]
         wanted = (len(labels), rule, temperature)
@@ -226,6 +225,12 @@ def generate(
     """
     rule = choose_guidance(generator, guidance, power, schedule)
     return Sampler(generator, precision, compiled).draw(labels, rule, temperature, seed, indices, on_step, keep)
+
+
+def check_keep(generator: Generator, keep: int | None) -> None:
+    """Raises BadInput for a number of first tokens that the generator does not draw."""
+    if keep is not None and not 1 <= keep <= generator.num_tokens:
+        raise BadInput(f"The generator draws {generator.num_tokens} tokens; it cannot keep {keep}.")
 
 
 def choose_guidance(
