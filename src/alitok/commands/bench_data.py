@@ -91,7 +91,7 @@ def image_batches(folder: Path, machine: Machine) -> Row:
         where = torch.tensor([position])
         items[Slots(where, where % len(items.source))]
     plain = count / (time.perf_counter() - start)
-    return Row("data-images-256", ours, "images/s", plain, cores * plain, f"{cores} cores, each like the baseline")
+    return Row("data-images-256", ours, "images/s", plain, cores * plain, f"{cores} x the baseline")
 
 
 def rate(loader: Any, size: int, batches: int, warm_up: int = 1) -> float:

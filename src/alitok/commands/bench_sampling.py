@@ -24,7 +24,7 @@ BATCH = {"cpu": 8, "cuda": 64}
 def sampling(options: Options) -> Iterator[Row]:
     """Rows `sampling-SIZE-bBATCH-PRECISION[-compiled]`: images a second, guidance on, tokens only.
 
-    And `softcfg-...`, one a size: the same with SoftCFG, against power-cosine guidance in the same loop.
+    And `softcfg-...`, for the first size and batch: SoftCFG against power-cosine guidance in the same loop.
     """
     machine = options.machine
     for size in options.sizes:
@@ -47,7 +47,8 @@ def sampling(options: Options) -> Iterator[Row]:
                         bound,
                         notes={"step_ms_by_quarter": by_quarter, "equal_argmax": agreement[precision]},
                     )
-        yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
+            if (size, batch) == (options.sizes[0], (options.batches or (batch,))[0]):
+                yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
 
 
 def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machine, label: str) -> Row:

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -162,7 +163,8 @@ def step_seconds(config: dict[str, Any], machine: Machine, plain: bool = False) 
         use_distributed_sampler=False,
     )
     data = Ready(module.model, config["data"]["init_args"]["global_batch"], warm_up + count)
-    with PlainAttention() if plain else nullcontext():
+    with warnings.catch_warnings(), PlainAttention() if plain else nullcontext():
+        warnings.simplefilter("ignore")  # Lightning's, on validation that is left out here
         trainer.fit(module, datamodule=data)
     times = clock.times[warm_up - 1 :]
     return statistics.median(after - before for before, after in pairwise(times))
