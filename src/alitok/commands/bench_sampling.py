@@ -36,6 +36,7 @@ def sampling(options: Options) -> Iterator[Row]:
             plain = batch / (generator.num_tokens * plain_step(generator, batch, rule))
             for precision in options.precisions:
                 limit, bound = step_limit(generator, batch, precision, machine)
+                agree = {"equal_argmax": agreement[precision]}  # of the weights, by whole sequences: no compiled step
                 for compiled in (False, True) if has_compiler() else (False,):
                     seconds, by_quarter = draw_seconds(generator, batch, rule, precision, machine, compiled)
                     yield Row(
@@ -45,7 +46,7 @@ def sampling(options: Options) -> Iterator[Row]:
                         plain,
                         batch / (generator.num_tokens * limit),
                         bound,
-                        notes={"step_ms_by_quarter": by_quarter, "equal_argmax": agreement[precision]},
+                        notes={"step_ms_by_quarter": by_quarter, **({} if compiled else agree)},
                     )
             if (size, batch) == (options.sizes[0], (options.batches or (batch,))[0]):
                 yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
