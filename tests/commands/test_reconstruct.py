@@ -152,6 +152,16 @@ def test_pictures_and_psnr_by_tokens_kept(tmp_path, any_length, capsys):
     assert list(json.loads((tmp_path / "some-counts" / "tokens.json").read_text())["psnr"]) == ["2", "8"]
 
 
+def test_the_grid_of_tokens_overwrites_no_picture(tmp_path, any_length, capsys):
+    picture(tmp_path / "out" / "tokens.png")
+    before = (tmp_path / "out" / "tokens.png").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        reconstruct_by(any_length, tmp_path / "out", str(tmp_path / "out"), "--keep", "powers")
+    assert ended.value.code == 2
+    assert "tokens.png is one of the pictures and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "out" / "tokens.png").read_bytes() == before
+
+
 @pytest.mark.parametrize("keep", ["0", "-3", "22", "some", "1,,2", "2.5", "", "4,99"])
 def test_bad_counts_of_tokens_are_one_sentence(tmp_path, any_length, capsys, keep):
     picture(tmp_path / "a.png")

@@ -17,7 +17,7 @@ TITLED_SIZE = 64
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int = 8, titles: list[str] | None = None) -> None:
-    """Writes (B, 3, H, W) in [0, 1] as one PNG, `columns` pictures a row, each column under its title.
+    """Writes (B, 3, H, W) in [0, 1], or uint8, as one PNG, `columns` pictures a row, each column under its title.
 
     Under titles, pictures of fewer than 64 pixels are enlarged by a whole factor, so that a word finds room.
     """
@@ -25,6 +25,9 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, titles: list[s
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
+    if images.dtype == torch.uint8:
+        # the half keeps a grey level from falling to the one below when it is multiplied by 255 again
+        images = (images + 0.5) / 255
     if titles and images.shape[-1] < TITLED_SIZE:
         factor = -(-TITLED_SIZE // images.shape[-1])
         images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

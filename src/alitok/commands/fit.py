@@ -3,7 +3,7 @@
 import argparse
 
 from alitok.commands import lightning
-from alitok.commands.lightning import TAKES_OVERRIDES, launch
+from alitok.commands.lightning import OVERRIDES, TAKES_OVERRIDES, launch
 
 __all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
 
@@ -15,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with a run though its model, data or schedule is another now",
     )
-    parser.epilog = (
-        f"example: alitok fit -c experiments/demo/tokenizer-stage1.yaml --define.run runs/mine\n{parser.epilog}"
-    )
+    parser.epilog = f"example: alitok fit -c experiments/demo/tokenizer-stage1.yaml --define.run runs/mine\n{OVERRIDES}"
 
 
 def run(args: argparse.Namespace) -> None:

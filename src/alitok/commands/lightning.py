@@ -18,13 +18,14 @@ from alitok.common.files import atomic_file
 from alitok.config import DEFAULTS, compose_run, resolve
 
 TAKES_OVERRIDES = True
+OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --trainer.devices 2"
 
 _runs = itertools.count()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="YAML; laid in order")
-    parser.epilog = "any --key value overrides the files, e.g. --data.global_batch 32 --trainer.devices 2"
+    parser.epilog = f"example: {parser.prog} -c experiments/demo/generator.yaml\n{OVERRIDES}"
 
 
 def launch(verb: str, args: argparse.Namespace) -> None:

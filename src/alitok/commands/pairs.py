@@ -10,6 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+# Settings of the drawing that decide the tokens, beside the precision.
+DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "compiled")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from alitok.commands.sample import add_speed_arguments
@@ -37,10 +40,10 @@ def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.commands.device import pick_device
     from alitok.commands.sample_set import Draw, set_settings
-    from alitok.commands.tokenize import crop_recipe, is_finished
-    from alitok.common.distributed import all_or_none, process_group, rank, world_size
+    from alitok.commands.tokenize import is_finished, job
+    from alitok.common.distributed import all_or_none, process_group, rank
     from alitok.common.errors import BadInput
-    from alitok.data.sources import fingerprint, open_source
+    from alitok.data.sources import open_source
     from alitok.data.token_shards import TokenShards
 
     if not 0 <= args.sigma <= 1:
@@ -54,48 +57,24 @@ def run(args: argparse.Namespace) -> None:
             choice = (args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
             draw = Draw(*choice, compiled=args.compile)
             settings = set_settings(generator, tokenizer, names, draw, len(source))
-            kept = (
-                "generator",
-                "tokenizer",
-                "guidance",
-                "power",
-                "schedule",
-                "temperature",
-                "seed",
-                "quantisation",
-                "compiled",
-            )
-            job = {
-                "digest": tokenizer.card["digest"],
-                "recipe": {
-                    **crop_recipe(tokenizer.image_size, "center"),
-                    "sigma": args.sigma,
-                    **{key: settings[key] for key in kept},
-                },
-                "source": fingerprint(source),
-                "precision": args.precision,
-            }
-            finished = is_finished(args.out, job, source)
+            wanted = job(tokenizer, source, "center", args.precision)
+            wanted["recipe"] |= {"sigma": args.sigma, **{key: settings[key] for key in DECIDES}}
+            finished = is_finished(args.out, wanted, source)
         if not finished:
             shards = TokenShards(
                 args.out,
-                job,
+                wanted,
                 len(source),
                 codebook_size=tokenizer.codebook_size,
                 class_names=source.class_names,
                 images_per_shard=args.images_per_shard,
             )
-            with all_or_none():
-                if rank() == 0:
-                    shards.begin()
-            with all_or_none():
-                shards.check()
-                mine = [shard for shard in shards.pending() if shard % world_size() == rank()]
+            mine = shards.share()
             with all_or_none():
                 make(shards, mine, generator, tokenizer, source, settings, args.sigma, args.batch)
             with all_or_none():
                 if rank() == 0:
-                    shards.finish({**job, "source_description": source.description})
+                    shards.finish({**wanted, "source_description": source.description})
         if rank() == 0:
             print(f"{args.out}: {len(source):,} pairs" + (", all there already" if finished else ""))
 
@@ -121,19 +100,17 @@ def make(
     import torch
     from rich.progress import Progress
 
+    from alitok.commands.sample_set import common_batch
     from alitok.common.distributed import rank
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
     from alitok.sampling.generate import Sampler
     from alitok.sampling.guidance import make_guidance
-    from alitok.sampling.images import largest_batch
     from alitok.sampling.mixed import MixedSampler
 
     device, size = generator.embeddings.weight.device, tokenizer.image_size
     precision = settings["precision"]
-    if batch is None:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        batch = largest_batch(generator, tokenizer, True, precision, free)
+    batch = batch or common_batch(generator, tokenizer, True, precision)
     rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
     sampler = MixedSampler(Sampler(generator, precision, settings["compiled"]), rule, sigma)
     with Progress(disable=rank() != 0) as progress, torch.inference_mode():

@@ -59,16 +59,16 @@ def run(args: argparse.Namespace) -> None:
     for path in paths:  # a bad picture is to be found before anything is written
         read_picture(path, str(path))
     names = output_names(paths)
-    given = {path.resolve() for path in paths}
-    for name in (*names, GRID):
-        if (args.out / name).resolve() in given:
-            raise BadInput(f"{args.out / name} is one of the pictures and would be overwritten; name another --out.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
     counts = token_counts(args.keep, tokenizer.num_tokens)
     for count in counts:
         tokenizer.check_length(count)
+    given = {path.resolve() for path in paths}
+    for name in (*names, GRID, *([BY_TOKENS] if len(counts) > 1 else [])):
+        if (args.out / name).resolve() in given:
+            raise BadInput(f"{args.out / name} is one of the pictures and would be overwritten; name another --out.")
 
     pairs: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
@@ -130,8 +130,7 @@ def _by_tokens(rows: "list[Tensor]", means: dict[int, float], pictures: int, out
     from alitok.common.files import atomic_file
 
     titles = [*map(str, means), "original"]
-    # the half keeps a grey level from falling to the one below when it is multiplied by 255 again
-    save_grid((torch.cat(rows) + 0.5) / 255, out / BY_TOKENS, len(titles), titles)
+    save_grid(torch.cat(rows), out / BY_TOKENS, len(titles), titles)
     with atomic_file(out / "tokens.json") as temporary:
         temporary.write_text(json.dumps({"pictures": pictures, "psnr": means}, indent=2) + "\n", "utf-8")
     table = Table("tokens kept", "mean PSNR (dB)")

@@ -28,19 +28,19 @@ from alitok.evaluation.reference import (
     set_reference,
 )
 from alitok.models.perturbation import nearest_codes, swap_ids
+from alitok.models.quantizer import QuantizerOutput
 from alitok.models.tokenizer import Tokenizer
 
 
 def perturb(
-    metric: PerturbedFID, tokenizer: Tokenizer, images: Tensor, ids: Tensor, index: Tensor, quantisation: Quantisation
+    metric: PerturbedFID, tokenizer: Tokenizer, encoded: QuantizerOutput, index: Tensor, quantisation: Quantisation
 ) -> None:
-    """Adds what images (B, 3, H, W) with these ids (B, N) decode to in every setting.
+    """Adds what images decode to in every setting, from what their latents were quantized to.
 
     The random numbers are those of the image's number `index`, the same ones in all settings.
     """
-    latents = tokenizer.encode_latents(images)
-    quantized_from = tokenizer.quantizer(latents).latents
-    near = nearest_codes(latents if quantized_from is None else quantized_from, tokenizer.quantizer, max(metric.deltas))
+    ids = encoded.ids
+    near = nearest_codes(encoded.latents, tokenizer.quantizer, max(metric.deltas))
     drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
     uniforms = torch.stack(drawn).to(ids.device)
     for setting in metric.settings:
@@ -74,16 +74,16 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     quantisation: Quantisation = "round" if args.quantisation == "rounded" else "truncate"
     metrics = ReconstructionMetrics(extractor, quantisation, None if reference is None else reference.pooled)
     perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
-    codebook = CodebookUsage(tokenizer.codebook_size, getattr(tokenizer.quantizer, "sub_codes", None))
+    codebook = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)
     reader = Reader(images, args.batch)
     with all_or_none(), torch.inference_mode():
         for index, pixels in bar("Reconstructions")(reader):
             originals = pixels.to(device).float() / 255
-            ids = tokenizer.encode(originals)
-            metrics.update(originals, tokenizer.decode(ids))
-            codebook.update(ids)
+            encoded: QuantizerOutput = tokenizer.quantizer(tokenizer.encode_latents(originals))
+            metrics.update(originals, tokenizer.decode(encoded.ids))
+            codebook.update(encoded.ids)
             if perturbed is not None:
-                perturb(perturbed, tokenizer, originals, ids, index, quantisation)
+                perturb(perturbed, tokenizer, encoded, index, quantisation)
     digest = reader.digest()
     results: dict[str, Any] = {**metrics.compute(), **codebook.compute()}
     reasons = []

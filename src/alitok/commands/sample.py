@@ -90,9 +90,8 @@ def run(args: argparse.Namespace) -> None:
         same_below = not args.count or columns in (len(classes), count)  # each column is of one class
 
         def grid(images: Tensor) -> None:
-            # The half keeps a grey level from falling to the one below when it is multiplied by 255 again.
             titles = [names[label] for label in classes[:columns]] if same_below else None
-            save_grid((images + 0.5) / 255, args.out, columns, titles)
+            save_grid(images, args.out, columns, titles)
 
         drawn = draw_set(generator, tokenizer, args.out, settings, args.batch, grid)
         if rank() == 0:

@@ -125,7 +125,7 @@ def draw_set(
     if batch is None:
         most = common_batch(generator, tokenizer, rule is not None, settings["precision"])
         batch = min(most, -(-settings["count"] // world_size()))
-    tokens = settings.get("keep") or generator.num_tokens
+    tokens = settings["keep"] or generator.num_tokens
     runs = images.missing(batch)
     with all_or_none():  # every process has looked before one writes
         mine = runs[rank() :: world_size()]

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-skipped", type=int, default=10, help="unreadable images to leave out (default 10)")
     parser.add_argument("--device", default="auto")
     parser.epilog = (
-        "example: alitok tokenize --tokenizer runs/demo/stage1/artifact --data shapes --out runs/demo/tokens\n"
+        "example: alitok tokenize --tokenizer runs/demo/stage1/artifact --data shapes --out runs/shapes-tokens\n"
         "on eight GPUs: torchrun --nproc-per-node 8 -m alitok tokenize ..."
     )
 
@@ -182,7 +182,7 @@ def tokenize(
         BadInput: too many unreadable images, a folder that cannot be written, or one with the unfinished cache of
             another job; finished shards stay for the next start.
     """
-    from alitok.common.distributed import all_or_none, rank, world_size
+    from alitok.common.distributed import all_or_none, rank
     from alitok.data.token_shards import TokenShards
 
     wanted = job(tokenizer, source, crops, precision)
@@ -194,12 +194,8 @@ def tokenize(
         class_names=source.class_names,
         images_per_shard=images_per_shard,
     )
-    with all_or_none():
-        if rank() == 0:
-            shards.begin()
-    with all_or_none():
-        shards.check()
-        mine = [shard for shard in shards.pending() if shard % world_size() == rank()]
+    mine = shards.share()
+    with all_or_none():  # every process has looked before one writes
         skipped_before = len(shards.skipped())
     encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
     with all_or_none(), products(precision):

@@ -2,15 +2,9 @@
 
 import argparse
 
-from alitok.commands import lightning
-from alitok.commands.lightning import TAKES_OVERRIDES, launch
+from alitok.commands.lightning import TAKES_OVERRIDES, add_arguments, launch
 
 __all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    lightning.add_arguments(parser)
-    parser.epilog = f"example: alitok validate -c experiments/demo/generator.yaml\n{parser.epilog}"
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Real images together with tokens that a generator wrote for them: what a decoder is post-trained on."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -10,7 +10,8 @@ from alitok.data.datamodule import ImageNetDataModule
 from alitok.data.sources import fingerprint
 from alitok.data.token_cache import TokenCache
 
-FORMS = ("direct", "reencoded")  # the views of a cache of pairs
+Form = Literal["direct", "reencoded"]
+FORMS: tuple[Form, ...] = get_args(Form)  # the views of a cache of pairs
 
 
 class PairedDataModule(ImageNetDataModule):
@@ -26,7 +27,7 @@ class PairedDataModule(ImageNetDataModule):
         BadInput: an unknown form, pairs that are missing or of other images.
     """
 
-    def __init__(self, pairs: str, form: Literal["direct", "reencoded"] = "reencoded", **arguments: Any) -> None:
+    def __init__(self, pairs: str, form: Form = "reencoded", **arguments: Any) -> None:
         super().__init__(**{**arguments, "augment": False, "flip": False})
         if form not in FORMS:
             raise BadInput(f"Pairs come in the forms {' and '.join(FORMS)}, not {form!r}.")

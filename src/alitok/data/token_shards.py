@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from alitok.common.distributed import all_or_none, rank, world_size
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
 from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
@@ -67,6 +68,19 @@ class TokenShards:
         self.partial = folder.with_name(f"{folder.name}.partial")
         self.progress = self.partial / PROGRESS
         self.count = -(-total // images_per_shard)
+
+    def share(self) -> list[int]:
+        """Begins the cache, or goes on with it, and gives the shards that are this process's to make. A collective.
+
+        Raises:
+            BadInput: as `begin`, on every process.
+        """
+        with all_or_none():
+            if rank() == 0:
+                self.begin()
+        with all_or_none():
+            self.check()
+            return [shard for shard in self.pending() if shard % world_size() == rank()]
 
     def begin(self) -> None:
         """Makes the folder, or takes up the one that is there; for one process, before the others `check`.

@@ -1,6 +1,6 @@
 """Nested dropout: in training each image keeps its first tokens only, the others become a mask token."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,6 @@ from alitok.common.errors import BadInput
 from alitok.common.random import derive_seed
 
 Lengths = Literal["uniform", "powers", "rounded"]
-LENGTHS = ("uniform", "powers", "rounded")
 
 
 class NestedDropout(nn.Module):
@@ -31,8 +30,8 @@ class NestedDropout(nn.Module):
 
     def __init__(self, code_dim: int, lengths: Lengths = "powers") -> None:
         super().__init__()
-        if lengths not in LENGTHS:
-            raise BadInput(f"NestedDropout: lengths must be {', '.join(LENGTHS[:-1])} or {LENGTHS[-1]}, not {lengths}.")
+        if lengths not in (known := get_args(Lengths)):
+            raise BadInput(f"NestedDropout: lengths must be {', '.join(known[:-1])} or {known[-1]}, not {lengths}.")
         self.lengths = lengths
         self.mask_token = nn.Parameter(torch.randn(code_dim) * 0.02)  # as codes begin
         self.seed = self.step = self.first = 0

@@ -47,14 +47,14 @@ class QuantizerOutput:
         losses: scalars by name, weighted.
         statistics: what `update` needs, in training mode: a dataclass of tensors with `merge`. None where nothing is to
             be updated.
-        latents: what was quantized, where the quantizer norms or bounds the latents first; None for as they came.
+        latents: (B, N, D) float32, what was quantized: normed or bounded where the quantizer does that first.
     """
 
     quantized: Tensor
     ids: Tensor
     losses: dict[str, Tensor]
-    statistics: Any = None
-    latents: Tensor | None = None
+    statistics: Any
+    latents: Tensor
 
 
 class ClusteredQuantizer(nn.Module):
@@ -105,7 +105,7 @@ class ClusteredQuantizer(nn.Module):
                 "commitment": self.commitment * F.mse_loss(latents, quantized.detach()),
             }
             straight_through = latents + (quantized - latents).detach()
-        return QuantizerOutput(straight_through, ids, losses, statistics)
+        return QuantizerOutput(straight_through, ids, losses, statistics, latents)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N) -> latents (B, N, D) float32."""

@@ -94,9 +94,8 @@ class Tokenizer(nn.Module):
         if ids is not None:
             decoded = self.decoder(self._lookup(ids))
             return {**decoded, "ids": ids, "quantizer_losses": {}, "statistics": None}
-        latents = self.encoder(images).float()
-        quantizer_output = self.quantizer(latents)
-        latents = latents if quantizer_output.latents is None else quantizer_output.latents
+        quantizer_output = self.quantizer(self.encoder(images).float())
+        latents = quantizer_output.latents
         quantized = quantizer_output.quantized if quantize else latents
         if self.bottleneck is not None and self.training:
             quantized = self.bottleneck(quantized, latents, quantizer_output.ids, self.quantizer)

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alitok.common.compiler import has_compiler, quiet_compiler
-from alitok.common.errors import BadInput
+from alitok.common.compiler import need_compiler
 from alitok.sampling.cache import KeyValueCache
 
 
@@ -43,7 +42,6 @@ def step(block: Any, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
 @cache
 def compiled_step() -> Callable[[Any, Tensor, Tensor, LayerCache], Tensor]:
     """`step`, compiled at its first calls for any number of rows and any length."""
-    quiet_compiler()
     return torch.compile(step, dynamic=True, fullgraph=True)
 
 
@@ -56,8 +54,7 @@ class CompiledBlock(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        if not has_compiler():
-            raise BadInput("Compiling needs a C++ compiler, g++ or what CXX names: install one, or do not compile.")
+        need_compiler("Compiling")
         self.block = block
 
     def step(self, x: Tensor, rope: Tensor, cache: KeyValueCache, layer: int) -> Tensor:

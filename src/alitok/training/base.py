@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alitok.artifacts.folder import fit
 from alitok.common.build import build
-from alitok.common.compiler import has_compiler
+from alitok.common.compiler import need_compiler
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.common.random import reseed
@@ -144,10 +144,7 @@ class TrainingModule(L.LightningModule):
         if self.trainer.precision == "16-mixed":
             raise BadInput("precision 16-mixed is not supported; use bf16-mixed or 32-true.")
         if self.compile_blocks:
-            if not has_compiler():
-                raise BadInput(
-                    "model.compile_blocks needs a C++ compiler, g++ or what CXX names: install one, or leave it out."
-                )
+            need_compiler("model.compile_blocks")
             compile_blocks(self.model)
         if self.activation_checkpointing:
             recompute_activations(self.model)

@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from alitok.common.build import build
-from alitok.common.compiler import quiet_compiler
 from alitok.common.distributed import all_stack, all_sum, is_distributed, world_size
 from alitok.common.errors import BadInput
 
@@ -104,7 +103,6 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def compile_blocks(module: nn.Module) -> None:
     """Compiles forward and backward pass of each block at its first step; what strategies hook on stays outside."""
-    quiet_compiler()
     for block in blocks(module):
         # a bound method, so that a copy of the module gets one of its own
         block.forward = MethodType(_compiled, block)
