@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from alitok.commands.ablation import LADDER
+from alitok.commands.ablation_settings import LADDER
 from alitok.common.build import import_class
 from alitok.config import compose_run
 

@@ -11,7 +11,7 @@ from torchvision.io import write_png
 
 from alitok.cli import run
 from alitok.commands import ablation
-from alitok.commands.ablation import LADDER, plan
+from alitok.commands.ablation_settings import LADDER, plan
 from alitok.commands.runs import differences, open_runs
 from alitok.common.errors import BadInput
 

@@ -10,7 +10,7 @@ from tiny import tiny
 from alitok.callbacks.curves import read_curves
 from alitok.callbacks.metrics import open_extractor
 from alitok.cli import main
-from alitok.commands.demo import pictures
+from alitok.commands.image_specs import read_all
 from alitok.commands.lightning import run
 from alitok.data.shapes import Shapes
 from alitok.evaluation.statistics import FeatureStatistics
@@ -75,7 +75,7 @@ def test_more_samples_by_name(demo: Path, tmp_path: Path) -> None:
 def test_validate_measures_fid_and_inception_score_by_callback(demo: Path) -> None:
     extractor = open_extractor(str(demo / "classifier"), "cpu")
     reference = FeatureStatistics(extractor.num_features)
-    reference.update(extractor(pictures(Shapes("val", 32, count=30))[0]).pooled)
+    reference.update(extractor(read_all(Shapes("val", 32, count=30), 32)[0]).pooled)
     reference.save(demo / "reference.npz")
 
     def measured(batch: int) -> dict[str, float]:

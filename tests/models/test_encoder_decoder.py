@@ -6,6 +6,7 @@ from alitok.common.build import build
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder
 from alitok.models.tokenizer import Tokenizer
+from alitok.models.transformer import Init
 
 PREFIX, GRID, TOKENS = 5, 4, 21  # of the small tokenizer
 
@@ -128,9 +129,11 @@ def test_image_must_divide_into_patches():
         Encoder(30, 8, 4, 8, 64, 1, 1)
 
 
-def test_a_local_start_reads_each_patch_into_its_own_latent() -> None:
+@pytest.mark.parametrize(("init", "own"), [("local", 3), ("fan-in", 0), ("paper", 0)])
+def test_only_a_local_start_reads_each_patch_into_its_own_latent(init: Init, own: int) -> None:
     torch.manual_seed(0)
-    encoder = Encoder(32, 8, 20, 8, 64, 2, 4, init="local")
+    encoder = Encoder(32, 8, 20, 8, 64, 2, 4, init=init)
+    hits = 0
     images = torch.rand(1, 3, 32, 32)
     for patch in (0, 5, 15):
         y, x = divmod(patch, 4)
@@ -138,7 +141,14 @@ def test_a_local_start_reads_each_patch_into_its_own_latent() -> None:
         other[:, :, y * 8 : y * 8 + 8, x * 8 : x * 8 + 8] = torch.rand(1, 3, 8, 8)
         with torch.no_grad():
             change = (encoder(images) - encoder(other)).norm(dim=-1)[0, 4:]
-        assert int(change.argmax()) == patch
+        hits += int(change.argmax()) == patch
+    assert hits == own
+
+
+def test_grey_is_nothing_to_a_fan_in_start():
+    encoder = Encoder(32, 8, 16, 8, 64, 1, 1, init="fan-in")
+    assert encoder.patch_embed(torch.full((1, 3, 32, 32), 0.5)).abs().max() < 1e-5
+    assert encoder.patch_embed.weight.std().item() == pytest.approx(3 / (3 * 8 * 8) ** 0.5, rel=0.02)
 
 
 def test_a_local_start_has_patches_for_all_prefix_tokens():

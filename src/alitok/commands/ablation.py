@@ -5,30 +5,11 @@ written anew after every rung.
 """
 
 import argparse
-import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alitok.common.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-# Rung -> the files of experiments/ablation that are laid over tokenizer.yaml, one change each.
-LADDER: dict[str, tuple[str, ...]] = {
-    "bidirectional": (),
-    "causal": ("causal",),
-    "prefix": ("causal", "prefix"),
-    "auxiliary": ("causal", "prefix", "auxiliary"),
-    "two-stage": ("causal", "prefix", "auxiliary", "two-stage"),
-    "causal-encoder": ("causal-encoder",),
-}
-# Rungs that are repeated for every seed; the others have the first only.
-REPEATED = ("bidirectional", "causal", "auxiliary", "two-stage")
-# The second stage has the first stage, tokens and generator of this rung.
-STAGE1_OF_TWO = "auxiliary"
+from alitok.commands.ablation_settings import LADDER, STAGE1_OF_TWO, Settings, defined, plan, sets, settle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,21 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classifier-steps", type=int, default=3000, help="of the measuring network (default 3000)")
     parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
     parser.epilog = "example: alitok ablation --data uoft-cs/cifar10 --out runs/ablation"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all rungs of a ladder share; written to OUT/settings.json, and a second start must have the same."""
-
-    data: str
-    define: dict[str, str]
-    files: str  # digest of the YAML files
-    pictures: int
-    samples: int
-    tuning_samples: int
-    guidance: list[float]
-    classifier_steps: int
-    precision: str
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,118 +56,6 @@ def run(args: argparse.Namespace) -> None:
         write_page(folders, out / "compare.html", data=settings.data)
         print(f"{out / 'compare.html'}: {len(folders)} runs side by side")
     print(f"{results}.md, .json, .png: {len(folders)} rows")
-
-
-def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
-    """(rung, seed) in the order of work: the whole ladder for the first seed, then the repeated rungs.
-
-    Raises:
-        BadInput: an unknown rung, a seed that is no whole number, or the second stage without its first.
-    """
-    from alitok.common.build import nearest
-
-    chosen = list(LADDER) if variants is None else [name.strip() for name in variants.split(",")]
-    for name in chosen:
-        if name not in LADDER:
-            raise BadInput(f"--variants: there is no rung {name!r}{nearest(name, LADDER)}")
-    if "two-stage" in chosen and STAGE1_OF_TWO not in chosen:
-        raise BadInput(f"--variants: two-stage is a second stage on the tokens of {STAGE1_OF_TWO}: name that one too.")
-    chosen = [name for name in LADDER if name in chosen]
-    try:
-        numbers = list(dict.fromkeys(int(seed) for seed in seeds.split(",")))
-    except ValueError as error:
-        raise BadInput(f"--seeds takes whole numbers and commas, not {seeds!r}.") from error
-    return [(name, seed) for index, seed in enumerate(numbers) for name in chosen if index == 0 or name in REPEATED]
-
-
-def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
-    """The ladder's settings; those of an earlier start of the same ladder hold on.
-
-    Raises:
-        BadInput: they differ from those of the earlier start, or make no sense.
-    """
-    from dataclasses import asdict
-
-    from alitok.commands.demo import faster_precision
-    from alitok.common.files import atomic_file
-
-    for name, least in (("pictures", 20), ("samples", 20), ("tuning_samples", 20), ("classifier_steps", 1)):
-        if getattr(args, name) < least:
-            raise BadInput(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}.")
-    try:
-        guidance = [float(word) for word in args.guidance.split(",")]
-    except ValueError as error:
-        raise BadInput(f"--guidance takes numbers and commas, not {args.guidance!r}.") from error
-    define = {}
-    for word in args.set:
-        key, equals, value = word.partition("=")
-        if not equals or not value:
-            raise BadInput(f"--set takes KEY=VALUE, not {word!r}.")
-        define[key] = value
-    file = out / "settings.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
-    precision = before.get("precision") if args.precision == "auto" else args.precision
-    settings = Settings(
-        data=args.data,
-        define=define,
-        files=files_digest(configs),
-        pictures=args.pictures,
-        samples=args.samples,
-        tuning_samples=args.tuning_samples,
-        guidance=guidance,
-        classifier_steps=args.classifier_steps,
-        precision=precision or faster_precision(),
-    )
-    defined(configs, settings)
-    now = json.loads(json.dumps(asdict(settings)))
-    if before and before != now:
-        changed = ", ".join(key for key in now if before.get(key) != now[key])
-        raise BadInput(f"{out} holds a ladder with other settings ({changed}): no rung may differ, name another --out.")
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(now, indent=2) + "\n")
-    return settings
-
-
-def files_digest(configs: Path) -> str:
-    """SHA-256 over the ladder's YAML files.
-
-    Raises:
-        BadInput: one of them is missing.
-    """
-    digest = hashlib.sha256()
-    for name in sorted({"tokenizer", "generator"}.union(*LADDER.values())):
-        file = configs / f"{name}.yaml"
-        if not file.is_file():
-            raise BadInput(f"The ladder's file {file} is missing.")
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def defined(configs: Path, settings: Settings) -> dict[str, Any]:
-    """The `define` blocks of tokenizer and generator together, as set.
-
-    Raises:
-        BadInput: a key that neither knows.
-    """
-    from alitok.common.build import nearest
-    from alitok.config import load_yaml, parse_overrides
-
-    known: dict[str, Any] = {}
-    for name in ("tokenizer", "generator"):
-        known |= load_yaml(configs / f"{name}.yaml").get("define", {})
-    for key, value in parse_overrides([f"--{key}={value}" for key, value in settings.define.items()]):
-        if key not in known:
-            raise BadInput(f"--set: the ladder defines no {key!r}{nearest(key, known)}")
-        known[key] = value
-    return known
-
-
-def sets(files: list[Path], settings: Settings) -> list[str]:
-    """The overrides of --set that concern these files."""
-    from alitok.config import load_yaml
-
-    known = {key for file in files for key in load_yaml(file).get("define", {})}
-    return [f"--define.{key}={value}" for key, value in settings.define.items() if key in known]
 
 
 def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Settings, judge: Any) -> None:
@@ -267,20 +121,3 @@ def cache_tokens(artifact: Path, data: str, folder: Path) -> None:
         return
     tokenizer = load_tokenizer(artifact, pick_device("auto"))
     tokenize(tokenizer, open_source(data, "train", size=tokenizer.image_size), folder, crops="center", batch=128)
-
-
-def load_pictures(data: str, split: Any, size: int, count: int | None) -> tuple["Tensor", "Tensor", list[str]]:
-    """Pictures (B, 3, size, size) uint8, labels (B,) and class names of one split."""
-    import torch
-    from rich.progress import track
-
-    from alitok.data.sources import open_source
-    from alitok.data.transforms import center_crop, to_tensor
-
-    source = open_source(data, split, size=size, count=count)
-    images = torch.empty(len(source), 3, size, size, dtype=torch.uint8)
-    labels = torch.empty(len(source), dtype=torch.int64)
-    for index in track(range(len(source)), f"Pictures ({split})"):
-        picture, label = source[index]
-        images[index], labels[index] = to_tensor(center_crop(picture, size)), label
-    return images, labels, source.class_names

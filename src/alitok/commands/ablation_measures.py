@@ -8,10 +8,12 @@ from torch import Tensor
 
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
 from alitok.callbacks.pictures import save_grid
-from alitok.commands.ablation import Settings, load_pictures
+from alitok.commands.ablation_settings import Settings
 from alitok.commands.device import pick_device
+from alitok.commands.image_specs import read_all
 from alitok.commands.probe import token_statistics
 from alitok.common.random import stream
+from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.accuracy import TokenAccuracy
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
@@ -43,20 +45,22 @@ class Judge:
     def __init__(self, settings: Settings, out: Path, image_size: int) -> None:
         self.settings = settings
         self.device = pick_device("auto")
-        self.images, self.labels, self.class_names = load_pictures(settings.data, "val", image_size, settings.pictures)
+        held_out = open_source(settings.data, "val", size=image_size, count=settings.pictures)
+        self.images, self.labels = read_all(held_out, image_size)
+        self.class_names = held_out.class_names
         # mixed, since folders come sorted by class and the first pictures are shown
         order = torch.randperm(len(self.images), generator=stream("ladder pictures"))
         self.images, self.labels = self.images[order], self.labels[order]
         if not (out / "classifier").is_dir():
-            images, labels, _ = load_pictures(settings.data, "train", image_size, None)
+            images, labels = read_all(open_source(settings.data, "train", size=image_size), image_size)
             self._train_classifier(images, labels, out / "classifier")
         network = Classifier.load(out / "classifier")
         self.extractor = ClassifierExtractor(network, "ladder classifier", self.device)
         if not (out / "reference.npz").is_file():
-            images, _, _ = load_pictures(settings.data, "train", image_size, REFERENCE_PICTURES)
-            self._features(images)[0].save(out / "reference.npz")
+            source = open_source(settings.data, "train", size=image_size, count=REFERENCE_PICTURES)
+            self._features(read_all(source, image_size)[0])[0].save(out / "reference.npz")
         self.reference = FeatureStatistics.load(out / "reference.npz")
-        held_out, right = self._features(self.images, self.labels)
+        statistics, right = self._features(self.images, self.labels)
         self.facts: dict[str, Any] = {
             "settings": vars(settings),
             "extractor": {
@@ -65,7 +69,7 @@ class Judge:
                 "features": self.extractor.num_features,
                 "accuracy": right,
             },
-            "fid_real": frechet_distance(held_out, self.reference),
+            "fid_real": frechet_distance(statistics, self.reference),
             "comparable": False,
             "reasons": [
                 "features of a classifier of our own, not of the 2015 Inception",

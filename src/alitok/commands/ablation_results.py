@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alitok.commands.ablation import LADDER
+from alitok.commands.ablation_settings import LADDER
 from alitok.commands.runs import read_json, spread
 from alitok.common.files import atomic_file
 

@@ -116,12 +116,13 @@ def classifier(folder: Path, steps: int) -> None:
     """Trains the small classifier that stands in for Inception; done when its folder is there."""
     from rich.progress import Progress
 
+    from alitok.commands.image_specs import read_all
     from alitok.data.shapes import Shapes
     from alitok.evaluation.classifier import array_batches, train_classifier
 
     if folder.is_dir():
         return
-    images, labels = pictures(Shapes("train", count=6000, seed=1))
+    images, labels = read_all(Shapes("train", count=6000, seed=1), 64)
     with Progress() as progress:
         task = progress.add_task("Classifier", total=steps)
         network = train_classifier(
@@ -131,16 +132,6 @@ def classifier(folder: Path, steps: int) -> None:
             progress=lambda step, loss: progress.update(task, completed=step),
         )
     network.save(folder)
-
-
-def pictures(source: Any) -> tuple[Any, Any]:
-    """All images of a source (B, 3, H, W) uint8, and labels (B,)."""
-    import torch
-
-    from alitok.data.transforms import to_tensor
-
-    items = [source[index] for index in range(len(source))]
-    return torch.stack([to_tensor(image) for image, _ in items]), torch.tensor([label for _, label in items])
 
 
 def cache_tokens(out: Path, images: int) -> None:
@@ -169,6 +160,7 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     from alitok.callbacks.curves import read_curves
     from alitok.callbacks.metrics import open_extractor
     from alitok.callbacks.pictures import save_grid
+    from alitok.commands.image_specs import read_all
     from alitok.commands.report import write_report
     from alitok.common.files import atomic_file
     from alitok.data.shapes import Shapes
@@ -186,8 +178,8 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     extractor = open_extractor(str(out / "classifier"), "cpu")
 
     # Two sets of pictures that no stage has seen: one to measure against, one to say how far real is from real.
-    held_out, _ = pictures(Shapes("val", size, count=count, seed=0))
-    others, other_labels = pictures(Shapes("val", size, count=count, seed=1))
+    held_out, _ = read_all(Shapes("val", size, count=count, seed=0), size)
+    others, other_labels = read_all(Shapes("val", size, count=count, seed=1), size)
     reference, real = FeatureStatistics(extractor.num_features), FeatureStatistics(extractor.num_features)
     correct = 0
     for part, other, labels in zip(held_out.split(100), others.split(100), other_labels.split(100), strict=True):

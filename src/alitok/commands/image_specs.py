@@ -12,7 +12,7 @@ from rich.progress import track
 from alitok.callbacks.metrics import open_extractor
 from alitok.common.distributed import rank
 from alitok.common.errors import BadInput
-from alitok.data.sources import NoValidation, open_source
+from alitok.data.sources import NoValidation, Source, open_source
 from alitok.data.transforms import center_crop, to_tensor
 from alitok.evaluation.clean_fid import CleanFidExtractor
 from alitok.evaluation.extractors import Extractor
@@ -57,6 +57,16 @@ def open_spec(spec: str, split: str, size: int | None, count: int | None = None)
     except NoValidation:
         source, made_of = open_source(spec, "train", size=size, count=count, val_fraction=0), UNKNOWN
     return SourceImages(source, size, crop), made_of
+
+
+def read_all(source: Source, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre crops of all pictures of a source, (B, 3, size, size) uint8, and labels (B,)."""
+    images = torch.empty(len(source), 3, size, size, dtype=torch.uint8)
+    labels = torch.empty(len(source), dtype=torch.int64)
+    for index in bar("Pictures")(range(len(source))):
+        picture, label = source[index]
+        images[index], labels[index] = crop(picture, size), label
+    return images, labels
 
 
 def crop(picture: Any, size: int) -> torch.Tensor:

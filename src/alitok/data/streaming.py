@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from alitok.common.errors import BadInput
+from alitok.data.columns import choose_columns, read_labels
 from alitok.data.pictures import UnreadableImage, read_picture
 from alitok.data.wordnet import readable_names
 
@@ -102,8 +103,6 @@ class StreamedSource:
         label_column: str | None = None,
         classes: list[str] | None = None,
     ) -> None:
-        from alitok.data.tables import choose_columns, read_labels
-
         self.rows, self.name, self.blocks = rows, name, rows.blocks
         self.image_column, self.label_column = choose_columns(rows.features, image_column, label_column, name)
         self.labels: np.ndarray | None = None

@@ -5,17 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from alitok.common.errors import BadInput
+from alitok.data.columns import choose_columns, choose_label, read_labels
 from alitok.data.pictures import UnreadableImage, read_picture
 from alitok.data.streaming import ParquetRows, StreamedSource
 from alitok.data.wordnet import readable_names
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 SPLIT_FOLDERS = ("data", "train", "val", "validation", "test")
-LABEL_NAMES = ("label", "labels", "cls", "class", "target", "class_id")
 
 Load = Callable[[str], Any]  # the name of a split -> datasets.Dataset
 
@@ -166,7 +165,7 @@ def _open(
     classes = None
     if split == "val" and chosen != "train" and "train" in available:
         # numbers or words as labels: which classes there are is what training says
-        label_column = _choose(dataset.features, columns[1], "label", _is_label, name)
+        label_column = choose_label(dataset.features, columns[1], name)
         if not hasattr(dataset.features[label_column], "names"):
             classes = _source(load("train"), name, columns[0], label_column).classes
     source = _source(dataset, name, *columns, classes)
@@ -215,83 +214,6 @@ def _group(folder: Path, files: list[Path], split_name: str | None) -> dict[str,
     if rest:
         groups["train"] = rest
     return groups
-
-
-def _is_image(feature: Any) -> bool:
-    import datasets
-
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-    return binary or isinstance(feature, datasets.Image)
-
-
-def _is_label(feature: Any) -> bool:
-    import datasets
-
-    integer = isinstance(feature, datasets.Value) and "int" in feature.dtype
-    return integer or isinstance(feature, datasets.ClassLabel)
-
-
-def _choose(features: Any, given: str | None, what: str, fits: Callable[[Any], bool], name: str) -> str:
-    """The column given, or the only one of the right type; among labels, class labels and usual names go first."""
-    columns = list(features)
-    if given is not None:
-        if given not in columns:
-            raise BadInput(f"{name} has no column {given!r}; its columns are {', '.join(columns)}.")
-        return given
-    fitting = [column for column in columns if fits(features[column])]
-    if what == "label" and len(fitting) > 1:
-        named = [column for column in fitting if hasattr(features[column], "names")]
-        usual = [column for column in fitting if column.lower() in LABEL_NAMES]
-        fitting = named or usual or fitting
-    if len(fitting) != 1:
-        found = "none" if not fitting else "several: " + ", ".join(fitting)
-        raise BadInput(
-            f"{name} needs one {what} column and has {found} (columns: {', '.join(columns)}); "
-            f"name it with {what}_column."
-        )
-    return fitting[0]
-
-
-def choose_columns(features: Any, image: str | None, label: str | None, name: str) -> tuple[str, str]:
-    """The image and the label column: as given, or found by type.
-
-    Raises:
-        BadInput: there is none, or a choice.
-    """
-    image = _choose(features, image, "image", _is_image, name)
-    return image, _choose(features, label, "label", _is_label, name)
-
-
-def read_labels(column: Any, feature: Any, classes: list[str] | None, name: str) -> tuple[list[str], np.ndarray]:
-    """Classes and labels (rows,) int64 of a column of numbers or words.
-
-    Args:
-        column: a pyarrow column.
-        classes: of the training split, None = from the column.
-
-    Raises:
-        BadInput: rows without a label, or with an unknown one.
-    """
-    if column.null_count:
-        raise BadInput(f"{name} has {column.null_count:,} rows without a label.")
-    labels = column.to_numpy()
-    if labels.dtype.kind not in "iu":
-        words = labels.astype(str)
-        classes = sorted(set(words)) if classes is None else classes
-        numbers = {word: number for number, word in enumerate(classes)}
-        strangers = sorted(set(words) - set(numbers))
-        if strangers:
-            raise BadInput(f"{name} has a class {strangers[0]!r} that the training split does not have.")
-        return classes, np.array([numbers[word] for word in words], dtype=np.int64)
-    if labels.min() < 0:
-        raise BadInput(f"{name} has images without a class (label {labels.min()}); use a labelled split.")
-    if classes is None:
-        classes = list(getattr(feature, "names", None) or map(str, range(int(labels.max()) + 1)))
-    if labels.max() >= len(classes):
-        raise BadInput(f"{name} has the label {labels.max()}, but there are only {len(classes)} classes.")
-    return classes, labels.astype(np.int64)
 
 
 @contextmanager

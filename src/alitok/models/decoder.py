@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         buffer_tokens: learned tokens in front of the sequence (stage 1: one, stage 2: B).
         prefix_head: decode the prefix tokens, with a head of their own, to a strip.
         drop_prefix: take the prefix tokens out of the input (the paper's stage 2).
-        init: of the weights, see `init_weights`; "local" lets small models on short schedules learn far sooner.
+        init: of the weights, see `init_weights`; all but "paper" let small models on short schedules learn far sooner.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         self.image_head = PixelHead(width, patch_size)
         self.prefix_head = PixelHead(width, patch_size) if prefix_head else None
         init_weights(self, init)
-        if init == "local":  # colours pass from the start; else they wait for this 3 x 3 matrix to grow
+        if init != "paper":  # colours pass from the start; else they wait for this 3 x 3 matrix to grow
             for head in (self.image_head, self.prefix_head):
                 if head is not None:
                     nn.init.dirac_(head.conv.weight)

@@ -16,7 +16,8 @@ class Encoder(nn.Module):
         num_latents: N, prefix tokens included.
         code_dim: D, channels of a latent.
         width, depth, heads: of the transformer.
-        init: of the weights, see `init_weights`; "local" lets small models on short schedules learn far sooner.
+        init: of the weights, see `init_weights`; "fan-in" lets small models on short schedules learn sooner, "local"
+            (latents begin as queries for a patch each) sooner still.
     """
 
     def __init__(
@@ -46,8 +47,20 @@ class Encoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.to_code = nn.Linear(width, code_dim)
         init_weights(self, init)
+        if init != "paper":
+            self._emphasise_patches()
         if init == "local":
             self._start_local(patches)
+
+    @torch.no_grad()
+    def _emphasise_patches(self) -> None:
+        """Patches count by their difference from grey, three times as much.
+
+        What they show is then not drowned by what all pictures share, nor by the positions.
+        """
+        assert self.patch_embed.bias is not None
+        self.patch_embed.weight.mul_(3)
+        self.patch_embed.bias.copy_(-0.5 * self.patch_embed.weight.sum((1, 2, 3)))
 
     @torch.no_grad()
     def _start_local(self, patches: int) -> None:
@@ -56,15 +69,10 @@ class Encoder(nn.Module):
         The image latents take their own patch, the prefix latents those of the first patches. Which latent reads which
         patch is the slowest thing to find out from nothing; here it is there from the first step, and free to change.
         Where there are fewer latents than patches, none has a patch of its own: they begin anywhere.
-        Patches count by their difference from grey, three times as much: what they show is then not drowned by what
-        all pictures share, nor by the positions.
         """
         prefix = self.num_latents - patches
         if prefix > patches:
             raise ValueError(f"num_latents must be at most twice the {patches} patches, not {self.num_latents}")
-        assert self.patch_embed.bias is not None
-        self.patch_embed.weight.mul_(3)
-        self.patch_embed.bias.copy_(-0.5 * self.patch_embed.weight.sum((1, 2, 3)))
         self.latent_tokens.mul_(0.1)
         if prefix >= 0:
             self.latent_positions[prefix:] = self.patch_positions

@@ -21,7 +21,7 @@ class TiTokDecoder(nn.Module):
         num_latents: N, the most latents that it is given.
         code_dim: D, channels of a latent.
         width, depth, heads: of the transformer.
-        init: of the weights, see `init_weights`; "local" lets small models on short schedules learn far sooner.
+        init: of the weights, see `init_weights`; all but "paper" let small models on short schedules learn far sooner.
     """
 
     any_length = True  # a bottleneck may hand it the first latents only
@@ -51,7 +51,7 @@ class TiTokDecoder(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.image_head = PixelHead(width, patch_size)
         init_weights(self, init)
-        if init == "local":  # colours pass from the start, as in `Decoder`
+        if init != "paper":  # colours pass from the start, as in `Decoder`
             nn.init.dirac_(self.image_head.conv.weight)
 
     def forward(self, latents: Tensor) -> dict[str, Tensor]:

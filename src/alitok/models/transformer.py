@@ -12,7 +12,7 @@ from torch import Tensor, nn
 PLAIN_ATTENTION_LENGTH = 1024
 CAUSAL_BLOCK = 160  # queries at a time, so that most of what no query may see is never computed
 
-Init = Literal["paper", "local"]
+Init = Literal["paper", "fan-in", "local"]
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -116,7 +116,7 @@ class Block(nn.Module):
 def init_weights(model: nn.Module, init: Init = "paper") -> None:
     """Draws the weights of all linear, convolution and embedding layers; biases 0.
 
-    "paper" (AliTok): N(0, 0.02). "local": variance 1 / inputs of the layer, embeddings as the paper.
+    "paper" (AliTok): N(0, 0.02). "fan-in" and "local": variance 1 / inputs of the layer, embeddings as the paper.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
