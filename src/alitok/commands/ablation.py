@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, default=5000, help="held-out pictures measured (default 5000)")
     parser.add_argument("--samples", type=int, default=2000, help="samples behind a gFID (default 2000)")
     parser.add_argument("--tuning-samples", type=int, default=500, help="behind a guidance tried (default 500)")
-    parser.add_argument("--guidance", default="1.5,2,3,4,6", metavar="G,...", help="tried (default 1.5,2,3,4,6)")
+    parser.add_argument("--guidance", default="3,6,9,12", metavar="G,...", help="tried (default 3,6,9,12)")
     parser.add_argument("--classifier-steps", type=int, default=3000, help="of the measuring network (default 3000)")
     parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
     parser.epilog = "example: alitok ablation --data uoft-cs/cifar10 --out runs/ablation"
