@@ -87,6 +87,13 @@ def test_rows_have_the_keys_that_programs_read(ladder: Path) -> None:
     assert len(details["accuracy_by_position"]) == 72
     assert set(details["gfid_by_guidance"]) == {"2", "3"}
     assert details["psnr_by_first_tokens"].keys() >= {"0", "72"}
+    # a causal decoder makes nothing of a token for the patches before it; the second stage's is not causal
+    causal, both = content["details"]["auxiliary-3"]["reach"], details["reach"]
+    for reach in (causal, both):
+        assert reach["own"] + reach["before"] + reach["after"] == pytest.approx(1, abs=1e-4)
+    assert causal["before"] < 1e-9 < both["before"]
+    for sheet in ("first-tokens", "samples"):
+        assert (ladder.parent / "docs" / f"ladder-{sheet}.png").stat().st_size > 10_000
 
 
 def test_what_a_person_looks_at(ladder: Path) -> None:

@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     work = plan(args.variants, args.seeds)
     settings = settle(args, configs, out)
-    judge = Judge(settings, out, image_size=int(defined(configs, settings)["image_size"]))
+    sizes = defined(configs, settings)
+    image_size, rows = int(sizes["image_size"]), int(sizes["image_size"]) // int(sizes["patch_size"])
+    judge = Judge(settings, out, image_size, rows)
     results = Path(args.results) if args.results else out / "ablation"
     for number, (variant, seed) in enumerate(work, start=1):
         folder = out / f"seed-{seed}" / variant

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
@@ -38,12 +39,16 @@ TUNING_SEED, SEED = 1, 0
 class Judge:
     """The measures of one ladder; the classifier and its statistics are made once and kept in its folder.
 
+    Args:
+        image_size: height and width of the pictures.
+        rows: of patches, each with a token.
+
     Attributes:
         facts: what the results say of the measures: the classifier with its accuracy, counts, floor of the FID.
     """
 
-    def __init__(self, settings: Settings, out: Path, image_size: int) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, out: Path, image_size: int, rows: int) -> None:
+        self.settings, self.rows = settings, rows
         self.device = pick_device("auto")
         held_out = open_source(settings.data, "val", size=image_size, count=settings.pictures)
         self.images, self.labels = read_all(held_out, image_size)
@@ -116,6 +121,7 @@ class Judge:
         check_pair(generator, tokenizer)
         row, details = self._tokens_and_pictures(tokenizer, generator)
         details |= self._first_tokens(tokenizer, folder / "first-tokens.png")
+        details |= self._reach(tokenizer, self.rows)
         cache = TokenCache(tokens)
         statistics = token_statistics(cache, torch.arange(len(cache)), tokenizer.codebook_size)
         details |= {key: statistics[key] for key in ("entropy", "entropy_given_class", "codebook_perplexity")}
@@ -184,6 +190,34 @@ class Judge:
         grid = torch.stack([*columns, pixels[:8]], dim=1).flatten(0, 1)
         save_grid(grid, path, len(counts) + 1, [*map(str, counts), "original"])
         return {"psnr_by_first_tokens": values}
+
+    @torch.inference_mode()
+    def _reach(self, tokenizer: "Tokenizer", rows: int) -> dict[str, Any]:
+        """Where a token acts: the change of the picture when its code is replaced by the mean code.
+
+        Shares of the squared change that fall on the token's own patch, on patches before and after it, means over the
+        rows^2 image tokens; and for the tokens in front, on the first row of patches.
+        """
+        pixels = self.images[:100].to(self.device).float() / 255
+        latents = tokenizer.quantizer.lookup(tokenizer.encode(pixels))
+        mean, whole = latents.mean(dim=(0, 1)), tokenizer.decoder(latents)["image"].float()
+        changes = []
+        for token in range(tokenizer.num_tokens):
+            cut = latents.clone()
+            cut[:, token] = mean
+            change = (tokenizer.decoder(cut)["image"].float() - whole).square()
+            changes.append(reduce(change, "b c (h y) (w x) -> (h w)", "sum", h=rows, w=rows))
+        shares = torch.stack(changes)
+        shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        prefix, image = shares[: -(rows**2)], shares[-(rows**2) :]
+        reach = {
+            "own": image.diagonal().mean(),
+            "before": image.tril(-1).sum(1).mean(),
+            "after": image.triu(1).sum(1).mean(),
+        }
+        if len(prefix):
+            reach["prefix_on_first_row"] = prefix[:, :rows].sum(1).mean()
+        return {"reach": {name: float(share) for name, share in reach.items()}}
 
     def _fid(
         self, tokenizer: "Tokenizer", generator: "Generator", guidance: float, count: int, seed: int

@@ -1,4 +1,4 @@
-"""The ladder's results: JSON for programs, a table in Markdown, a figure."""
+"""The ladder's results: JSON for programs, a table in Markdown, a figure, and the rungs' pictures side by side."""
 
 import json
 import platform
@@ -26,10 +26,15 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 }
 PANELS = ("ar_accuracy", "ar_loss", "gfid", "gfid_guided", "rfid", "psnr")
 ROW_KEYS = ("variant", "seed", *COLUMNS)
+# a rung's picture -> what the sheet of all rungs says of it
+SHEETS = {
+    "first-tokens": "Decoded from the first k tokens, the others replaced by the mean code",
+    "samples": "Samples: four rows without guidance, four at the best scale",
+}
 
 
 def write_results(out: Path, path: Path, facts: Mapping[str, Any]) -> None:
-    """Gathers the rows in the ladder's folder into PATH.json, PATH.md and PATH.png.
+    """Gathers the rows in the ladder's folder into PATH.json, PATH.md, PATH.png and a sheet PATH-NAME.png a picture.
 
     Args:
         facts: of the measures, see `Judge`.
@@ -45,8 +50,14 @@ def write_results(out: Path, path: Path, facts: Mapping[str, Any]) -> None:
     with atomic_file(path.with_name(f"{path.name}.json")) as file:
         file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     with atomic_file(path.with_name(f"{path.name}.md")) as file:
-        file.write_text(markdown(content, f"{path.name}.png"), encoding="utf-8")
+        file.write_text(markdown(content, path.name), encoding="utf-8")
     draw(rows, details, path.with_name(f"{path.name}.png"))
+    for name, title in SHEETS.items():
+        pictures = {
+            variant: out / f"seed-{found[0]['seed']}" / variant / f"{name}.png"
+            for variant, found in by_variant(rows).items()
+        }
+        draw_sheet(pictures, title, path.with_name(f"{path.name}-{name}.png"))
 
 
 def command() -> str:
@@ -71,7 +82,7 @@ def by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     return {name: found for name in LADDER if (found := [row for row in rows if row["variant"] == name])}
 
 
-def markdown(content: Mapping[str, Any], figure: str) -> str:
+def markdown(content: Mapping[str, Any], name: str) -> str:
     """The table, mean and standard deviation over seeds, with what is behind it."""
     heads = ["rung", "seeds", *(head for head, _, _ in COLUMNS.values())]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -96,7 +107,8 @@ def markdown(content: Mapping[str, Any], figure: str) -> str:
         f"Data: `{settings['data']}`. Command: `{content['command']}`. Machine: {content['machine']};"
         f" {settings['precision']}.",
     ]
-    parts = ["# The ladder", "\n".join(lines), f"![The ladder's numbers by rung]({figure})", *notes]
+    pictures = [f"![{title}]({name}-{sheet}.png)" for sheet, title in SHEETS.items()]
+    parts = ["# The ladder", "\n".join(lines), f"![The ladder's numbers by rung]({name}.png)", *pictures, *notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -124,5 +136,23 @@ def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Mapping[str, A
     axes.set_title("accuracy (%) by position of the token, first seed", fontsize=9)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=7, ncols=3)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def draw_sheet(pictures: Mapping[str, Path], title: str, path: Path) -> None:
+    """The rungs' own pictures side by side, each under the name of its rung; PNG."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    rows = -(-len(pictures) // 3)
+    figure = Figure(figsize=(12, 3.7 * rows), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    panels = figure.subplots(rows, 3, squeeze=False).flatten()
+    for axes in panels:
+        axes.axis("off")
+    for axes, (variant, file) in zip(panels, pictures.items(), strict=False):
+        axes.imshow(Image.open(file), interpolation="nearest")
+        axes.set_title(variant, fontsize=9)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
