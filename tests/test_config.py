@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from alitok.common.errors import BadInput
-from alitok.config import compose, compose_run
+from alitok.config import compose, compose_run, load_yaml
 
 QUANTIZER = "alitok.models.quantizer.ClusteredQuantizer"
 
@@ -134,6 +134,18 @@ def test_bad_files(tmp_path: Path) -> None:
         compose([write(tmp_path, "b.yaml", "- 1")])
     with pytest.raises(BadInput, match="no 'model'"):
         compose_run([write(tmp_path, "c.yaml", "trainer: {max_steps: 3}")])
+
+
+def test_shipped_files_are_found_where_there_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = load_yaml(Path("experiments/ablation/prefix.yaml"))
+    monkeypatch.chdir(tmp_path)
+    assert load_yaml("experiments/ablation/prefix.yaml") == here == {"define": {"num_prefix": 8}}
+    own = tmp_path / "experiments" / "ablation" / "prefix.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("define: {num_prefix: 3}")
+    assert load_yaml("experiments/ablation/prefix.yaml") == {"define": {"num_prefix": 3}}
+    with pytest.raises(BadInput, match="Cannot read configuration experiments/ablation/none.yaml"):
+        load_yaml("experiments/ablation/none.yaml")
 
 
 def test_composing_twice_gives_the_same(base: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alitok.common.build import import_class, is_class_block, known_arguments, misfit, nearest
 from alitok.common.errors import BadInput
+from alitok.common.files import experiments_folder
 
 # What a run's configuration may hold; `define` is free: values that others refer to.
 TOP_LEVEL = ("define", "seed_everything", "model", "data", "trainer", "ckpt_path")
@@ -86,11 +87,17 @@ def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> d
 def load_yaml(file: str | Path) -> dict[str, Any]:
     """One YAML file as a plain map, interpolations untouched.
 
+    A file experiments/... that is not here is the one that ships with the package, so that no repository is needed.
+
     Raises:
         BadInput: it is missing, no YAML or no map.
     """
+    path = Path(file)
+    if path.parts[:1] == ("experiments",) and not path.exists():
+        shipped = experiments_folder().joinpath(*path.parts[1:])
+        path = shipped if shipped.is_file() else path
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except OSError as error:
         raise BadInput(f"Cannot read configuration {file}: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
