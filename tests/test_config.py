@@ -144,7 +144,7 @@ def test_shipped_files_are_found_where_there_is_no_repository(tmp_path: Path, mo
     own.parent.mkdir(parents=True)
     own.write_text("define: {num_prefix: 3}")
     assert load_yaml("experiments/ablation/prefix.yaml") == {"define": {"num_prefix": 3}}
-    with pytest.raises(BadInput, match="Cannot read configuration experiments/ablation/none.yaml"):
+    with pytest.raises(BadInput, match="Cannot read configuration"):
         load_yaml("experiments/ablation/none.yaml")
 
 
