@@ -59,6 +59,7 @@ SMALLER: list[tuple[tuple[str, ...], str]] = [
     (("describe", "generator"), "--model.generator.depth 1"),
     (("sample", "--count"), "--count 8"),
     (("reproduce",), "--count 4"),
+    (("train-classifier",), "--count 40 --steps 4 --width 8"),
     (("compare",), "--images 2"),
     (("tune-guidance",), "--count 20 --scales 2 --powers 1 --refine 0"),
 ]  # fmt: skip
@@ -137,6 +138,7 @@ LEFT = {
         ),
         "runs/pets/samples.png",
         "runs/pets/fid.json",
+        "runs/pets/own-fid.json",
     ],
     "imagenet": ["grid.png", "runs/release/copies/grid.png", "runs/reproduce/177M/reproduce.json"],
 }

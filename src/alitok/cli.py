@@ -21,6 +21,7 @@ VERBS = {
     "sample": "draw pictures from a generator",
     "reconstruct": "send pictures through a tokenizer and back",
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",
+    "train-classifier": "the network behind FIDs of your own, where Inception's file is not at hand",
     "compare": "configurations, curves, pictures and numbers of several runs on one page",
     "ablation": "the ladder of the paper's ablation: train, measure and compare its rungs",
     "probe": "how predictable tokens are, of a cache from anywhere",
@@ -59,7 +60,7 @@ def run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print("usage: alitok VERB ...   (alitok VERB --help says more)\n")
         for verb, text in VERBS.items():
-            print(f"  {verb:<16}{text}")
+            print(f"  {verb:<18}{text}")
         return
     verb = words[0]
     if verb == "--version":

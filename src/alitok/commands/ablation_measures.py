@@ -13,11 +13,12 @@ from alitok.commands.ablation_settings import Settings
 from alitok.commands.device import pick_device
 from alitok.commands.image_specs import read_all
 from alitok.commands.probe import token_statistics
+from alitok.commands.train_classifier import train
 from alitok.common.random import stream
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.accuracy import TokenAccuracy
-from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
+from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.quantise import to_uint8
@@ -58,7 +59,8 @@ class Judge:
         self.images, self.labels = self.images[order], self.labels[order]
         if not (out / "classifier").is_dir():
             images, labels = read_all(open_source(settings.data, "train", size=image_size), image_size)
-            self._train_classifier(images, labels, out / "classifier")
+            steps, classes = settings.classifier_steps, len(self.class_names)
+            train(images, labels, classes, out / "classifier", steps, CLASSIFIER_WIDTH, self.device)
         network = Classifier.load(out / "classifier")
         self.extractor = ClassifierExtractor(network, "ladder classifier", self.device)
         if not (out / "reference.npz").is_file():
@@ -81,21 +83,6 @@ class Judge:
                 f"{settings.samples:,} samples instead of 50,000",
             ],
         }
-
-    def _train_classifier(self, images: Tensor, labels: Tensor, folder: Path) -> None:
-        from rich.progress import Progress
-
-        steps = self.settings.classifier_steps
-        with Progress() as progress:
-            task = progress.add_task("Classifier", total=steps)
-            train_classifier(
-                array_batches(images, labels, 128),
-                num_classes=len(self.class_names),
-                steps=steps,
-                width=CLASSIFIER_WIDTH,
-                device=self.device,
-                progress=lambda step, loss: progress.update(task, completed=step),
-            ).save(folder)
 
     def _features(self, images: Tensor, labels: Tensor | None = None) -> tuple[FeatureStatistics, float | None]:
         """Statistics of uint8 images, and the share that the classifier gets right where labels are given."""

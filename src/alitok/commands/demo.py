@@ -114,24 +114,14 @@ def fit(config: Path, overrides: list[str]) -> None:
 
 def classifier(folder: Path, steps: int) -> None:
     """Trains the small classifier that stands in for Inception; done when its folder is there."""
-    from rich.progress import Progress
-
     from alitok.commands.image_specs import read_all
+    from alitok.commands.train_classifier import train
     from alitok.data.shapes import Shapes
-    from alitok.evaluation.classifier import array_batches, train_classifier
 
     if folder.is_dir():
         return
     images, labels = read_all(Shapes("train", count=6000, seed=1), 64)
-    with Progress() as progress:
-        task = progress.add_task("Classifier", total=steps)
-        network = train_classifier(
-            array_batches(images, labels),
-            num_classes=10,
-            steps=steps,
-            progress=lambda step, loss: progress.update(task, completed=step),
-        )
-    network.save(folder)
+    train(images, labels, 10, folder, steps, width=24, batch=64)
 
 
 def cache_tokens(out: Path, images: int) -> None:

@@ -1,0 +1,40 @@
+"""`alitok train-classifier`: features for a FID without a download."""
+
+from pathlib import Path
+
+import pytest
+
+from alitok.cli import run
+from alitok.common.errors import BadInput
+from alitok.evaluation.classifier import Classifier
+
+SMALL = "--data shapes --size 32 --width 8"
+
+
+def train(out: Path, more: str) -> None:
+    run(["train-classifier", *SMALL.split(), *more.split(), "--out", str(out)])
+
+
+def test_it_learns_says_how_well_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path / "a", "--count 600 --steps 60")
+    said = capsys.readouterr().out
+    share = float(said.split("; ")[1].split("%")[0])
+    assert share > 20, said  # chance is 10
+    network = Classifier.load(tmp_path / "a")
+    assert (network.num_classes, network.num_features) == (10, 32)
+    assert network.digest()[:12] in said
+    train(tmp_path / "b", "--count 600 --steps 60")
+    assert Classifier.load(tmp_path / "b").digest() == network.digest()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"), [("--size 8", "--size must be at least 16"), ("--steps 0", "--steps must be at least 1")]
+)
+def test_what_cannot_be_trained_is_said_at_once(tmp_path: Path, more: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        train(tmp_path / "a", more)
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="exists already"):
+        train(tmp_path, "")
