@@ -117,10 +117,14 @@ def classifier(folder: Path, steps: int) -> None:
 
     if folder.is_dir():
         return
-    images, labels = read_all(Shapes("train", count=6000, seed=1), 64)
+    shapes = Shapes("train", count=6000, seed=1)
+    images, labels = read_all(shapes, shapes.size)
     with counter("Classifier", steps) as advance:
         network = train_classifier(
-            array_batches(images, labels), num_classes=10, steps=steps, progress=lambda step, loss: advance(1)
+            array_batches(images, labels),
+            num_classes=len(shapes.class_names),
+            steps=steps,
+            progress=lambda step, loss: advance(1),
         )
     network.save(folder)
 
