@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alitok.common.build import import_class, is_class_block, known_arguments, misfit, nearest
-from alitok.common.errors import BadInput, first_line
+from alitok.common.errors import BadInput
 
 # What a run's configuration may hold; `define` is free: values that others refer to.
 TOP_LEVEL = ("define", "seed_everything", "model", "data", "trainer", "ckpt_path")
@@ -64,7 +64,7 @@ def resolve(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
         container = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or "?"
-        raise BadInput(f"Configuration key {key}: {first_line(error)}.") from error
+        raise BadInput(f"Configuration key {key}: {str(error).splitlines()[0]}.") from error
     return cast(dict[str, Any], container)
 
 

@@ -111,20 +111,22 @@ def fit(config: Path, overrides: list[str]) -> None:
 
 def classifier(folder: Path, steps: int) -> None:
     """Trains the small classifier that stands in for Inception; done when its folder is there."""
-    from alitok.commands.image_specs import counter, read_all
+    from rich.progress import Progress
+
+    from alitok.commands.image_specs import read_all
     from alitok.data.shapes import Shapes
     from alitok.evaluation.classifier import array_batches, train_classifier
 
     if folder.is_dir():
         return
-    shapes = Shapes("train", count=6000, seed=1)
-    images, labels = read_all(shapes, shapes.size)
-    with counter("Classifier", steps) as advance:
+    images, labels = read_all(Shapes("train", count=6000, seed=1), 64)
+    with Progress() as progress:
+        task = progress.add_task("Classifier", total=steps)
         network = train_classifier(
             array_batches(images, labels),
-            num_classes=len(shapes.class_names),
+            num_classes=10,
             steps=steps,
-            progress=lambda step, loss: advance(1),
+            progress=lambda step, loss: progress.update(task, completed=step),
         )
     network.save(folder)
 
