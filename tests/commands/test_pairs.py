@@ -79,7 +79,7 @@ def test_it_goes_on_where_it_stopped_and_says_when_it_is_done(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--sigma", "1.5"], "--sigma must lie in 0..1"),
+        (["--sigma", "1.5"], "sigma, must lie in 0..1"),
         (["--schedule", "cosin"], "No guidance schedule 'cosin'"),
         (["--tokenizer", "nowhere"], "nowhere is not an artifact"),
     ],

@@ -114,6 +114,7 @@ def test_guidance_power_and_seed_come_from_the_card(artifacts: Path, tmp_path: P
         ("out.npz", ["--batch", 0], "--batch must be at least 1"),
         ("out.npz", ["--batch", "many"], "--batch must be at least 1, or auto"),
         ("out.npz", ["--count", 3, "--temperature", 0], "temperature must be above 0"),
+        ("out.npz", ["--count", 3, "--temperature", "inf"], "temperature must be above 0 and finite"),
         ("out.npz", ["--count", 3, "--schedule", "cosine"], "'cosine'.*did you mean 'power-cosine'"),
         ("out.npz", ["--count", 3, "--power", -1], "power must be above 0"),
         ("out.jpg", ["--count", 3], r"out\.jpg must be a \.png grid"),

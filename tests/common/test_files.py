@@ -1,9 +1,10 @@
+import json
 import stat
 
 import pytest
 
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file, atomic_folder, find_weights, hub_checkpoints, sha256
+from alitok.common.files import atomic_file, atomic_folder, find_weights, hub_checkpoints, sha256, write_json
 
 
 def fail(path):
@@ -49,6 +50,15 @@ def test_place_that_cannot_be_written(tmp_path, make):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="Cannot write"), make(tmp_path / "file" / "below"):
         pass
+
+
+def test_json_is_strict_and_whole(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"a": [1, None, "é"]})
+    assert json.loads(path.read_text()) == {"a": [1, None, "é"]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("inf")})
+    assert json.loads(path.read_text()) == {"a": [1, None, "é"]}
 
 
 def test_sha256(tmp_path):

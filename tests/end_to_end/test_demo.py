@@ -8,11 +8,11 @@ import yaml
 from tiny import tiny
 
 from alitok.callbacks.curves import read_curves
-from alitok.callbacks.metrics import open_extractor
 from alitok.cli import main
 from alitok.commands.image_specs import read_all
 from alitok.commands.lightning import run
 from alitok.data.shapes import Shapes
+from alitok.evaluation.extractors import open_extractor
 from alitok.evaluation.statistics import FeatureStatistics
 
 QUICK = ["--trainer.val_check_interval", "2", "--trainer.callbacks.checkpoint.every_n_train_steps", "2"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from alitok.common.build import build
-from alitok.sampling.images import CPU_BATCH, MOST, ImageSampler, largest_batch, sample_images
+from alitok.sampling.images import CPU_BATCH, LARGEST_BATCH, ImageSampler, largest_batch, sample_images
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_largest_batch(pair):
         for guided in (True, False)
         for precision in ("float32", "bfloat16")
     }
-    assert 1 < found[True, "float32"] < found[True, "bfloat16"] < found[False, "bfloat16"] < MOST
+    assert 1 < found[True, "float32"] < found[True, "bfloat16"] < found[False, "bfloat16"] < LARGEST_BATCH
     assert found[True, "float32"] < found[False, "float32"]
     assert largest_batch(generator, tokenizer, True, "float32", 10) == 1
-    assert largest_batch(generator, tokenizer, True, "float32", 2**45) == MOST
+    assert largest_batch(generator, tokenizer, True, "float32", 2**45) == LARGEST_BATCH

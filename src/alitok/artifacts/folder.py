@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alitok.artifacts.digest import module_digest, tokenizer_digest
 from alitok.common.build import build, import_class, is_class_block
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_folder
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
@@ -162,8 +162,9 @@ def locate(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=["*.yaml", "*.safetensors", CARD]))
     except Exception as error:  # offline, no such repository, no permission, ...: each library layer has its own class
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise BadInput(f"{path} is no folder here and the Hugging Face hub does not give it: {reason}.") from error
+        raise BadInput(
+            f"{path} is no folder here and the Hugging Face hub does not give it: {first_line(error)}."
+        ) from error
 
 
 def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
@@ -209,8 +210,12 @@ def plain_block(block: Block) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(block)), resolve=True))
 
 
-def fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
-    """Raises BadInput at the first name that is absent from, too much in, or of another shape than `expected`."""
+def check_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
+    """Holds names and shapes of a state dict against those `expected`.
+
+    Raises:
+        BadInput: the first name that is absent, too much, or of another shape.
+    """
     for name in [*expected, *state]:
         have, want = ("absent" if name not in side else str(tuple(side[name].shape)) for side in (state, expected))
         if have != want:
@@ -237,7 +242,7 @@ def _read(folder: Path, config: str, weights: str) -> tuple[dict[str, Any], nn.M
         raise BadInput(f"{folder / weights} is missing or damaged ({error}); export or download it again.") from error
     same = _tied(module)
     expected = module.state_dict()
-    fit(state, {name: tensor for name, tensor in expected.items() if name not in same}, folder / weights)
+    check_weights(state, {name: tensor for name, tensor in expected.items() if name not in same}, folder / weights)
     parameters = dict(module.named_parameters())
     for name, first in same.items():
         if not isinstance(state[first], nn.Parameter) and first in parameters:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alitok.artifacts.folder import fit, load_artifact, load_extra, owned_tensors, save_artifact
+from alitok.artifacts.folder import check_weights, load_artifact, load_extra, owned_tensors, save_artifact
 from alitok.artifacts.release import (
     generator_from_release,
     generator_to_release,
@@ -157,7 +157,7 @@ def _recognise(state: State, source: str | Path) -> tuple[dict[str, Any], nn.Mod
     block = (_tokenizer_block if kind == "tokenizer" else _generator_block)(state, source)
     module = _build(block, source)
     to_release = tokenizer_to_release if kind == "tokenizer" else generator_to_release
-    fit(state, to_release(module.state_dict()), source)
+    check_weights(state, to_release(module.state_dict()), source)
     return block, module
 
 
@@ -249,7 +249,7 @@ def _discriminator(state: State, source: str | Path) -> tuple[dict[str, Any], nn
     stages = [_shape(state, name, 4, source)[0] for name in convolutions]
     block = _block(BlurDiscriminator, width=_shape(state, "block_in.0.weight", 4, source)[0], stages=stages)
     module = _build(block, source)
-    fit(state, module.state_dict(), source)
+    check_weights(state, module.state_dict(), source)
     return block, module
 
 

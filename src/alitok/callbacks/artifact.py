@@ -18,6 +18,7 @@ class ExportArtifact(Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self.written: str | None = None  # what to say of the artifact, on the process that wrote it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.interrupted or trainer.global_step < trainer.max_steps:
@@ -45,7 +46,14 @@ class ExportArtifact(Callback):
         discriminator = getattr(pl_module, "discriminator", None)
         extra = {"discriminator": (discriminator.block, discriminator)} if discriminator is not None else None
         block = training.model.block
-        folder = Path(self.folder or Path(trainer.default_root_dir) / "artifact")
-        save_artifact(folder, block, module, card, extra)
-        steps = f"{trainer.global_step:,} steps"
-        print(f"{folder}: the {card['kind']} after {steps}; curves.png and logs beside it", flush=True)
+        save_artifact(self._place(trainer), block, module, card, extra)
+        self.written = f"the {card['kind']} after {trainer.global_step:,} steps"
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.written is not None:  # said here, after the curves: a short run may have none
+            folder = self._place(trainer)
+            beside = [name for name in ("curves.png", "logs") if (folder.parent / name).exists()]
+            print(f"{folder}: {self.written}" + f"; {' and '.join(beside)} beside it" * bool(beside), flush=True)
+
+    def _place(self, trainer: Trainer) -> Path:
+        return Path(self.folder or Path(trainer.default_root_dir) / "artifact")

@@ -65,12 +65,16 @@ class WeightAverage(Callback):
         self._state = state_dict.get("average")
 
 
+def averaged(trainer: Trainer) -> nn.Module | None:
+    """The average of the weights where a callback keeps one, as its `average_model`."""
+    kept = (getattr(callback, "average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return next((model for model in kept if model is not None), None)
+
+
 def evaluated(trainer: Trainer, module: LightningModule) -> nn.Module:
     """The model to measure or export: the average where one is kept, shards put together.
 
     All processes must call it.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAverage) and callback.average_model is not None:
-            return callback.average_model
-    return whole(cast(TrainingModule, module).model)
+    average = averaged(trainer)
+    return whole(cast(TrainingModule, module).model) if average is None else average

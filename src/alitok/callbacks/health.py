@@ -9,8 +9,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from alitok.callbacks.checkpoints import Checkpoints
-from alitok.common.distributed import all_sum, is_distributed, world_size
+from alitok.common.distributed import all_sum, is_distributed, rank, world_size
 from alitok.common.errors import BadInput
+from alitok.evaluation.codebook import usage_and_perplexity
 from alitok.training.base import StepRecord, TrainingModule
 
 log = logging.getLogger("alitok")
@@ -99,9 +100,7 @@ class Health(Callback):
         tokenizer: Any = module.model
         counts = all_sum(self.counts).view(-1, tokenizer.codebook_size)
         self.counts = None
-        share = counts.double() / counts.sum(dim=1, keepdim=True)
-        used = (counts > 0).double().mean()
-        perplexity = torch.special.entr(share).sum(dim=1).exp().mean()
+        used, perplexity = usage_and_perplexity(counts)
         module.report({"train/codebook_usage": used, "train/codebook_perplexity": perplexity})
         enough = int(counts[0].sum()) >= 10 * tokenizer.codebook_size
         low = enough and float(used) < self.usage_alarm and module.schedule.at(step).phase.quantize
@@ -130,5 +129,5 @@ def _culprits(record: StepRecord) -> str:
 
 
 def _warn(sentence: str) -> None:
-    if not is_distributed() or dist.get_rank() == 0:
+    if rank() == 0:
         log.warning(sentence)

@@ -8,12 +8,13 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer
-from alitok.callbacks.average import evaluated
+from alitok.callbacks.average import averaged, evaluated
 from alitok.common.errors import BadInput
 from alitok.evaluation.accuracy import TokenAccuracy
 from alitok.evaluation.codebook import CodebookUsage
-from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.extractors import Extractor, open_extractor
 from alitok.evaluation.generation import GenerationMetrics
+from alitok.evaluation.metric import Metric
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.reference import file_reference, refuse_for_samples
@@ -28,7 +29,7 @@ class ValidationMetric(Callback):
     average of the weights, its outputs (`predict`) are measured in place of the trained model's.
     """
 
-    def metrics(self, trainer: Trainer, module: Any) -> dict[str, Any]:
+    def metrics(self, module: Any) -> dict[str, Metric]:
         """The metrics by name, made anew for each validation."""
         raise NotImplementedError
 
@@ -36,14 +37,13 @@ class ValidationMetric(Callback):
         """What the training module's validation step gives, from another model like its own."""
         raise NotImplementedError
 
-    def update(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> None:
+    def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
         """Adds one batch to `self.running`."""
         raise NotImplementedError
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.running = self.metrics(trainer, pl_module)
-        kept = (getattr(callback, "average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        self.average = next((model for model in kept if model is not None), None)
+        self.running = self.metrics(pl_module)
+        self.average = averaged(trainer)
 
     def on_validation_batch_end(
         self,
@@ -54,7 +54,7 @@ class ValidationMetric(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.update(pl_module, outputs if self.average is None else self.predict(self.average, batch), batch)
+        self.update(outputs if self.average is None else self.predict(self.average, batch), batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for metric in self.running.values():
@@ -83,7 +83,7 @@ class Reconstruction(ValidationMetric):
         if self.extractor is not None and self._extractor is None:
             self._extractor = open_extractor(self.extractor, trainer.strategy.root_device)
 
-    def metrics(self, trainer: Trainer, module: Any) -> dict[str, Any]:
+    def metrics(self, module: Any) -> dict[str, Metric]:
         codes = CodebookUsage(module.tokenizer.codebook_size, getattr(module.tokenizer.quantizer, "sub_codes", None))
         return {"reconstruction": ReconstructionMetrics(self._extractor), "codebook": codes}
 
@@ -91,7 +91,7 @@ class Reconstruction(ValidationMetric):
         outputs = model(batch["image"])
         return {"image": outputs["image"].float(), "ids": outputs["ids"]}
 
-    def update(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> None:
+    def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
         images, copies, ids = batch["image"], outputs["image"], outputs["ids"]
         if self.count is not None:
             chosen = batch["position"] < self.count  # validation positions are in a mixed order of all classes
@@ -103,13 +103,13 @@ class Reconstruction(ValidationMetric):
 class Accuracy(ValidationMetric):
     """Teacher-forced top-1 accuracy and nats per token."""
 
-    def metrics(self, trainer: Trainer, module: Any) -> dict[str, Any]:
+    def metrics(self, module: Any) -> dict[str, Metric]:
         return {"accuracy": TokenAccuracy(module.generator.num_tokens)}
 
     def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"logits": model(batch["tokens"], batch["label"]).float()}
 
-    def update(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> None:
+    def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
         self.running["accuracy"].update(outputs["logits"], batch["tokens"])
 
 
@@ -179,13 +179,3 @@ def log_everywhere(module: LightningModule, values: dict[str, float]) -> None:
     """Logs numbers that are equal on every process on every process, so that all callbacks see the same."""
     for name, value in values.items():
         module.log(f"val/{name}", value, sync_dist=True)
-
-
-def open_extractor(spec: str, device: torch.device | str) -> Extractor:
-    """An extractor: "inception" (as clean-fid keeps it), a TorchScript file, or the folder of a classifier."""
-    from alitok.evaluation.classifier import Classifier, ClassifierExtractor
-    from alitok.evaluation.extractors import InceptionExtractor
-
-    if Path(spec).is_dir():
-        return ClassifierExtractor(Classifier.load(spec), Path(spec).name, device)
-    return InceptionExtractor(None if spec == "inception" else spec, device)

@@ -5,10 +5,10 @@ data is made on the spot, so nothing has to be there. Limits (matrix products, m
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alitok.commands.device import add_device_argument
 from alitok.common.build import nearest
 from alitok.common.errors import BadInput
 
@@ -24,10 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--experiment", default="release", metavar="NAME", help="folder of experiments/ (default: release, 273 tokens)"
     )
-    parser.add_argument("--size", nargs="+", default=["177M"], help="of the generator: 177M (default), 318M, 662M")
-    parser.add_argument("--batch", nargs="+", type=int, help="sequences drawn together, images in a training step")
-    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--size", nargs="+", default=["177M"], metavar="SIZE", help="of the generator: 177M (default), 318M, 662M"
+    )
+    parser.add_argument(
+        "--batch", nargs="+", type=int, metavar="N", help="images of a step (default: what suits the device)"
+    )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=["float32", "bfloat16"],
+        choices=["float32", "bfloat16"],
+        metavar="TYPE",
+        help="float32, bfloat16 (default: both)",
+    )
+    add_device_argument(parser)
     parser.epilog = (
         "example: alitok bench --json bench.json                       all, in minutes on a CPU\n"
         "         alitok bench sampling --size 177M 662M --batch 1 8 32"
@@ -45,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
     from alitok.commands.bench_machine import Options, measure_machine
     from alitok.commands.device import pick_device
-    from alitok.common.files import atomic_file
+    from alitok.common.files import write_json
 
     console = Console()
     batches = tuple(args.batch) if args.batch else None
@@ -56,9 +67,7 @@ def run(args: argparse.Namespace) -> None:
     rows = measure(args.what or PARTS, options, console)
     show(machine, rows, console)
     if args.json:
-        content = {"machine": machine.record(), "rows": [row.record() for row in rows]}
-        with atomic_file(args.json) as file:
-            file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_json(args.json, {"machine": machine.record(), "rows": [row.record() for row in rows]})
 
 
 def measure(names: Any, options: "Options", console: Any) -> list["Row"]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alitok.commands.bench_machine import Machine, Options, Row, wait
 from alitok.commands.ledger import Ledger
-from alitok.commands.tokenize import crop_recipe, tokenize, workers
+from alitok.commands.tokenize import crop_recipe, decoding_workers, tokenize
 from alitok.common.build import build
 from alitok.common.random import derive_seed, stream
 from alitok.data.batches import ImageBatches, Slots
@@ -43,7 +43,7 @@ def data(options: Options) -> Iterator[Row]:
     """Rows `data-tokens` (sequences from a cache) and `data-images` (decoded, cropped, flipped, in batches)."""
     with TemporaryDirectory(prefix="alitok-bench-") as folder:
         yield token_batches(Path(folder), options.machine)
-        yield image_batches(write_pictures(Path(folder) / "pictures", 64), options.machine)
+        yield image_batches(write_pictures(Path(folder) / "pictures", 64))
 
 
 def token_batches(folder: Path, machine: Machine) -> Row:
@@ -57,13 +57,13 @@ def token_batches(folder: Path, machine: Machine) -> Row:
     write_token_cache(cache, rows, codebook_size=CODES, digest="0" * 64, class_names=names, recipe={}, total=CACHED)
     module = ImageNetDataModule(cache=str(cache), global_batch=TOKEN_BATCH, val_fraction=0.0)
     ours = rate(module.train_dataloader(), TOKEN_BATCH, batches=20)
-    items = OneByOne(datasets.load_from_disk(str(cache)))
+    items = RowByRow(datasets.load_from_disk(str(cache)))
     plain = rate(DataLoader(items, batch_size=TOKEN_BATCH, shuffle=True), TOKEN_BATCH, batches=1, warm_up=0)
     moved = TOKENS * (2 + 8 + 8)  # read as uint16; written as int64, which fetches the line first
     return Row(f"data-tokens-{TOKENS}", ours, "sequences/s", plain, machine.bandwidth / moved, "memory bandwidth")
 
 
-class OneByOne(Dataset[dict[str, Tensor]]):
+class RowByRow(Dataset[dict[str, Tensor]]):
     """The plain way to read a cache: an image is a row of lists, of which one view is made a tensor."""
 
     def __init__(self, rows: Any) -> None:
@@ -78,7 +78,7 @@ class OneByOne(Dataset[dict[str, Tensor]]):
         return {"tokens": torch.tensor(row["tokens"][view]), "label": torch.tensor(row["label"])}
 
 
-def image_batches(folder: Path, machine: Machine) -> Row:
+def image_batches(folder: Path) -> Row:
     """Training batches of 256 x 256 decoded by a process for each core; the baseline is one process without batches."""
     cores = len(os.sched_getaffinity(0))
     batch = 32
@@ -135,7 +135,7 @@ def tokenising(options: Options) -> Iterator[Row]:
                 source,
                 Path(folder) / precision,
                 batch=256 if machine.cuda else 20,
-                workers=workers(None, machine.device),
+                workers=decoding_workers(None, machine.device),
                 precision=name,
             )
             yield Row(

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from alitok.commands.hardware import Hardware
+from alitok.commands.hardware import Hardware, best, matmul_rate, timed
 from alitok.common.build import nearest
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.config import resolve
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from alitok.sampling.weights import PRECISION
 
 
 @dataclass(frozen=True)
@@ -163,45 +162,17 @@ def measure_machine(device: torch.device, seconds: float = 1.0) -> Machine:
 
     float32 products run as PyTorch runs them here: on a GPU in TF32 only where that is switched on.
     """
-    rates = {}
-    for name, dtype in DTYPES.items():
-        size = 8192 if device.type == "cuda" else 2048
-        a = torch.full((size, size), 1.0, dtype=dtype, device=device)
-        rates[name] = 2 * size**3 / best(lambda a=a: a @ a, device, seconds)  # type: ignore[misc]
+    size = 8192 if device.type == "cuda" else 2048
+    rates = {name: matmul_rate(size, dtype, device, seconds) for name, dtype in PRECISION.items()}
     buffer = torch.zeros(1 << (30 if device.type == "cuda" else 28), dtype=torch.uint8, device=device).view(torch.int64)
     bandwidth = buffer.nbytes / best(buffer.sum, device, seconds)
     return Machine(device, rates["float32"], rates["bfloat16"], bandwidth)
-
-
-@torch.no_grad()
-def best(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """The shortest time of a call in seconds, of the calls that fit in `seconds` (two at least)."""
-    function()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < end:
-        times.append(timed(function, device))
-    return min(times)
 
 
 def typical(function: Callable[[], Any], device: torch.device, calls: int) -> float:
     """The median time of a call in seconds; a first one, which sets up, does not count."""
     function()
     return statistics.median(timed(function, device) for _ in range(calls))
-
-
-def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call; on a GPU by its own events."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) / 1000
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def wait(device: torch.device) -> float:

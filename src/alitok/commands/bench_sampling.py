@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alitok.commands.bench_machine import DTYPES, Machine, Options, Row, wait
+from alitok.commands.bench_machine import Machine, Options, Row, wait
 from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.models.generator import Generator
 from alitok.sampling.generate import Decoding, Sampler
 from alitok.sampling.guidance import Guidance, make_guidance
-from alitok.sampling.weights import KEPT_IN_FLOAT32, for_inference
+from alitok.sampling.weights import KEPT_IN_FLOAT32, PRECISION, for_inference
 
 PLAIN_STEPS = 12  # of the baseline, at even distances over the sequence
 BATCH = {"cpu": 8, "cuda": 64}
@@ -155,7 +155,7 @@ def step_limit(generator: Generator, batch: int, precision: str, machine: Machin
     Memory: the weights of all linear layers and half of the cache, on average, are read once. Products: those of the
     layers and of attention. The longer of the two.
     """
-    rows, dtype = 2 * batch, DTYPES[precision]
+    rows, dtype = 2 * batch, PRECISION[precision]
     moved = flop_seconds = 0.0
     for name, layer in generator.named_modules():
         if isinstance(layer, nn.Linear):

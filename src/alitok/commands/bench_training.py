@@ -176,10 +176,10 @@ def one_by_one(optimizers: Any) -> Any:
         return [one_by_one(optimizer) for optimizer in optimizers]
     kept = ("params", "weight_decay", "lr_factor", "betas")
     groups = [{key: group[key] for key in kept} for group in optimizers.param_groups]
-    return OneByOne(groups, lr=0.0, foreach=False, fused=False)
+    return LoopedAdamW(groups, lr=0.0, foreach=False, fused=False)
 
 
-class OneByOne(torch.optim.AdamW):
+class LoopedAdamW(torch.optim.AdamW):
     """AdamW as a loop over parameters."""
 
     def step(self, closure: Any = None) -> Any:

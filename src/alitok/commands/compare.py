@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alitok.commands.device import add_device_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ UNITS = {"psnr": "dB", "codebook_usage": "%", "token_accuracy": "%", "ar_accurac
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a fit, or one that holds several")
-    parser.add_argument("--out", required=True, metavar="PAGE", type=Path, help="page.html")
-    parser.add_argument("--data", metavar="SPEC", help="pictures to reconstruct (default: the first tokenizer's data)")
-    parser.add_argument("--images", type=int, default=8, help="pictures, and classes sampled (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", required=True, metavar="PAGE", type=Path, help="the page, an .html file")
+    parser.add_argument(
+        "--data", metavar="SPEC", help="data spec of the pictures to reconstruct (default: the first tokenizer's data)"
+    )
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="pictures, and classes sampled (default 8)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
+    add_device_argument(parser)
     parser.epilog = "example: alitok compare runs/demo runs/demo-2 --out compare.html"
 
 
@@ -72,6 +75,7 @@ def write_page(
     from string import Template
 
     from alitok.commands.device import pick_device
+    from alitok.commands.report import section
     from alitok.commands.runs import group, group_names, open_runs
     from alitok.common.files import atomic_file
 
@@ -82,13 +86,13 @@ def write_page(
     drawn, more_notes = _samples(groups, names, images, seed, place)
     notes += more_notes
     sections = [
-        _section("numbers", "Numbers", "Mean and standard deviation over seeds.", _numbers(groups, names)),
-        _section("cost", "Cost", "", _cost(groups, names)),
-        _section("differences", "What differs", "Keys that all share are left out.", _differences(groups, names)),
-        _section("curves", "Curves", "The number after each name is where its line ends.", _curves(groups, names)),
-        _section("pictures", "The same pictures, redrawn", "The first seed of each run.", redrawn),
-        _section("samples", "The same seeds and classes, sampled", "The first seed of each run.", drawn),
-        _section("notes", "Not shown", "", "".join(f"<p>{escape(note)}</p>" for note in notes)),
+        section("numbers", "Numbers", "Mean and standard deviation over seeds.", _numbers(groups, names)),
+        section("cost", "Cost", "", _cost(groups, names)),
+        section("differences", "What differs", "Keys that all share are left out.", _differences(groups, names)),
+        section("curves", "Curves", "The number after each name is where its line ends.", _curves(groups)),
+        section("pictures", "The same pictures, redrawn", "The first seed of each run.", redrawn),
+        section("samples", "The same seeds and classes, sampled", "The first seed of each run.", drawn),
+        section("notes", "Not shown", "", "".join(f"<p>{escape(note)}</p>" for note in notes)),
     ]
     templates = files("alitok.commands")
     report = templates.joinpath("report.html").read_text(encoding="utf-8")
@@ -104,11 +108,6 @@ def write_page(
     with atomic_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return notes
-
-
-def _section(name: str, title: str, lead: str, body: str) -> str:
-    lead = f'<p class="lead">{lead}</p>' if lead else ""
-    return f'<section id="{name}"><h2>{title}</h2>{lead}<div>{body}</div></section>' if body else ""
 
 
 def _kind(index: int) -> str:
@@ -154,12 +153,12 @@ def _numbers(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
 
 
 def _cost(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
-    from alitok.commands.report import _duration
-    from alitok.commands.runs import ABSENT, cost
+    from alitok.commands.report import duration
+    from alitok.commands.runs import ABSENT, spent
 
     rows = []
     for part in dict.fromkeys(name for members in groups for run in members for name in run.parts):
-        costs = [[cost(run.parts[part]) for run in members if part in run.parts] for members in groups]
+        costs = [[spent(run.parts[part]) for run in members if part in run.parts] for members in groups]
         for label in ("steps", "images", "seconds", "parameters"):
             cells = []
             for members in costs:
@@ -167,7 +166,7 @@ def _cost(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
                 if not values:
                     cells.append(f'<span class="absent">{ABSENT}</span>')
                 elif label == "seconds":
-                    cells.append(_duration(sum(values) / len(values)))
+                    cells.append(duration(sum(values) / len(values)))
                 else:
                     cells.append(" / ".join(f"{value:,}" for value in sorted(set(values))))
             rows.append((f"{escape(part)}: {label}", cells))
@@ -208,7 +207,7 @@ def _text(value: Any) -> str:
 # Curves
 
 
-def _curves(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
+def _curves(groups: Sequence[Sequence["Run"]]) -> str:
     """For each part a chart a metric, a line a run; those of a group in one colour."""
     from alitok.commands.charts import Curve, chart
     from alitok.commands.report import METRICS, NOT_LOSSES
@@ -245,10 +244,10 @@ def _curves(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
 
 
 def _strip(title: str, images: "Tensor", alt: str, columns: int, captions: Sequence[str] = ()) -> str:
-    from alitok.commands.report import _images
+    from alitok.commands.report import image_tags
 
     cells = "".join(f"<span>{escape(caption)}</span>" for caption in captions)
-    cells += "".join(_images(images.cpu(), (f"{alt}, {i}" for i in range(1, len(images) + 1))))
+    cells += "".join(image_tags(images.cpu(), (f"{alt}, {i}" for i in range(1, len(images) + 1))))
     return (
         f'<article><h3>{title}</h3><div class="tray" tabindex="0"><div style="--columns:{columns}">{cells}</div>'
         "</div></article>"
@@ -266,7 +265,7 @@ def _reconstructions(
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.reconstruction import psnr
 
-    found, notes = _parts_with_artifact(groups, names, "tokenizer")
+    found, notes = _tokenizers(groups, names)
     if not found:
         return "", notes
     source = data or found[0][2].config.get("data", {}).get("init_args", {}).get("source")
@@ -275,7 +274,7 @@ def _reconstructions(
     originals: dict[int, Tensor] = {}
     strips = []
     for index, name, part in found:
-        tokenizer = load_tokenizer(part.root / "artifact", device)
+        tokenizer = load_tokenizer(part.artifact, device)
         size = tokenizer.image_size
         if size not in originals:
             pictures = open_source(source, "val", size=size, count=count)
@@ -308,8 +307,8 @@ def _samples(
             notes.append(f"{names[index]}: no generator and tokenizer of the same tokens, so it is not sampled.")
             continue
         generator, tokenizer = (
-            load_generator(pair[0].root / "artifact", device),
-            load_tokenizer(pair[1].root / "artifact", device),
+            load_generator(pair[0].artifact, device),
+            load_tokenizer(pair[1].artifact, device),
         )
         titles = generator.card.get("class_names") or [str(label) for label in range(generator.num_classes)]
         labels = list(range(min(classes, len(titles))))
@@ -326,13 +325,13 @@ def _samples(
     return f'<div class="strips">{"".join(strips)}</div>' if strips else "", notes
 
 
-def _parts_with_artifact(
-    groups: Sequence[Sequence["Run"]], names: Sequence[str], kind: str
+def _tokenizers(
+    groups: Sequence[Sequence["Run"]], names: Sequence[str]
 ) -> tuple[list[tuple[int, str, "Part"]], list[str]]:
-    """(group, name, part) of the first run of each group, and which parts have not finished."""
+    """(group, name, part) of the tokenizers in the first run of each group, and which have not finished."""
     found, notes = [], []
     for index, members in enumerate(groups):
-        parts = {name: part for name, part in members[0].parts.items() if part.kind == kind}
+        parts = {name: part for name, part in members[0].parts.items() if part.kind == "tokenizer"}
         for name, part in parts.items():
             title = names[index] if len(parts) == 1 else f"{names[index]}, {name}"
             if part.card is None:

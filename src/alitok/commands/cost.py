@@ -341,7 +341,7 @@ def _stand_in(module: Any, step: int, share: int, micro_batch: int, precision: s
     )
     module.trainer = trainer
     module.optimize = lambda *_, **__: module.zero_grad(set_to_none=True)
-    module.log = module.log_dict = lambda *_, **__: None
+    module.log = lambda *_, **__: None
     module.manual_backward = lambda loss, *_, **__: loss.backward()
     return trainer
 

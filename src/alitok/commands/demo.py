@@ -12,15 +12,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+STEPS = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
+# A little below 1: a generator of a few minutes gives rare wrong tokens more probability than they deserve.
+TEMPERATURE = 0.9
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="(default runs/demo)")
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="where all of it goes (default runs/demo)")
     parser.add_argument("--config", metavar="DIR", help="folder of the three YAML files (default: the demo's own)")
-    parser.add_argument("--images", type=int, default=1500, help="images in the token cache (default 1500)")
-    parser.add_argument("--samples", type=int, default=1000, help="samples that are measured (default 1000)")
-    parser.add_argument("--classifier-steps", type=int, default=400, help="of the measuring network (default 400)")
     parser.add_argument(
-        "--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto", help="auto: the faster one here"
+        "--images", type=int, default=1500, metavar="N", help="images in the token cache (default 1500)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1000, metavar="N", help="samples that are measured (default 1000)"
+    )
+    parser.add_argument(
+        "--classifier-steps", type=int, default=400, metavar="N", help="of the measuring network (default 400)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "32-true", "bf16-mixed"],
+        default="auto",
+        help="auto (default): the faster one here",
     )
     parser.epilog = "example: alitok demo --out runs/demo"
 
@@ -60,13 +73,6 @@ def run(args: argparse.Namespace) -> None:
         report(out, args.samples, precision, clock)
 
 
-# A little below 1: a generator of a few minutes gives rare wrong tokens more probability than they deserve.
-TEMPERATURE = 0.9
-
-
-STEPS = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
-
-
 class Clock:
     """Seconds of each step, kept in a file so that an interrupted demo still reports them all."""
 
@@ -76,7 +82,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
-        from alitok.common.files import atomic_file
+        from alitok.common.files import write_json
 
         start = time.perf_counter()
         print(f"{STEPS.index(step) + 1} of {len(STEPS)}: {step}", flush=True)
@@ -84,24 +90,15 @@ class Clock:
             yield
         finally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
-            with atomic_file(self.file) as file:
-                file.write_text(json.dumps(self.seconds, indent=2))
+            write_json(self.file, self.seconds)
 
 
 def faster_precision() -> str:
     """bf16-mixed where this processor multiplies bfloat16 matrices faster than float32; many laptops are far slower."""
-    import torch
+    from alitok.commands.hardware import measure_cpu
 
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(512, 512).to(dtype)
-        matrix @ matrix
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 0.4:
-            matrix @ matrix
-            count += 1
-        rates[dtype] = count
-    return "bf16-mixed" if rates[torch.bfloat16] > 1.3 * rates[torch.float32] else "32-true"
+    cpu = measure_cpu(512)
+    return "bf16-mixed" if cpu.half > 1.3 * cpu.single else "32-true"
 
 
 def fit(config: Path, overrides: list[str]) -> None:
@@ -142,18 +139,17 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
 
     import torch
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     import alitok
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.callbacks.curves import read_curves
-    from alitok.callbacks.metrics import open_extractor
     from alitok.callbacks.pictures import save_grid
-    from alitok.commands.image_specs import read_all
+    from alitok.commands.image_specs import counter, read_all
     from alitok.commands.report import write_report
-    from alitok.common.files import atomic_file
+    from alitok.common.files import write_json
     from alitok.data.shapes import Shapes
+    from alitok.evaluation.extractors import open_extractor
     from alitok.evaluation.generation import GenerationMetrics
     from alitok.evaluation.quantise import to_uint8
     from alitok.evaluation.reconstruction import ReconstructionMetrics
@@ -197,15 +193,14 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     first_ids, agreed = [], 0
     batch = 100
-    with Progress() as progress:
-        task = progress.add_task("Sampling", total=-(-count // batch) * generator.num_tokens)
+    with counter("Sampling", -(-count // batch) * generator.num_tokens) as advance:
         for indices, ids, images in sample_images(
             generator,
             stages[1],
             labels,
             batch=batch,
             temperature=TEMPERATURE,
-            on_step=lambda step: progress.advance(task),
+            on_step=lambda step: advance(1),
         ):
             pixels = to_uint8(images)
             generation.update(pixels)
@@ -233,8 +228,7 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     clock.seconds["samples and measures"] = time.perf_counter() - start
     numbers["seconds"] = {step: round(seconds, 1) for step, seconds in clock.seconds.items()}
     numbers["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with atomic_file(out / "report.json") as file:
-        file.write_text(json.dumps(numbers, indent=2))
+    write_json(out / "report.json", numbers)
 
     ids = torch.cat(first_ids)
     write_report(

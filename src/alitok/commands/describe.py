@@ -19,7 +19,14 @@ NAMES = ("H100", "A100", "H200", "RTX 4090", "cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="YAML; laid in order")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="YAML; give several to lay one over another",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs, instead of a table")
     parser.add_argument(
         "--hardware",
@@ -27,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="device to count memory and hours for (default: memory for what the trainer takes here, hours for all)",
     )
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, metavar="SHARE", help="share of the peak that is reached (0.4)"
+        "--utilisation",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="share of the peak that is reached (default 0.4)",
     )
     parser.add_argument(
         "--images", type=int, metavar="N", help="images of the data set, for epochs (default: data.count or ImageNet's)"

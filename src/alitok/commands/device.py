@@ -1,16 +1,29 @@
 """Where a verb computes."""
 
-import torch
+import argparse
+from typing import TYPE_CHECKING
 
 from alitok.common.errors import BadInput
 
+if TYPE_CHECKING:
+    import torch
 
-def pick_device(name: str) -> torch.device:
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """The option --device, for every verb that has one."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto (default) = a GPU where there is one"
+    )
+
+
+def pick_device(name: str) -> "torch.device":
     """ "auto" = a GPU where there is one; else the device of that name.
 
     Raises:
         BadInput: the device is not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -8,12 +8,26 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alitok.commands.device import add_device_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
     from alitok.evaluation.record import EvaluationRecord
 
 PROTOCOLS = ("adm", "clean", "legacy_tensorflow", "legacy_pytorch")
+ROWS = {
+    "fid": "FID (gFID)",
+    "sfid": "sFID",
+    "inception_score": "Inception Score",
+    "precision": "precision",
+    "recall": "recall",
+    "rfid": "FID (rFID)",
+    "pfid": "FID of perturbed codes (pFID)",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "codebook_usage": "codebook in use",
+    "codebook_perplexity": "codebook perplexity",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="adm", help="ADM's evaluator (default), or a mode of clean-fid"
     )
-    parser.add_argument("--split", choices=("train", "val"), help="of a data spec as SAMPLES (val)")
-    parser.add_argument("--reference-split", choices=("train", "val"), help="of a data spec as REF (train)")
-    parser.add_argument("--size", type=int, help="centre crop of a data spec (default: the size of the other set)")
-    parser.add_argument("--count", type=int, help="at most so many images of a data spec as SAMPLES or --data")
+    parser.add_argument("--split", choices=("train", "val"), help="of a data spec as SAMPLES (default val)")
+    parser.add_argument("--reference-split", choices=("train", "val"), help="of a data spec as REF (default train)")
+    parser.add_argument(
+        "--size", type=int, metavar="N", help="centre crop of a data spec (default: the size of the other set)"
+    )
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="at most so many images of a data spec as SAMPLES or --data"
+    )
     parser.add_argument(
         "--save-statistics", type=Path, metavar="FILE", help="keep mu and sigma of SAMPLES, as a later --reference"
     )
@@ -40,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer artifact")
     parser.add_argument("--data", metavar="SPEC", help="data spec whose validation split is reconstructed")
     parser.add_argument(
-        "--quantisation", choices=("truncated", "rounded"), help="of reconstructions to bytes (truncated)"
+        "--quantisation", choices=("truncated", "rounded"), help="of reconstructions to bytes (default truncated)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images measured together (default 32)")
+    add_device_argument(parser)
     parser.epilog = (
         "example: alitok evaluate samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json gfid.json\n"
-        "         alitok evaluate --reconstruction --tokenizer runs/stage2/artifact --data data/imagenet\n"
+        "         alitok evaluate --reconstruction --tokenizer runs/imagenet256/stage2/artifact --data data/imagenet\n"
         "         torchrun --nproc-per-node 8 -m alitok evaluate ...   shares the work"
     )
 
@@ -105,21 +123,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("Give SAMPLES (.npz, a folder of PNG or a data spec), or --reconstruction.")
     if args.reference is None and args.save_statistics is None:
         raise BadInput("Give --reference REF to measure against, or --save-statistics FILE to keep for later.")
-
-
-ROWS = {
-    "fid": "FID (gFID)",
-    "sfid": "sFID",
-    "inception_score": "Inception Score",
-    "precision": "precision",
-    "recall": "recall",
-    "rfid": "FID (rFID)",
-    "pfid": "FID of perturbed codes (pFID)",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "codebook_usage": "codebook in use",
-    "codebook_perplexity": "codebook perplexity",
-}
 
 
 def print_table(record: "EvaluationRecord", args: argparse.Namespace) -> None:

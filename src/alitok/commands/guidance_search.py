@@ -1,7 +1,6 @@
 """The search of `alitok tune-guidance`: features of every setting on disk, FID with its uncertainty, new settings."""
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-from alitok.commands import evaluate
-from alitok.commands.image_specs import bar, is_spec, open_spec, pick_extractor
+from alitok.commands.image_specs import bar, is_spec, open_spec
 from alitok.commands.sample_set import Draw, common_batch, set_settings
 from alitok.common.distributed import all_or_none, rank, world_size
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file
+from alitok.common.files import atomic_file, write_json
 from alitok.common.random import stream
+from alitok.evaluation.extractors import open_extractor
 from alitok.evaluation.inception_score import inception_score
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reference import Reference, file_reference, refuse_for_samples, set_reference
@@ -57,22 +55,19 @@ class Search:
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device, self.folder = args, device, args.out
-        parser = argparse.ArgumentParser()
-        evaluate.add_arguments(parser)
-        measuring = parser.parse_args(["", "--reference", args.reference, "--extractor", args.extractor])
-        self.extractor = pick_extractor(measuring, device)
+        self.extractor = open_extractor(args.extractor, device)
         self.generator = load_generator(args.generator, device)
         self.tokenizer = load_tokenizer(args.tokenizer, device)
         check_pair(self.generator, self.tokenizer)
         make_guidance(args.schedule, args.scales[0], args.powers[0])
         self.has_power = issubclass(SCHEDULES[args.schedule], PowerCosine)
         draw = Draw(
-            args.scales[0],
-            args.powers[0],
-            args.schedule,
-            args.temperature,
-            args.seed,
-            args.precision,
+            guidance=args.scales[0],
+            power=args.powers[0],
+            schedule=args.schedule,
+            temperature=args.temperature,
+            seed=args.seed,
+            precision=args.precision,
             compiled=args.compile,
         )
         names = (Path(args.generator).name, Path(args.tokenizer).name)
@@ -97,8 +92,7 @@ class Search:
         if held is None and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise BadInput(f"{self.folder} exists and is no folder of a search; name another --out.")
         if held is None:
-            with atomic_file(told) as temporary:
-                temporary.write_text(json.dumps(self.settings, indent=2) + "\n", "utf-8")
+            write_json(told, self.settings)
 
     def _open_reference(self) -> Reference:
         if is_spec(self.args.reference):
@@ -151,21 +145,15 @@ class Search:
         """Features of the images that are missing, each process its share."""
         rule = make_guidance(self.args.schedule, scale, power)
         batch = self.args.batch or common_batch(self.generator, self.tokenizer, True, self.args.precision)
-        drawn = [index for part in self._parts(scale, power) for index in part]
-        runs = missing_runs(drawn, self.args.count, batch)
+        there = [index for part in self._parts(scale, power) for index in part]
+        runs = missing_runs(there, self.args.count, batch)
         with all_or_none():  # every process has looked before one writes
             mine = runs[rank() :: world_size()]
         with all_or_none():
             batches = [(run, [index % self.classes for index in run]) for run in mine]
             title = f"Scale {scale:g}" + (f", power {power:g}" if self.has_power else "")
-            progress = track(
-                self.sampler.draw(batches, rule, self.args.temperature, self.args.seed, None, batch),
-                title,
-                total=len(batches),
-                disable=rank() > 0 or not batches,
-                console=Console(stderr=True),
-            )
-            for indices, _, images in progress:
+            drawn = self.sampler.draw(batches, rule, self.args.temperature, self.args.seed, None, batch)
+            for indices, _, images in bar(title, len(batches))(drawn):
                 features = self.extractor(to_uint8(images))
                 name = f"{indices[0]:08d}-{indices[-1] + 1:08d}.npz"
                 with atomic_file(self._place(scale, power) / name) as temporary, open(temporary, "wb") as file:
@@ -237,8 +225,7 @@ def report(results: list[Result], search: Search, path: Path) -> None:
         "undecided": [asdict(result) for result in near],
         "results": [asdict(result) for result in results],
     }
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json(path, content)
     table = Table(title=f"{search.args.schedule} guidance, {search.args.count:,} samples of each setting")
     for heading in ("scale", "power", "FID", "behind the best", "Inception Score"):
         table.add_column(heading, justify="right")

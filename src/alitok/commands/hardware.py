@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,18 +53,37 @@ GPUS = {
 
 def measure_cpu(size: int = 1024) -> Hardware:
     """This machine's processor: the best of a few products of two square matrices, in half a second or so."""
-    half, single = (_matmul_rate(size, dtype) for dtype in (torch.bfloat16, torch.float32))
+    half, single = (matmul_rate(size, dtype, torch.device("cpu"), 0.25) for dtype in (torch.bfloat16, torch.float32))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware("this CPU", half, single, single, memory)
 
 
+def matmul_rate(size: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    """FLOP/s of the product of two square matrices, the best of about so many seconds."""
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / best(lambda: a @ a, device, seconds)
+
+
 @torch.no_grad()
-def _matmul_rate(size: int, dtype: torch.dtype) -> float:
-    a = torch.ones(size, size, dtype=dtype)
-    a @ a  # the first call sets up
-    best, end = float("inf"), time.perf_counter() + 0.25
-    while best == float("inf") or time.perf_counter() < end:  # once even where this process was put aside
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def best(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """The shortest time of a call in seconds, of the calls that fit in `seconds` (two at least)."""
+    function()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        times.append(timed(function, device))
+    return min(times)
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call; on a GPU by its own events."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        torch.cuda.synchronize(device)
+        return begin.elapsed_time(end) / 1000
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

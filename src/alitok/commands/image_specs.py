@@ -1,21 +1,22 @@
-"""Sets of images as they are named on the command line, the extractor that reads them, and where results go."""
+"""Sets of images as they are named on the command line, the extractor that reads them, and the progress bars."""
 
 import argparse
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
-from alitok.callbacks.metrics import open_extractor
 from alitok.common.distributed import rank
 from alitok.common.errors import BadInput
 from alitok.data.sources import NoValidation, Source, open_source
 from alitok.data.transforms import center_crop, to_tensor
 from alitok.evaluation.clean_fid import CleanFidExtractor
-from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.extractors import Extractor, open_extractor
 from alitok.evaluation.image_sets import SourceImages, holds_images
 from alitok.evaluation.reference import TRAINING, UNKNOWN, VALIDATION
 
@@ -87,8 +88,21 @@ def check_writable(path: Path) -> None:
         raise BadInput(f"Cannot write {path}: {nearest} is no folder that can be written; name another file.")
 
 
-def bar(title: str) -> Any:
-    """A progress bar around a reader, on the first process."""
+def bar(title: str, total: int | None = None) -> Any:
+    """A progress bar around what is gone through, on the first process; None = its length is the total."""
     return lambda reader: track(
-        reader, title, total=len(reader), disable=rank() > 0, console=Console(stderr=True), transient=True
+        reader,
+        title,
+        total=len(reader) if total is None else total,
+        disable=rank() > 0,
+        console=Console(stderr=True),
+        transient=True,
     )
+
+
+@contextmanager
+def counter(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on the first process; yields what advances it by so many."""
+    with Progress(console=Console(stderr=True), disable=rank() > 0) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)

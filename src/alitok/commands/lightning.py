@@ -3,6 +3,7 @@
 import argparse
 import errno
 import itertools
+import json
 import signal
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,14 @@ _runs = itertools.count()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", action="append", required=True, metavar="FILE", help="YAML; laid in order")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="YAML; give several to lay one over another",
+    )
     parser.epilog = f"example: {parser.prog} -c experiments/demo/generator.yaml\n{OVERRIDES}"
 
 
@@ -50,7 +58,7 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
     """
     root = Path(config["trainer"]["default_root_dir"])
     total = total_steps(config)
-    config.pop("define", None)
+    config = {key: value for key, value in config.items() if key != "define"}
     if verb == "fit" and finished(root, total):
         _say(f"{root / 'artifact'} is finished ({total:,} steps); name another folder to train anew.", sys.stdout)
         return
@@ -122,7 +130,7 @@ def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
 
     from alitok.artifacts.folder import locate, read_card
 
-    _quiet()
+    quiet()
     _check_trainer(config["trainer"])
     arguments = config["model"].get("init_args") or {}
     if verb == "fit" and arguments.get("start_from"):
@@ -185,13 +193,11 @@ def total_steps(config: Mapping[str, Any]) -> int:
 
 def finished(root: Path, total: int) -> bool:
     """Whether the run's artifact holds all its steps."""
-    import json
-
     card = root / "artifact" / "card.json"
     return card.is_file() and (json.loads(card.read_text()).get("steps") or 0) >= total
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silences advice that does not hold here (the configuration comes composed, frozen parts are meant), and ads."""
     import logging
     import warnings

@@ -15,20 +15,19 @@ DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperatu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from alitok.commands.sample import add_speed_arguments
+    from alitok.commands.sample import add_guidance_arguments, add_speed_arguments
 
     parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact to be post-trained")
     parser.add_argument("--data", required=True, metavar="SPEC", help="data spec, its training split")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the pairs; appear when they are whole")
-    parser.add_argument("--sigma", type=float, default=0.7, help="share of true tokens (default 0.7)")
-    parser.add_argument("--count", type=int, help="at most so many images (the paper: 200,000)")
-    parser.add_argument("--guidance", type=float, help="scale, 0 = none (default: the card's)")
-    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
-    parser.add_argument("--schedule", help="as alitok sample")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images-per-shard", type=int, default=4096, help="(default 4096)")
+    parser.add_argument("--sigma", type=float, default=0.7, metavar="SHARE", help="share of true tokens (default 0.7)")
+    parser.add_argument("--count", type=int, metavar="N", help="at most so many images (the paper: 200,000)")
+    add_guidance_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the true tokens and the draws (default 0)")
+    parser.add_argument(
+        "--images-per-shard", type=int, default=4096, metavar="N", help="saved at a time (default 4096)"
+    )
     add_speed_arguments(parser)
     parser.epilog = (
         "example: alitok pairs --generator runs/demo/generator/artifact --tokenizer runs/demo/stage2/artifact"
@@ -42,20 +41,26 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.sample_set import Draw, set_settings
     from alitok.commands.tokenize import is_finished, job
     from alitok.common.distributed import all_or_none, process_group, rank
-    from alitok.common.errors import BadInput
     from alitok.data.sources import open_source
     from alitok.data.token_shards import TokenShards
+    from alitok.sampling.mixed import check_sigma
 
-    if not 0 <= args.sigma <= 1:
-        raise BadInput(f"--sigma must lie in 0..1, not {args.sigma}.")
+    check_sigma(args.sigma)
     with process_group(pick_device(args.device), timedelta(days=7)) as device:
         with all_or_none():
             generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
             check_pair(generator, tokenizer)
             source = open_source(args.data, "train", size=tokenizer.image_size, count=args.count)
             names = (Path(args.generator).name, Path(args.tokenizer).name)
-            choice = (args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
-            draw = Draw(*choice, compiled=args.compile)
+            draw = Draw(
+                guidance=args.guidance,
+                power=args.power,
+                schedule=args.schedule,
+                temperature=args.temperature,
+                seed=args.seed,
+                precision=args.precision,
+                compiled=args.compile,
+            )
             settings = set_settings(generator, tokenizer, names, draw, len(source))
             wanted = job(tokenizer, source, "center", args.precision)
             wanted["recipe"] |= {"sigma": args.sigma, **{key: settings[key] for key in DECIDES}}
@@ -98,10 +103,9 @@ def make(
         BadInput: an image that cannot be read.
     """
     import torch
-    from rich.progress import Progress
 
+    from alitok.commands.image_specs import counter
     from alitok.commands.sample_set import common_batch
-    from alitok.common.distributed import rank
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
     from alitok.sampling.generate import Sampler
@@ -113,8 +117,7 @@ def make(
     batch = batch or common_batch(generator, tokenizer, True, precision)
     rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
     sampler = MixedSampler(Sampler(generator, precision, settings["compiled"]), rule, sigma)
-    with Progress(disable=rank() != 0) as progress, torch.inference_mode():
-        task = progress.add_task("Pairs", total=sum(len(shards.images(shard)) for shard in mine))
+    with counter("Pairs", sum(len(shards.images(shard)) for shard in mine)) as advance, torch.inference_mode():
         for shard in mine:
             images = shards.images(shard)
             labels: list[int] = []
@@ -129,5 +132,5 @@ def make(
                 again = tokenizer.encode(to_uint8(tokenizer.decode(drawn)).float() / 255)
                 labels += found
                 ids += list(torch.stack([drawn, again], dim=1).cpu().numpy())
-                progress.advance(task, len(chosen))
+                advance(len(chosen))
             shards.write(shard, labels, ids, [])

@@ -4,7 +4,6 @@ A cache from anywhere is measured by the same rule, so tokenizers can be compare
 """
 
 import argparse
-import json
 import math
 import time
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from alitok.commands.device import add_device_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,17 +26,23 @@ BLOCK = 4096
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", nargs="?", metavar="CACHE", help="token cache, of any origin")
     parser.add_argument("--tokenizer", metavar="DIR", help="in place of CACHE, with --data: encode pictures first")
-    parser.add_argument("--data", metavar="SPEC", help="shapes, a folder, or owner/name on the hub")
+    parser.add_argument("--data", metavar="SPEC", help="data spec: shapes, a folder, or owner/name on the hub")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
-    parser.add_argument("--steps", type=int, default=1000, help="of the small generator (default 1000)")
-    parser.add_argument("--batch", type=int, default=64, help="images a step (default 64)")
-    parser.add_argument("--width", type=int, default=256, help="of the small generator (default 256)")
-    parser.add_argument("--depth", type=int, default=6, help="its layers (default 6)")
-    parser.add_argument("--prefix", type=int, help="tokens in front of a square grid (default: what is over)")
-    parser.add_argument("--images", type=int, default=50_000, help="at most so many to learn from (default 50000)")
-    parser.add_argument("--held-out", type=int, default=2_000, help="at most so many to judge by (default 2000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of the small generator (default 1000)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default 64)")
+    parser.add_argument("--width", type=int, default=256, metavar="N", help="of the small generator (default 256)")
+    parser.add_argument("--depth", type=int, default=6, metavar="N", help="its layers (default 6)")
+    parser.add_argument(
+        "--prefix", type=int, metavar="K", help="tokens in front of a square grid (default: what is over)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=50_000, metavar="N", help="at most so many to learn from (default 50000)"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=2_000, metavar="N", help="at most so many to judge by (default 2000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default 0)")
+    add_device_argument(parser)
     parser.epilog = "example: alitok probe runs/demo/tokens --steps 500 --json probe.json"
 
 
@@ -69,10 +75,9 @@ def run(args: argparse.Namespace) -> None:
     if args.tokenizer is not None:
         record |= {"source": args.tokenizer, "data": args.data}
     if args.json:
-        from alitok.common.files import atomic_file
+        from alitok.common.files import write_json
 
-        with atomic_file(args.json) as file:
-            file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        write_json(args.json, record)
     show(record)
 
 
@@ -188,16 +193,11 @@ def layout(num_tokens: int, prefix: int | None) -> tuple[int, int]:
     return rest, side
 
 
-def evaluation_view(cache: "TokenCache") -> int:
-    """The view that is measured: the middle crop of ten, else the first."""
-    return 4 if cache.views == 10 else 0
-
-
 def gather(cache: "TokenCache", images: "Tensor") -> "Tensor":
     """Ids (B, N) or (B, N, S) of the view that is measured."""
     import torch
 
-    return cache.gather(images, torch.full_like(images, evaluation_view(cache)))
+    return cache.gather(images, torch.full_like(images, cache.evaluation_view))
 
 
 def highest_id(cache: "TokenCache", val_cache: str | Path | None) -> int:
@@ -298,11 +298,11 @@ def train_generator(
 
     from alitok.callbacks.progress import Progress
     from alitok.commands.device import pick_device
-    from alitok.commands.lightning import _quiet
+    from alitok.commands.lightning import quiet
     from alitok.common.random import derive_seed
     from alitok.training.generator import GeneratorTraining
 
-    _quiet()
+    quiet()
     place = pick_device(device)
     kind = "generator.Generator" if sub_codes is None else "sub_code_generator.SubCodeGenerator"
     block = {

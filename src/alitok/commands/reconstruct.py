@@ -5,7 +5,6 @@ counts tokens.png shows pictures as their tokens come, and tokens.json has the m
 """
 
 import argparse
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -45,11 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
     from torchvision.utils import make_grid
 
     from alitok.artifacts.folder import load_tokenizer
+    from alitok.commands.device import pick_device
+    from alitok.commands.image_specs import bar
     from alitok.data.pictures import read_picture
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     for path in paths:  # a bad picture is to be found before anything is written
         read_picture(path, str(path))
     names = output_names(paths)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device("auto")
     tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
     counts = token_counts(args.keep, tokenizer.num_tokens)
@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
     pairs: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
     values: list[list[float]] = []  # of each picture, by tokens kept
-    progress = Console(stderr=True)
-    for start in track(range(0, len(paths), BATCH), "Reconstructing", console=progress, transient=True):
+    for start in bar("Reconstructing")(range(0, len(paths), BATCH)):
         batch = [to_tensor(center_crop(read_picture(path, str(path)), size)) for path in paths[start : start + BATCH]]
         images = torch.stack(batch).to(device) / 255
         with torch.inference_mode():
@@ -127,12 +126,11 @@ def _by_tokens(rows: "list[Tensor]", means: dict[int, float], pictures: int, out
     from rich.table import Table
 
     from alitok.callbacks.pictures import save_grid
-    from alitok.common.files import atomic_file
+    from alitok.common.files import write_json
 
     titles = [*map(str, means), "original"]
     save_grid(torch.cat(rows), out / BY_TOKENS, len(titles), titles)
-    with atomic_file(out / "tokens.json") as temporary:
-        temporary.write_text(json.dumps({"pictures": pictures, "psnr": means}, indent=2) + "\n", "utf-8")
+    write_json(out / "tokens.json", {"pictures": pictures, "psnr": means})
     table = Table("tokens kept", "mean PSNR (dB)")
     for count, mean in means.items():
         table.add_row(str(count), f"{mean:.2f}")

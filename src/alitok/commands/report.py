@@ -103,41 +103,41 @@ def write_report(
     """
     page = Template(files("alitok.commands").joinpath("report.html").read_text(encoding="utf-8")).substitute(
         headline=_headline(numbers, seconds),
-        reconstructions=_section(
+        reconstructions=section(
             "reconstructions",
             "A picture, its tokens, the picture again",
             "Each original beside what is redrawn from its tokens alone: by the causal decoder of stage 1, where a "
             "patch sees only the tokens up to its own, and by the bidirectional decoder of stage 2, which sees all.",
             _reconstructions(originals, stage1, stage2),
         ),
-        samples=_section(
+        samples=section(
             "samples",
             "New pictures, by class",
             "Nobody drew these: the generator was given the name of a class and wrote one token after another.",
             "".join(_sample_card(name, images) for name, images in samples.items()),
             "samples",
         ),
-        forming=_section(
+        forming=section(
             "forming",
             "A picture forming, token by token",
             "One generated sequence, decoded from its first tokens only. Move the slider, or click a picture.",
             "".join(_forming_card(name, counts, frames) for name, counts, frames in forming),
             "forming",
         ),
-        numbers=_section(
+        numbers=section(
             "numbers",
             "The numbers, and how to read them",
             "",
             _numbers(numbers),
         ),
-        curves=_section(
+        curves=section(
             "curves",
             "How it learned",
             "Training in grey, held-out pictures in blue; the number beside each name is where its line ends.",
             "".join(_curves(title, stage) for title, stage in curves.items()),
         ),
-        seconds=_section("time", "Where the time went", "", _seconds(seconds)),
-        facts=_section(
+        seconds=section("time", "Where the time went", "", _seconds(seconds)),
+        facts=section(
             "facts",
             "What was run",
             "",
@@ -145,7 +145,7 @@ def write_report(
             "facts",
             "dl",
         ),
-        next_steps=_section(
+        next_steps=section(
             "next",
             "What to do next",
             "",
@@ -162,7 +162,8 @@ def write_report(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _section(name: str, title: str, lead: str, body: str, style: str = "", tag: str = "div") -> str:
+def section(name: str, title: str, lead: str, body: str, style: str = "", tag: str = "div") -> str:
+    """A headed part of a page, its body (HTML) in an element of that tag and class; empty where there is no body."""
     if not body:
         return ""
     lead = f'<p class="lead">{lead}</p>' if lead else ""
@@ -172,7 +173,7 @@ def _section(name: str, title: str, lead: str, body: str, style: str = "", tag: 
 # Pictures
 
 
-def _images(images: Tensor, alts: Iterable[str]) -> list[str]:
+def image_tags(images: Tensor, alts: Iterable[str]) -> list[str]:
     """One `<img>` each for (B, 3 or 1, H, W) in [0, 1], the PNG inside it."""
     from PIL import Image
 
@@ -192,11 +193,11 @@ def _reconstructions(originals: Tensor, stage1: Tensor, stage2: Tensor) -> str:
         return ""
     count = range(1, len(originals) + 1)
     originals = originals.float().cpu()
-    columns = [_images(originals, (f"original {i}" for i in count))]
+    columns = [image_tags(originals, (f"original {i}" for i in count))]
     for stage, images in (("stage 1", stage1.float().cpu()), ("stage 2", stage2.float().cpu())):
-        redrawn = _images(images, (f"picture {i} redrawn by {stage}" for i in count))
+        redrawn = image_tags(images, (f"picture {i} redrawn by {stage}" for i in count))
         difference = (images - originals).abs().mean(dim=1, keepdim=True) * 4
-        errors = _images(difference, (f"error of {stage} in picture {i}" for i in count))
+        errors = image_tags(difference, (f"error of {stage} in picture {i}" for i in count))
         values = psnr(images.clamp(0, 1), originals).tolist()
         columns.append(
             [
@@ -216,13 +217,13 @@ def _reconstructions(originals: Tensor, stage1: Tensor, stage2: Tensor) -> str:
 
 
 def _sample_card(name: str, images: Tensor) -> str:
-    pictures = "".join(_images(images, (f"generated {name}, number {i}" for i in range(1, len(images) + 1))))
+    pictures = "".join(image_tags(images, (f"generated {name}, number {i}" for i in range(1, len(images) + 1))))
     return f'<article><h3>{escape(name)}</h3><div class="tiles">{pictures}</div></article>'
 
 
 def _forming_card(name: str, counts: list[int], frames: Tensor) -> str:
     total = counts[-1]
-    pictures = _images(frames, (f"{name} from the first {_tokens(count)}" for count in counts))
+    pictures = image_tags(frames, (f"{name} from the first {_tokens(count)}" for count in counts))
     strip = "".join(
         f'<li data-count="{count}">{picture}<span>{count}</span></li>'
         for count, picture in zip(counts, pictures, strict=True)
@@ -258,7 +259,7 @@ def _headline(numbers: dict[str, Any], seconds: dict[str, float]) -> str:
         if numbers.get(key) is not None
     ]
     if seconds:
-        tiles.append((_duration(sum(seconds.values())), "for the whole run"))
+        tiles.append((duration(sum(seconds.values())), "for the whole run"))
     return "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for value, label in tiles)
 
 
@@ -275,7 +276,8 @@ def _numbers(numbers: dict[str, Any]) -> str:
     return f'<table class="numbers"><tbody>{"".join(rows)}</tbody></table>' if rows else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as HTML text: in seconds, minutes or hours."""
     minutes, rest = divmod(round(seconds), 60)
     if seconds < 10:
         return f"{seconds:.1f}&nbsp;s"
@@ -291,10 +293,10 @@ def _seconds(seconds: dict[str, float]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(step)}</th>'
         f'<td class="bar"><i style="width:{100 * value / longest:.1f}%"></i></td>'
-        f'<td class="value">{_duration(value)}</td></tr>'
+        f'<td class="value">{duration(value)}</td></tr>'
         for step, value in seconds.items()
     )
-    total = f'<tr><th scope="row">Total</th><td></td><td class="value">{_duration(sum(seconds.values()))}</td></tr>'
+    total = f'<tr><th scope="row">Total</th><td></td><td class="value">{duration(sum(seconds.values()))}</td></tr>'
     return f'<table class="bars"><tbody>{rows}</tbody><tfoot>{total}</tfoot></table>'
 
 

@@ -8,7 +8,7 @@ work. Exit status 1 = the numbers are not reproduced.
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,8 @@ class Preset:
     inception_score_tolerance: float = 6.0
 
 
-# The release's weights by the release's README: ImageNet 256 x 256, ADM's evaluator.
+# The release's weights by the release's README: ImageNet 256 x 256, ADM's evaluator. The numbers of
+# `artifacts.published.PUBLISHED` once more, so that --help loads no torch; a test holds the two together.
 PRESETS = {
     "177M": Preset(768, 24, 16.0, 1.8, 42, 1.50, 305.9),
     "318M": Preset(1024, 24, 6.0, 0.7, 42, 1.42, 326.6),
@@ -53,11 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("size", choices=PRESETS, help="which of the published generators")
     parser.add_argument("--tokenizer-weights", required=True, type=Path, metavar="FILE", help="AliTok.pth")
     parser.add_argument("--generator-weights", required=True, type=Path, metavar="FILE", help="alitok_{b,l,xl}.bin")
-    parser.add_argument("--reference", required=True, metavar="REF", help="VIRTUAL_imagenet256_labeled.npz")
+    parser.add_argument("--reference", required=True, metavar="REF", help="ADM's VIRTUAL_imagenet256_labeled.npz")
     parser.add_argument("--extractor", default="inception", metavar="FILE", help="as alitok evaluate")
-    parser.add_argument("--count", type=int, help="fewer samples, to try it out: no verdict (default: the published)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="(default: runs/reproduce/SIZE)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="(default: OUT/reproduce.json)")
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="fewer samples, to try it out: no verdict (default: the published)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where artifacts, samples and result go (default: runs/reproduce/SIZE)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the result goes (default: reproduce.json in --out)"
+    )
     add_speed_arguments(parser)
     parser.epilog = (
         "example: alitok reproduce 177M --tokenizer-weights AliTok.pth --generator-weights alitok_b.bin"
@@ -133,7 +140,14 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
             f"{args.generator_weights} holds a generator of width {size[0]} and {size[1]} layers, {args.size} has"
             f" {preset.width} and {preset.depth}; give the weights of that size."
         )
-    draw = Draw(preset.guidance, preset.power, "power-cosine", 1.0, preset.seed, args.precision, compiled=args.compile)
+    draw = Draw(
+        guidance=preset.guidance,
+        power=preset.power,
+        schedule="power-cosine",
+        seed=preset.seed,
+        precision=args.precision,
+        compiled=args.compile,
+    )
     names = (args.generator_weights.name, args.tokenizer_weights.name)
     settings = set_settings(generator, tokenizer, names, draw, args.count or preset.count)
     draw_set(generator, tokenizer, samples, settings, args.batch)
@@ -167,16 +181,13 @@ def report(
     args: argparse.Namespace, preset: Preset, count: int, record: "EvaluationRecord", result: str | None
 ) -> None:
     """The table, and the JSON: `size`, `verdict`, `preset`, `record` (as `alitok evaluate --json`)."""
-    import json
-
     from rich.console import Console
     from rich.table import Table
 
-    from alitok.common.files import atomic_file
+    from alitok.common.files import write_json
 
-    content: dict[str, Any] = {"size": args.size, "verdict": result, "preset": asdict(preset)}
-    with atomic_file(args.json or args.out / RESULT) as temporary:
-        temporary.write_text(json.dumps({**content, "record": record.to_dict()}, indent=2) + "\n", "utf-8")
+    content = {"size": args.size, "verdict": result, "preset": asdict(preset), "record": record.to_dict()}
+    write_json(args.json or args.out / RESULT, content)
     table = Table(title=f"{args.size}: {count:,} samples, guidance {preset.guidance:g}, power {preset.power:g}")
     for heading in ("measure", "published", "found", "tolerance"):
         table.add_column(heading)

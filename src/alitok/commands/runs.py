@@ -37,8 +37,9 @@ class Part:
         return "generator" if "generator" in arguments else "tokenizer"
 
     @property
-    def artifact(self) -> Path | None:
-        return None if self.card is None else self.root / "artifact"
+    def artifact(self) -> Path:
+        """Where the artifact is, or will be."""
+        return self.root / "artifact"
 
     @property
     def seed(self) -> Any:
@@ -145,7 +146,7 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 @dataclass
-class Cost:
+class Spent:
     """What a part took; None where nothing tells it."""
 
     steps: int | None
@@ -154,12 +155,12 @@ class Cost:
     parameters: int | None
 
 
-def cost(part: Part) -> Cost:
+def spent(part: Part) -> Spent:
     """Steps and images of the card (or the last step logged), seconds of the logs, parameters of the weight file."""
     card = part.card or {}
     logged = max((points[-1][0] for points in part.curves.values() if points), default=None)
-    weights = part.root / "artifact" / "model.safetensors"
-    return Cost(
+    weights = part.artifact / "model.safetensors"
+    return Spent(
         steps=card.get("steps") or logged,
         images=card.get("images_seen"),
         seconds=training_seconds(part.root),

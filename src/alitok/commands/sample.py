@@ -7,23 +7,20 @@ goes on where it stopped. Beside an .npz, and in a folder, `samples.json` says h
 import argparse
 from pathlib import Path
 
+from alitok.commands.device import add_device_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact that decodes")
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="grid.png, samples.npz or a folder")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--classes", help="numbers or names, comma-separated, e.g. 207,360")
-    which.add_argument("--count", type=int, help="so many images in all, classes cycling")
-    parser.add_argument("--per-class", type=int, default=4, help="images of each of --classes (default 4)")
-    parser.add_argument("--guidance", type=float, help="scale, 0 = none (default: the card's)")
-    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
-    parser.add_argument(
-        "--schedule", help="power-cosine, constant, linear or softcfg (default: the card's, else power-cosine)"
-    )
-    parser.add_argument("--temperature", type=float, default=1.0)
+    which.add_argument("--classes", metavar="CLASS,...", help="numbers or names, comma-separated, e.g. 207,360")
+    which.add_argument("--count", type=int, metavar="N", help="so many images in all, classes cycling")
+    parser.add_argument("--per-class", type=int, default=4, metavar="N", help="images of each of --classes (default 4)")
+    add_guidance_arguments(parser)
     parser.add_argument("--keep", type=int, metavar="K", help="draw and decode the first K tokens only (default: all)")
-    parser.add_argument("--seed", type=int, help="(default: the card's)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: the card's)")
     add_speed_arguments(parser)
     parser.epilog = (
         "example: alitok sample --generator runs/demo/generator/artifact --tokenizer runs/demo/stage2/artifact"
@@ -32,14 +29,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say how tokens are drawn where the generator's card may recommend it."""
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="0 = none (default: the card's)")
+    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
+    parser.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help="power-cosine, constant, linear or softcfg (default: the card's, else power-cosine)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by it (default 1)"
+    )
+
+
 def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that decide how fast images are drawn, for every verb that draws."""
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32)"
+    )
     parser.add_argument(
         "--compile", action="store_true", help="compile the decoding step: seconds at first, then faster (needs g++)"
     )
-    parser.add_argument("--batch", type=batch_size, metavar="N", help='"auto" (default) = the most that fit on a GPU')
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--batch",
+        type=batch_size,
+        metavar="N",
+        help="images drawn together; auto (default) = the most that fit on a GPU",
+    )
+    add_device_argument(parser)
 
 
 def batch_size(text: str) -> int | None:
@@ -81,8 +99,16 @@ def run(args: argparse.Namespace) -> None:
         names = class_names(generator)
         classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)
         labels = None if args.count else classes * args.per_class
-        choice = (args.guidance, args.power, args.schedule, args.temperature, args.seed, args.precision)
-        draw = Draw(*choice, args.keep, args.compile)
+        draw = Draw(
+            guidance=args.guidance,
+            power=args.power,
+            schedule=args.schedule,
+            temperature=args.temperature,
+            seed=args.seed,
+            precision=args.precision,
+            keep=args.keep,
+            compiled=args.compile,
+        )
         count = args.count or len(classes) * args.per_class
         sources = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(generator, tokenizer, sources, draw, count, labels)

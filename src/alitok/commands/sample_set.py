@@ -1,8 +1,8 @@
 """Drawing a set of images to disk: what decides it, and the work shared over processes and resumed after a kill."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from alitok import __version__
 from alitok.artifacts.digest import module_digest
+from alitok.commands.image_specs import counter
 from alitok.common.distributed import all_or_none, all_stack, rank, world_size
 from alitok.common.errors import BadInput
-from alitok.evaluation.metric import collective_device
 from alitok.evaluation.quantise import to_uint8
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
@@ -61,11 +61,11 @@ def set_settings(
         classes: of each image; None = cycling through all.
 
     Raises:
-        BadInput: an unknown schedule, a temperature or power that is not positive.
+        BadInput: an unknown schedule, a temperature or power that is not positive and finite.
     """
-    if not draw.temperature > 0:
-        raise BadInput(f"temperature must be above 0, not {draw.temperature}.")
-    schedule, guidance, power = recommended(generator, draw.schedule, draw.guidance, draw.power)
+    if not 0 < draw.temperature < math.inf:
+        raise BadInput(f"temperature must be above 0 and finite, not {draw.temperature}.")
+    schedule, guidance, power = recommended(generator, draw.guidance, draw.power, draw.schedule)
     make_guidance(schedule, guidance, power)
     known = class_names(generator)
     return {
@@ -129,14 +129,20 @@ def draw_set(
     runs = images.missing(batch)
     with all_or_none():  # every process has looked before one writes
         mine = runs[rank() :: world_size()]
-    with all_or_none(), _progress(len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
+    with all_or_none(), counter("Sampling", len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
         sampler = ImageSampler(generator, tokenizer, settings["precision"], settings["compiled"])
         total = settings["num_classes"]
         classes = settings["classes"]
         labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
         saving: Future[None] | None = None
         drawn = sampler.draw(
-            zip(mine, labels, strict=True), rule, settings["temperature"], settings["seed"], advance, batch, tokens
+            zip(mine, labels, strict=True),
+            rule,
+            settings["temperature"],
+            settings["seed"],
+            lambda step: advance(1),
+            batch,
+            tokens,
         )
         for indices, _, pixels in drawn:
             if saving is not None:
@@ -155,23 +161,4 @@ def common_batch(generator: Generator, tokenizer: Tokenizer, guided: bool, preci
     device = generator.embeddings.weight.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     most = largest_batch(generator, tokenizer, guided, precision, free)
-    return int(all_stack(torch.tensor(most, device=collective_device())).min())
-
-
-def _progress(total: int) -> Any:
-    """A bar on the first process; yields what advances it by one step of one batch."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    if rank() != 0:
-        return nullcontext(None)
-
-    @contextmanager
-    def bar() -> Any:
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("Sampling", total=total)
-            yield lambda step: progress.advance(task)
-
-    return bar()
+    return int(all_stack(torch.tensor(most)).min())

@@ -15,25 +15,37 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alitok.commands.device import add_device_argument
+
 log = logging.getLogger("alitok")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="artifact of stage 1 or 2")
-    parser.add_argument("--data", required=True, metavar="SPEC", help="shapes, a folder, or owner/name on the hub")
+    parser.add_argument(
+        "--data", required=True, metavar="SPEC", help="data spec: shapes, a folder, or owner/name on the hub"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the cache; appears when it is whole")
-    parser.add_argument("--split", default="train", help="train (default), val, or the data set's own name of a split")
+    parser.add_argument(
+        "--split", default="train", metavar="NAME", help="train (default), val, or the data set's own name of a split"
+    )
     parser.add_argument("--image-column", metavar="NAME", help="of a table, where the types leave a choice")
     parser.add_argument("--label-column", metavar="NAME", help="likewise")
     parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, e.g. on the hub")
-    parser.add_argument("--count", type=int, help="at most so many images")
-    parser.add_argument("--crops", choices=["ten", "center"], default="ten")
-    parser.add_argument("--batch", type=int, default=64, help="views encoded together (default 64)")
-    parser.add_argument("--workers", type=int, help="processes that decode images (default: the cores, with a GPU)")
+    parser.add_argument("--count", type=int, metavar="N", help="at most so many images")
+    parser.add_argument("--crops", choices=["ten", "center"], default="ten", help="views of an image (default ten)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="views encoded together (default 64)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that decode images (default: the cores for a GPU, else 0)"
+    )
     parser.add_argument("--precision", choices=["32", "tf32", "bf16"], default="32", help="of the encoder (default 32)")
-    parser.add_argument("--images-per-shard", type=int, default=4096, help="(default 4096)")
-    parser.add_argument("--max-skipped", type=int, default=10, help="unreadable images to leave out (default 10)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--images-per-shard", type=int, default=4096, metavar="N", help="saved at a time (default 4096)"
+    )
+    parser.add_argument(
+        "--max-skipped", type=int, default=10, metavar="N", help="unreadable images to leave out (default 10)"
+    )
+    add_device_argument(parser)
     parser.epilog = (
         "example: alitok tokenize --tokenizer runs/demo/stage1/artifact --data shapes --out runs/shapes-tokens\n"
         "on eight GPUs: torchrun --nproc-per-node 8 -m alitok tokenize ..."
@@ -76,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
             out,
             args.crops,
             args.batch,
-            workers(args.workers, device),
+            decoding_workers(args.workers, device),
             precision=args.precision,
             images_per_shard=args.images_per_shard,
             max_skipped=args.max_skipped,
@@ -144,7 +156,7 @@ def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
     return True
 
 
-def workers(asked: int | None, device: Any) -> int:
+def decoding_workers(asked: int | None, device: Any) -> int:
     """Decoding processes: as asked, else the cores of this process where a GPU encodes, none where the cores do."""
     if asked is not None:
         return asked
@@ -198,7 +210,7 @@ def tokenize(
     with all_or_none():  # every process has looked before one writes
         skipped_before = len(shards.skipped())
     encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
-    with all_or_none(), products(precision):
+    with all_or_none(), matmul_precision(precision):
         crop_count, seconds, waiting = _make(shards, mine, source, encode, workers, max_skipped - skipped_before)
     skipped = shards.skipped()
     with all_or_none():
@@ -234,7 +246,7 @@ class Encoding(NamedTuple):
 
 
 @contextmanager
-def products(precision: str) -> Iterator[None]:
+def matmul_precision(precision: str) -> Iterator[None]:
     """Lets a GPU round the factors of float32 products to TF32 where that is asked for, and nowhere else."""
     import torch
 
@@ -280,9 +292,7 @@ def _make(
     shards: Any, mine: Sequence[int], source: Any, encode: Encoding, workers: int, may_skip: int
 ) -> tuple[int, float, float]:
     """Encodes and writes these shards; returns crops, seconds, and seconds of waiting for images."""
-    from rich.progress import Progress
-
-    from alitok.common.distributed import rank
+    from alitok.commands.image_specs import counter
     from alitok.common.errors import BadInput
 
     side = crop_recipe(encode.tokenizer.image_size, encode.crops)["resize"]
@@ -292,9 +302,7 @@ def _make(
     ids: list[Any] = []
     skipped: list[Any] = []
     ahead: deque[tuple[int, range, list[int], Any]] = deque()
-    with Progress(disable=rank() != 0) as progress:
-        total = sum(len(shards.images(shard)) for shard in mine)
-        task = progress.add_task("Tokenising", total=total)
+    with counter("Tokenising", sum(len(shards.images(shard)) for shard in mine)) as advance:
 
         def take() -> None:
             """Fetches the oldest ids that are being computed, and writes the shard that they complete."""
@@ -305,7 +313,7 @@ def _make(
             if part.stop == shards.images(shard).stop:
                 shards.write(shard, labels, ids, [skip for skip in skipped if skip.image < part.stop])
                 labels, ids, skipped = [], [], [skip for skip in skipped if skip.image >= part.stop]
-            progress.advance(task, len(part))
+            advance(len(part))
 
         loader = iter(_loader(Pictures(source, side), [part for _, part in parts], workers))
         for shard, part in parts:

@@ -18,14 +18,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, metavar="REF", help="as alitok evaluate")
     parser.add_argument("--extractor", default="inception", metavar="FILE", help="as alitok evaluate")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where features are kept")
-    parser.add_argument("--scales", type=numbers, default=[1.5, 3.0, 6.0, 12.0], help="to begin with (1.5,3,6,12)")
-    parser.add_argument("--powers", type=numbers, default=[0.7, 1.4, 2.8], help="to begin with (0.7,1.4,2.8)")
-    parser.add_argument("--schedule", default="power-cosine", help="power-cosine, constant, linear or softcfg")
-    parser.add_argument("--refine", type=int, default=1, help="rounds of settings halfway to the best one's neighbours")
-    parser.add_argument("--count", type=int, default=2000, help="samples of each setting (default 2000)")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="(default: OUT/guidance.json)")
+    parser.add_argument(
+        "--scales",
+        type=numbers,
+        default=[1.5, 3.0, 6.0, 12.0],
+        metavar="S,...",
+        help="to begin with (default 1.5,3,6,12)",
+    )
+    parser.add_argument(
+        "--powers", type=numbers, default=[0.7, 1.4, 2.8], metavar="P,...", help="to begin with (default 0.7,1.4,2.8)"
+    )
+    parser.add_argument(
+        "--schedule", default="power-cosine", metavar="NAME", help="power-cosine (default), constant, linear or softcfg"
+    )
+    parser.add_argument(
+        "--refine", type=int, default=1, metavar="N", help="rounds halfway from the best to its neighbours (default 1)"
+    )
+    parser.add_argument("--count", type=int, default=2000, metavar="N", help="samples of each setting (default 2000)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by it (default 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the result goes (default: guidance.json in --out)"
+    )
     add_speed_arguments(parser)
     parser.epilog = (
         "example: alitok tune-guidance --generator runs/demo/generator/artifact --tokenizer runs/demo/stage2/artifact"

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
 
 
 def is_class_block(value: Any) -> bool:
@@ -134,8 +134,7 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
     try:
         return target(**arguments)
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise BadInput(f"{block['class_path']}: {reason}.") from error
+        raise BadInput(f"{block['class_path']}: {first_line(error)}.") from error
 
 
 def build_value(value: Any) -> Any:

@@ -25,21 +25,32 @@ def rank() -> int:
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """The sum over processes; the argument itself in a single process. No gradient flows through it."""
+    """The sum over processes, on the device that the tensor came from; the argument itself in a single process.
+
+    Every process must hand in the same shape. No gradient flows through it.
+    """
     if not is_distributed():
         return tensor
-    tensor = tensor.detach().clone()
-    dist.all_reduce(tensor)
-    return tensor
+    total = tensor.detach().to(_collective_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
 
 
 def all_stack(tensor: Tensor) -> Tensor:
-    """(...) -> (processes, ...), in the order of ranks; every process must hand in the same shape."""
+    """(...) -> (processes, ...), in the order of ranks, on the device that the tensor came from; else as `all_sum`."""
     if not is_distributed():
         return tensor.unsqueeze(0)
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.stack(parts)
+    mine = tensor.detach().to(_collective_device()).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts).to(tensor.device)
+
+
+def _collective_device() -> torch.device:
+    """Where the process group's backend wants its tensors; NCCL moves nothing that lies in host memory."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def barrier() -> None:
@@ -81,10 +92,7 @@ def all_or_none() -> Iterator[None]:
         yield
     except BadInput as caught:
         error = caught
-    flag = torch.tensor(float(error is not None))
-    if is_distributed() and dist.get_backend() == "nccl":
-        flag = flag.cuda()
-    failed = bool(all_sum(flag))
+    failed = bool(all_sum(torch.tensor(float(error is not None))))
     if error is not None:
         raise error
     if failed:

@@ -1,12 +1,14 @@
 """Files that are whole or absent, digests, and where published weight files are looked for."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alitok.common.errors import BadInput
 
@@ -57,6 +59,18 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes JSON, whole or not at all.
+
+    Raises:
+        BadInput: the folder cannot be written.
+        ValueError: a number that is not finite, which JSON does not know.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _umask() -> int:

@@ -182,7 +182,7 @@ class ImageBatches:
 class TokenBatches:
     """Slots -> {tokens (B, N) or (B, N, S), label, index, position (B,)}, all int64.
 
-    In training the view of position p is drawn from the stream (seed, "view", step); else it is the middle crop.
+    In training the view of position p is drawn from the stream (seed, "view", step), else it is the measured one.
 
     Args:
         chosen: (images,) int64, the images of the cache that belong to this split.
@@ -208,7 +208,7 @@ class TokenBatches:
 
     def _views(self, positions: Tensor) -> Tensor:
         if self.global_batch is None:
-            return torch.full_like(positions, 4 if self.cache.views == 10 else 0)
+            return torch.full_like(positions, self.cache.evaluation_view)
         step = int(positions[0]) // self.global_batch
         drawn = torch.randint(
             self.cache.views, (self.global_batch,), generator=stream(self.seed, "view", step), dtype=torch.int64

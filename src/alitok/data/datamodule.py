@@ -6,7 +6,6 @@ from torch import Tensor
 
 from alitok.common import distributed
 from alitok.common.errors import BadInput
-from alitok.common.random import stream
 from alitok.data.batches import (
     Batch,
     FiniteLoader,
@@ -16,7 +15,7 @@ from alitok.data.batches import (
     TrainOrder,
     ValidationOrder,
 )
-from alitok.data.sources import NoValidation, Source, Split, blocks_of, held_out, open_source
+from alitok.data.sources import NoValidation, Source, Split, blocks_of, draw_some, held_out, open_source
 from alitok.data.token_cache import TokenCache
 
 
@@ -152,7 +151,7 @@ class ImageNetDataModule(LightningDataModule):
         for split, (part, images) in chosen.items():
             count = self.count if split == "train" else self.val_count
             if count is not None and count < len(images):
-                images = images[torch.randperm(len(images), generator=stream(0, "limit"))[:count]].sort().values
+                images = images[draw_some(len(images), count, 0)]
             self.splits[split] = TokenBatches(part, images, self.seed, self.global_batch if split == "train" else None)
             self.descriptions[split] = f"{len(images):,} of {len(part):,} images in token cache {part.folder}"
         self.token_cache, self._class_names = cache, cache.class_names

@@ -147,8 +147,13 @@ def limit(source: Source, count: int, seed: int) -> Source:
     """At most `count` images, drawn with the seed so that all classes have a chance, in the source's order."""
     if count >= len(source):
         return source
-    chosen = torch.randperm(len(source), generator=stream(seed, "limit"))[:count].sort().values
+    chosen = draw_some(len(source), count, seed)
     return Subset(source, chosen, f"{source.description}: {count:,} of {len(source):,} images (seed {seed})")
+
+
+def draw_some(total: int, count: int, seed: int) -> Tensor:
+    """`count` of 0 .. total - 1, (count,) int64 in ascending order, a function of the arguments alone."""
+    return torch.randperm(total, generator=stream(seed, "limit"))[:count].sort().values
 
 
 def blocks_of(source: Source) -> Tensor | None:

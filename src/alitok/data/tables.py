@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
 from alitok.data.columns import choose_columns, choose_label, read_labels
 from alitok.data.pictures import UnreadableImage, read_picture
 from alitok.data.streaming import ParquetRows, StreamedSource
@@ -223,8 +223,7 @@ def _or_bad_input(what: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:  # datasets raises dozens of kinds, its own and those of the libraries below it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise BadInput(f"{what}: {reason}.") from error
+        raise BadInput(f"{what}: {first_line(error)}.") from error
 
 
 @contextmanager

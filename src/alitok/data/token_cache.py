@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_folder
 
 METADATA_FILE = "alitok.json"
@@ -209,6 +209,11 @@ class TokenCache:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def evaluation_view(self) -> int:
+        """The view that is measured: the middle crop of ten (see `ten_crop`), else the first."""
+        return 4 if self.views == 10 else 0
+
     def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path, int | None]]:
         return TokenCache, (self.folder, self.keep)  # loader processes map the files again in place of copying them
 
@@ -251,8 +256,7 @@ def _load(folder: Path) -> Any:
         else:
             dataset = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets and pyarrow raise many kinds on damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise BadInput(f"{folder} is no readable token cache: {reason}.") from error
+        raise BadInput(f"{folder} is no readable token cache: {first_line(error)}.") from error
     if isinstance(dataset, datasets.DatasetDict):
         if "train" not in dataset:
             raise BadInput(f"Token cache {folder} has no split train; name one of {', '.join(dataset)} as its folder.")

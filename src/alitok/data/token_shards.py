@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from alitok.common.distributed import all_or_none, rank, world_size
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file
+from alitok.common.files import atomic_file, write_json
 from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
 
 IMAGES_PER_SHARD = 4096
 PROGRESS = "progress"  # what only an unfinished cache needs
-WHAT = {
+# Keys of a job -> what they are called where they differ.
+JOB_KEYS = {
     "digest": "tokenizer",
     "recipe": "crop recipe",
     "source": "data set",
@@ -42,7 +43,7 @@ class TokenShards:
 
     Args:
         folder: where the cache will be.
-        job: JSON values that a restart must find unchanged: `digest`, `recipe`, `source`, ... (the keys of `WHAT`).
+        job: JSON values that a restart must find unchanged: `digest`, `recipe`, `source`, ... (`JOB_KEYS`).
         total: images of the source.
         class_names: of the source.
 
@@ -92,8 +93,7 @@ class TokenShards:
         if not file.is_file():
             if self.partial.exists() and any(path.name != PROGRESS for path in self.partial.iterdir()):
                 raise BadInput(f"{self.partial} is in the way of the unfinished token cache; remove or rename it.")
-            with atomic_file(file) as temporary:
-                temporary.write_text(json.dumps(self.job, indent=2))
+            write_json(file, self.job)
         self.check()
         for folder in (self.partial, self.progress):
             for path in folder.glob(".*"):  # what a killed process was writing
@@ -102,7 +102,7 @@ class TokenShards:
     def check(self) -> None:
         """Raises BadInput where the unfinished cache is one of another job."""
         there = _read_json(self.progress / "job.json")
-        for key, what in WHAT.items():
+        for key, what in JOB_KEYS.items():
             if there.get(key) != self.job.get(key):
                 raise BadInput(
                     f"{self.partial} is the unfinished token cache of another {what}; give the same arguments as "
@@ -136,9 +136,7 @@ class TokenShards:
             batch = token_batch(labels, np.stack(ids), self.codebook_size)
             with atomic_file(self.path(shard)) as temporary, pa.ipc.new_stream(str(temporary), batch.schema) as stream:
                 stream.write_batch(batch)
-        record = {"rows": len(ids), "skipped": [skip._asdict() for skip in skipped]}
-        with atomic_file(self._record_path(shard)) as temporary:
-            temporary.write_text(json.dumps(record))
+        write_json(self._record_path(shard), {"rows": len(ids), "skipped": [skip._asdict() for skip in skipped]})
 
     def path(self, shard: int) -> Path:
         return self.partial / f"data-{shard:05d}-of-{self.count:05d}.arrow"

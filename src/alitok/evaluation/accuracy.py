@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
-from alitok.evaluation.metric import sum_over_processes
 
 
 class TokenAccuracy:
@@ -42,7 +42,7 @@ class TokenAccuracy:
         self._sums += batch.sum(dim=[axis for axis in range(1, batch.ndim) if axis != 2])
 
     def _totals(self) -> Tensor:
-        sums = sum_over_processes(self._sums)
+        sums = all_sum(self._sums)
         if not sums[0].any():
             raise BadInput("The token accuracy of no tokens is undefined: give a batch.")
         return sums

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
-from alitok.evaluation.metric import sum_over_processes
 
 
 class CodebookUsage:
@@ -47,12 +47,18 @@ class CodebookUsage:
         Raises:
             BadInput: no ids were seen.
         """
-        counts = sum_over_processes(self.counts)
+        counts = all_sum(self.counts)
         if not counts.any():
             raise BadInput("The codebook usage of no tokens is undefined: give images.")
-        share = counts.double() / counts.sum(dim=1, keepdim=True)
-        perplexity = torch.special.entr(share).sum(dim=1).exp()
-        return {
-            "codebook_usage": float((counts > 0).double().mean()),
-            "codebook_perplexity": float(perplexity.mean()),
-        }
+        usage, perplexity = usage_and_perplexity(counts)
+        return {"codebook_usage": float(usage), "codebook_perplexity": float(perplexity)}
+
+
+def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the codes that occur, and exp(entropy) of their frequencies, () each, on the device of the counts.
+
+    Args:
+        counts: (S, V) how often each code was chosen; the two are means over S.
+    """
+    share = counts.double() / counts.sum(dim=1, keepdim=True)
+    return (counts > 0).double().mean(), torch.special.entr(share).sum(dim=1).exp().mean()

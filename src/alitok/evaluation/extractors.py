@@ -81,6 +81,22 @@ def check_images(images: Tensor) -> None:
         )
 
 
+def open_extractor(spec: str, device: torch.device | str) -> Extractor:
+    """An extractor as configurations and commands name it.
+
+    Args:
+        spec: "inception" (the file where clean-fid keeps it), a TorchScript file, or the folder of a classifier.
+
+    Raises:
+        BadInput: the file is missing, or holds another network.
+    """
+    from alitok.evaluation.classifier import Classifier, ClassifierExtractor  # which leads back to this file
+
+    if Path(spec).is_dir():
+        return ClassifierExtractor(Classifier.load(spec), Path(spec).name, device)
+    return InceptionExtractor(None if spec == "inception" else spec, device)
+
+
 def clean_fid_folder() -> Path:
     """The folder in which clean-fid keeps the Inception file."""
     return Path("." if platform.system() == "Windows" else "/tmp")

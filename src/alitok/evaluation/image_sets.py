@@ -18,7 +18,6 @@ from torch import Tensor
 from alitok.common import distributed
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
-from alitok.evaluation.metric import sum_over_processes
 
 ARRAY, LABELS = "arr_0", "arr_1"
 LOSSLESS = (".png",)
@@ -99,7 +98,7 @@ class Reader:
 
     def digest(self) -> str:
         """SHA-256 of the file that holds the set; else of all pixels and their order, once read. A collective."""
-        lanes = sum_over_processes(self._lanes)
+        lanes = distributed.all_sum(self._lanes)
         if self.images.file is not None:
             return sha256(self.images.file)
         return lanes.numpy().astype(">i8").tobytes().hex()

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from alitok.common.distributed import all_stack, is_distributed
+from alitok.common.distributed import all_stack, all_sum, is_distributed
 from alitok.common.errors import BadInput
-from alitok.evaluation.metric import collective_device, sum_over_processes
 
 
 class InceptionScore:
@@ -60,9 +59,9 @@ class InceptionScore:
         Raises:
             BadInput: no image was seen.
         """
-        shapes = all_stack(torch.tensor(self._sums.shape, device=collective_device()))
+        shapes = all_stack(torch.tensor(self._sums.shape))
         rows, columns = (int(size) for size in shapes.amax(dim=0))
-        sums = sum_over_processes(_grown(self._sums, rows, columns))
+        sums = all_sum(_grown(self._sums, rows, columns))
         if not rows:
             raise BadInput("The Inception Score of no images is undefined: give samples.")
         sums = sums[sums[:, 0] > 0]

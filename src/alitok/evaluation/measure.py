@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alitok.common.distributed import all_or_none
+from alitok.common.distributed import all_or_none, all_sum
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.image_sets import Batch, ImageSet, Reader
 from alitok.evaluation.inception_score import InceptionScore
-from alitok.evaluation.metric import sum_over_processes
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 
 KEPT = 50_000  # features of so many images at most are kept for precision and recall (400 MB at a width of 2,048)
@@ -73,12 +72,12 @@ def measure(
                 place = index * kept // images.count
                 first = place != (index - 1) * kept // images.count
                 features[place[first]] = found.pooled.cpu()[first]
-    has_score = bool(sum_over_processes(torch.tensor(float(scored))))
+    has_score = bool(all_sum(torch.tensor(float(scored))))
     return Measured(
         pooled=pooled.reduce() if statistics else pooled,
         spatial=spatial.reduce() if statistics and spatial is not None else None,
         score=score.compute()["inception_score"] if has_score else None,
-        features=sum_over_processes(features) if keep else None,
+        features=all_sum(features) if keep else None,
         digest=reader.digest(),
     )
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from alitok.common.distributed import all_stack, rank, world_size
+from alitok.common.distributed import all_stack, all_sum, rank, world_size
 from alitok.common.errors import BadInput
-from alitok.evaluation.metric import collective_device, sum_over_processes
 
 NEIGHBOURS = 3
 BLOCK = 2000  # rows and columns; a block of float64 distances is then 32 MB
@@ -45,8 +44,8 @@ def precision_recall(
         inside[rows] += (distances <= reference_radii[columns]).any(dim=1)
         covered[columns] += (distances <= sample_radii[rows, None]).any(dim=0)
     return {
-        "precision": float((sum_over_processes(inside) > 0).double().mean()),
-        "recall": float((sum_over_processes(covered) > 0).double().mean()),
+        "precision": float((all_sum(inside) > 0).double().mean()),
+        "recall": float((all_sum(covered) > 0).double().mean()),
     }
 
 
@@ -61,7 +60,7 @@ def radii(features: Tensor, centre: Tensor, neighbours: int, block: int) -> Tens
         else:
             nearest[columns] = _least(torch.cat([nearest[columns], distances.T], dim=1), neighbours)
         nearest[rows] = _least(torch.cat([nearest[rows], distances], dim=1), neighbours)
-    parts = all_stack(nearest.to(collective_device())).to(features.device)
+    parts = all_stack(nearest)
     return _least(torch.cat(list(parts), dim=1), neighbours).amax(dim=1)
 
 

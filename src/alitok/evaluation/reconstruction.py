@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.evaluation.extractors import Extractor
-from alitok.evaluation.metric import sum_over_processes
 from alitok.evaluation.quantise import Quantisation, to_uint8
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 
@@ -83,7 +83,7 @@ class ReconstructionMetrics:
         Raises:
             BadInput: no image was seen (for rFID: fewer than two).
         """
-        count, psnr_sum, ssim_sum = sum_over_processes(self._sums).tolist()
+        count, psnr_sum, ssim_sum = all_sum(self._sums).tolist()
         if not count:
             raise BadInput("Reconstruction metrics of no images are undefined: give images.")
         result = {"psnr": psnr_sum / count, "ssim": ssim_sum / count}

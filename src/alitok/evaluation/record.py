@@ -1,13 +1,12 @@
 """The evaluation record: numbers together with everything that decides whether they may be compared."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from alitok.common.files import atomic_file
+from alitok.common.files import write_json
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.reference import ADM_KEYS, SAMPLES, TRAINING, VALIDATION
 
@@ -78,9 +77,7 @@ class EvaluationRecord:
 
     def save(self, path: str | Path) -> None:
         """Writes the record as JSON, whole or not at all."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        with atomic_file(path) as temporary:
-            temporary.write_text(text + "\n")
+        write_json(path, self.to_dict())
 
 
 def reasons_against(

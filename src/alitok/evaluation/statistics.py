@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
-from alitok.evaluation.metric import sum_over_processes
 
 
 class FeatureStatistics:
@@ -97,14 +97,14 @@ class FeatureStatistics:
         """The statistics of all processes together, equal on each; a collective that leaves this object as it is."""
         if self.count is None:
             raise BadInput("Stored statistics without a sample count cannot be reduced over processes.")
-        total = int(sum_over_processes(torch.tensor(self.count)))
+        total = int(all_sum(torch.tensor(self.count)))
         result = FeatureStatistics(self.num_features)
         if total == 0:
             return result
         result.count = total
-        result.mean = sum_over_processes(self.mean.cpu() * (self.count / total))
+        result.mean = all_sum(self.mean.cpu() * (self.count / total))
         delta = self.mean.cpu() - result.mean
-        result._scatter = sum_over_processes(self._scatter.cpu() + self.count * torch.outer(delta, delta))
+        result._scatter = all_sum(self._scatter.cpu() + self.count * torch.outer(delta, delta))
         return result
 
     def to_dict(self) -> dict[str, np.ndarray]:

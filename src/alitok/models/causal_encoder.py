@@ -17,7 +17,7 @@ class CausalEncoder(Encoder):
     are no prefix latents: in front of the first patch they would see nothing.
 
     Args:
-        arguments: of `Encoder`; `num_latents` must be the number of patches.
+        args, kwargs: of `Encoder`; `num_latents` must be the number of patches.
 
     Raises:
         ValueError: prefix latents.

@@ -26,8 +26,6 @@ class NestedDropout(nn.Module):
         BadInput: another word for the lengths.
     """
 
-    shortens = False
-
     def __init__(self, code_dim: int, lengths: Lengths = "powers") -> None:
         super().__init__()
         if lengths not in (known := get_args(Lengths)):

@@ -18,7 +18,9 @@ class Tokenizer(nn.Module):
         bottleneck: called in training only, between quantizer and decoder, as
             `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents. Where its `complete(prefix, N)`
             makes of the first latents (B, k, D) what the decoder is to get, ids (B, k) decode as well. One that
-            `shortens` the sequence needs a decoder of `any_length`.
+            `shortens` the sequence needs a decoder of `any_length`. Where it has `begin_step(seed, step, steps, first,
+            size)`, that is called before each micro-batch: `step` of `steps`, whose first image is the one at place
+            `first` of a global batch of `size`.
 
     Raises:
         BadInput: the bottleneck shortens the sequence and the decoder needs all of it.

@@ -239,11 +239,11 @@ def choose_guidance(
     """The rule for `generate`'s arguments: None = no guidance."""
     if guidance is not None and not isinstance(guidance, int | float):
         return guidance
-    return make_guidance(*recommended(generator, schedule, guidance, power))
+    return make_guidance(*recommended(generator, guidance, power, schedule))
 
 
 def recommended(
-    generator: Generator, schedule: str | None = None, guidance: float | None = None, power: float | None = None
+    generator: Generator, guidance: float | None = None, power: float | None = None, schedule: str | None = None
 ) -> tuple[str, float, float]:
     """(schedule, scale, power): what is given, else what the generator's card recommends, else no guidance."""
     card = getattr(generator, "card", None) or {}

@@ -12,7 +12,7 @@ from alitok.sampling.guidance import Guidance
 from alitok.sampling.weights import PRECISION, Precision, for_inference
 
 CPU_BATCH = 32
-MOST = 1024  # images in a batch that `largest_batch` chooses: beyond it a GPU is busy anyway
+LARGEST_BATCH = 1024  # images: beyond it a GPU is busy anyway
 SHARE_OF_MEMORY = 0.8  # the rest is for what the allocator and the kernels keep for themselves
 
 Batch = tuple[list[int], Tensor, Tensor]
@@ -108,16 +108,17 @@ class ImageSampler:
                 images = self.tokenizer.decode(ids)
             ids.record_stream(side)
             if waiting is not None:
-                yield self.handed_over(waiting, side)
+                yield _handed_over(waiting, side)
             waiting = chosen, ids, images
         if waiting is not None and side is not None:
-            yield self.handed_over(waiting, side)
+            yield _handed_over(waiting, side)
 
-    def handed_over(self, batch: Batch, side: torch.cuda.Stream) -> Batch:
-        """Makes the present stream wait for the decoder's."""
-        torch.cuda.current_stream().wait_stream(side)
-        batch[2].record_stream(torch.cuda.current_stream())
-        return batch
+
+def _handed_over(batch: Batch, side: torch.cuda.Stream) -> Batch:
+    """Makes the present stream wait for the decoder's."""
+    torch.cuda.current_stream().wait_stream(side)
+    batch[2].record_stream(torch.cuda.current_stream())
+    return batch
 
 
 def largest_batch(
@@ -136,4 +137,4 @@ def largest_batch(
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
     length = getattr(tokenizer.decoder, "length", tokenizer.num_tokens)
     decoder = 4 * 4 * widest * length + 3 * 3 * 4 * tokenizer.image_size**2
-    return max(1, min(MOST, int(SHARE_OF_MEMORY * free_bytes) // (cache + logits + decoder)))
+    return max(1, min(LARGEST_BATCH, int(SHARE_OF_MEMORY * free_bytes) // (cache + logits + decoder)))

@@ -34,6 +34,12 @@ class TrueTokens:
         return logits.masked_fill(others & true, -torch.inf)
 
 
+def check_sigma(sigma: float) -> None:
+    """Raises BadInput where sigma is no share of tokens."""
+    if not 0 <= sigma <= 1:
+        raise BadInput(f"The share of true tokens, sigma, must lie in 0..1, not {sigma}.")
+
+
 class MixedSampler:
     """Draws sequences of which about a share sigma of the tokens are those of real images.
 
@@ -47,8 +53,7 @@ class MixedSampler:
     """
 
     def __init__(self, sampler: Sampler, rule: Guidance | None, sigma: float) -> None:
-        if not 0 <= sigma <= 1:
-            raise BadInput(f"The share sigma of true tokens must lie in 0..1, not {sigma}.")
+        check_sigma(sigma)
         self.sampler, self.sigma = sampler, sigma
         self.rule = rule if rule is not None else Constant(1.0)
         self.mixed: TrueTokens | None = None

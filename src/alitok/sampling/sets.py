@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file
+from alitok.common.files import atomic_file, write_json
 
 SIDECAR = "samples.json"
-FILES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")  # not to be folders
-# Settings that do not decide the images.
-NAMES = ("name", "class_names")
+# What an output that is called so cannot be: a folder.
+FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
+NOT_DECIDING = ("name", "class_names")  # settings that do not change the images
 
 
 class SampleSet:
@@ -39,7 +39,7 @@ class SampleSet:
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self.out, self.settings = out, settings
         self.count, self.size = int(settings["count"]), int(settings["image_size"])
-        if out.suffix.lower() in FILES:
+        if out.suffix.lower() in FILE_SUFFIXES:
             raise BadInput(f"--out {out} must be a .png grid, an .npz file or a folder.")
         self.kind = {".png": "grid", ".npz": "npz"}.get(out.suffix.lower(), "folder")
         self.partial = out.parent / f".{out.name}.partial"
@@ -72,8 +72,7 @@ class SampleSet:
             )
         if other:
             shutil.rmtree(self.partial, ignore_errors=True)
-            with atomic_file(self.partial / SIDECAR) as temporary:
-                temporary.write_text(json.dumps(self.settings, indent=2) + "\n", "utf-8")
+            write_json(self.partial / SIDECAR, self.settings)
 
     def drawn(self) -> list[int]:
         """Indices of the images that are in the hidden folder, in order."""
@@ -177,13 +176,13 @@ def difference(held: dict[str, Any] | None, settings: dict[str, Any]) -> str:
         return "unknown ones"
     for key in [*settings, *held]:
         old, new = (_deciding(side.get(key)) for side in (held, settings))
-        if old != new and key not in NAMES:
+        if old != new and key not in NOT_DECIDING:
             return f"{key} {_short(old)}, not {_short(new)}"
     return ""
 
 
 def _deciding(value: Any) -> Any:
-    return {key: item for key, item in value.items() if key not in NAMES} if isinstance(value, dict) else value
+    return {key: item for key, item in value.items() if key not in NOT_DECIDING} if isinstance(value, dict) else value
 
 
 def _short(value: Any) -> str:

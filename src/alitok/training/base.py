@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alitok.artifacts.folder import fit
+from alitok.artifacts.folder import check_weights
 from alitok.common.build import build
 from alitok.common.compiler import need_compiler
 from alitok.common.distributed import all_sum
@@ -93,8 +93,6 @@ class TrainingModule(L.LightningModule):
             rounding and other random numbers in dropout.
     """
 
-    parents: dict[str, str]
-
     def __init__(
         self,
         phases: Mapping[str, Mapping[str, Any]],
@@ -116,6 +114,7 @@ class TrainingModule(L.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
         self.configuration: dict[str, Any] = {}  # of the run; kept in its checkpoints
+        self.parents: dict[str, str] = {}  # digests of the artifacts that the run builds on, by name
         self.batch_ended = 0.0
         self._row: dict[str, Tensor | float] = {}
         self._window: dict[str, tuple[Tensor, Tensor]] = {}
@@ -155,14 +154,14 @@ class TrainingModule(L.LightningModule):
             # the model (the discriminator) is averaged by `finish_gradients`: DDP cannot do both in turns.
             known = inspect.signature(DistributedDataParallel).parameters
             buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            mine = {"find_unused_parameters": self.uneven, buffers: False}
+            mine = {"find_unused_parameters": self.leaves_unused, buffers: False}
             strategy._ddp_kwargs = mine | strategy._ddp_kwargs
             inside = {id(parameter) for parameter in self.model.parameters()}
             others = [name for name, parameter in self.named_parameters() if id(parameter) not in inside]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, others)
 
     @property
-    def uneven(self) -> bool:
+    def leaves_unused(self) -> bool:
         """Whether some batches leave parameters without a gradient."""
         return True
 
@@ -304,7 +303,7 @@ class TrainingModule(L.LightningModule):
         Raises:
             BadInput: its weights do not fit, or the run's parents (tokenizer, stage 1) are not the same.
         """
-        fit(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
+        check_weights(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
         if self.trainer.state.fn == "fit":
             for name, digest in checkpoint.get("parents", {}).items():
                 if self.parents.get(name) != digest:
@@ -314,8 +313,8 @@ class TrainingModule(L.LightningModule):
                     )
 
 
-def build_on(block: Mapping[str, Any]) -> nn.Module:
-    """Builds a model from its configuration block; remembers the block, which the artifact is written with."""
+def build_with_block(block: Mapping[str, Any]) -> nn.Module:
+    """A model of its class block, with the block as `module.block`: the artifact is written with it."""
     module: nn.Module = build(block)
     module.block = dict(block)  # type: ignore[assignment]
     return module

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_file
 
 NAME = "step={step}.ckpt"
@@ -69,11 +69,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"There is no checkpoint {path}.")
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (
-        Exception
-    ) as error:  # truncated, not a checkpoint, pickled code, ...: torch has no class of its own for these
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise BadInput(f"Checkpoint {path} cannot be read: {reason}.") from error
+    except Exception as error:  # truncated, no checkpoint, pickled code, ...: torch has no class of its own for these
+        raise BadInput(f"Checkpoint {path} cannot be read: {first_line(error)}.") from error
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
-from alitok.training.base import TrainingModule, build_on
+from alitok.training.base import TrainingModule, build_with_block
 from alitok.training.optimizer import AdamW, adamw, generator_decays
 from alitok.training.schedule import Moment
 
@@ -46,17 +46,16 @@ class GeneratorTraining(TrainingModule):
         super().__init__(
             phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
         )
-        self.generator: Generator = build_on(generator)  # type: ignore[assignment]
+        self.generator: Generator = build_with_block(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout
         self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}
-        self.parents: dict[str, str] = {}
 
     @property
     def model(self) -> Generator:
         return self.generator
 
     @property
-    def uneven(self) -> bool:
+    def leaves_unused(self) -> bool:
         return False
 
     def setup(self, stage: str) -> None:

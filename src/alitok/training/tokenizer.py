@@ -14,7 +14,7 @@ from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
 from alitok.models.tokenizer import Tokenizer
-from alitok.training.base import MicroBatch, TrainingModule, build_on
+from alitok.training.base import MicroBatch, TrainingModule, build_with_block
 from alitok.training.optimizer import adamw
 from alitok.training.schedule import Moment
 
@@ -58,12 +58,11 @@ class TokenizerTraining(TrainingModule):
         super().__init__(
             phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
         )
-        self.tokenizer: Tokenizer = build_on(tokenizer)  # type: ignore[assignment]
+        self.tokenizer: Tokenizer = build_with_block(tokenizer)  # type: ignore[assignment]
         self.terms = {name: build(block) for name, block in losses.items() if self.schedule.uses(name)}
         self.start_from = start_from
         self.codebook_lr = codebook_lr
-        self.parents: dict[str, str] = {}
-        self.discriminator = build_on(discriminator) if discriminator and self.schedule.adversarial else None
+        self.discriminator = build_with_block(discriminator) if discriminator and self.schedule.adversarial else None
         self.adversarial: AdversarialLoss | None = None
         if adversarial and self.schedule.adversarial:
             self.adversarial = build(adversarial)
