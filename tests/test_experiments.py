@@ -12,6 +12,7 @@ from alitok.config import compose_run
 
 ROOT = Path(__file__).parents[1] / "experiments"
 SIZED = [(path.parent.parent / "generator.yaml", path) for path in sorted(ROOT.glob("*/sizes/*.yaml"))]
+SIZED.append((ROOT / "cifar10" / "tokenizer-stage1.yaml", ROOT / "cifar10" / "small.yaml"))
 WHOLE = [(path,) for path in sorted(ROOT.glob("*/*.yaml")) if path.stem.startswith(("tokenizer", "generator"))]
 LADDER_FILES = [
     (ROOT / "ablation" / "tokenizer.yaml", *(ROOT / "ablation" / f"{name}.yaml" for name in names))

@@ -22,6 +22,7 @@ VERBS = {
     "reconstruct": "send pictures through a tokenizer and back",
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",
     "train-classifier": "the network behind FIDs of your own, where Inception's file is not at hand",
+    "trial": "ideas against their base over several seeds: trained, measured, one table",
     "compare": "configurations, curves, pictures and numbers of several runs on one page",
     "ablation": "the ladder of the paper's ablation: train, measure and compare its rungs",
     "probe": "how predictable tokens are, of a cache from anywhere",

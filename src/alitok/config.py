@@ -189,7 +189,10 @@ def check(config: Mapping[str, Any]) -> None:
             raise BadInput(f"Unknown configuration key {key!r}{nearest(key, TOP_LEVEL)}")
     for part in ("model", "data"):
         if part in config and not is_class_block(config[part]):
-            raise BadInput(f"{part} needs a class_path.")
+            raise BadInput(
+                f"{part} needs a class_path: a file of changes is laid over a base, -c experiments/demo/"
+                "tokenizer-stage1.yaml -c FILE (its first line may name others)."
+            )
     if trainer := config.get("trainer"):
         from lightning import Trainer  # slow to import: only where a configuration has a trainer
 

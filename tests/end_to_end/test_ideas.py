@@ -5,6 +5,8 @@ choose from, and overlays that go between (other ideas). Those under demo/ stand
 """
 
 import re
+import shutil
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -240,3 +242,33 @@ def test_the_worked_example_of_the_guide(tmp_path: Path, monkeypatch: pytest.Mon
     assert called
     for function in called:
         function()
+
+
+def test_the_loss_of_the_guide() -> None:
+    (source,) = re.findall(
+        r"^```python\n(\"\"\"Differences.*?)^```", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "slope.py", "exec"), namespace)
+    image = torch.zeros(1, 3, 4, 4)
+    image[..., 2:] = 1
+    value = namespace["Slope"]()({"image": torch.zeros(1, 3, 4, 4)}, {"image": image})
+    assert value.item() == pytest.approx(1 / 3)  # one of three differences in each row
+
+
+def test_the_code_of_the_guide_passes_the_lint(tmp_path: Path) -> None:
+    text = GUIDE.read_text("utf-8")
+    files = dict(re.findall(r"^`(\S+)`:\n\n```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    (files["src/alitok/losses/slope.py"],) = re.findall(r'^```python\n("""Diff.*?)^```', text, re.MULTILINE | re.DOTALL)
+    # in place, since ruff sorts imports by what lies beside a file
+    for name, code in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code, "utf-8")
+    shutil.copy(GUIDE.parents[1] / "pyproject.toml", tmp_path)
+    for package in (tmp_path / "src" / "alitok", tmp_path / "src" / "alitok" / "losses"):
+        (package / "__init__.py").touch()
+    for words in (["check", "."], ["format", "--check", "."]):
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout + result.stderr

@@ -158,3 +158,14 @@ def test_a_local_start_has_patches_for_all_prefix_tokens():
         assert Encoder(32, 8, latents, 8, 32, 1, 1, init="local").num_latents == latents
     with pytest.raises(ValueError, match="num_latents must be at most twice the 16 patches, not 33"):
         Encoder(32, 8, 33, 8, 32, 1, 1, init="local")
+
+
+def test_a_bottleneck_that_changes_the_shape_unsaid_is_named(make) -> None:
+    class Half(torch.nn.Module):
+        def forward(self, quantized, latents, ids, quantizer):
+            return quantized[:, :5]
+
+    tokenizer = make(1)
+    tokenizer.bottleneck = Half()
+    with pytest.raises(ValueError, match=r"Half made \(1, 5, \d+\) of \(1, 21, \d+\): it must keep the shape"):
+        tokenizer.train()(torch.rand(1, 3, tokenizer.image_size, tokenizer.image_size))

@@ -1,14 +1,12 @@
 """The ladder's results: JSON for programs, a table in Markdown, a figure, and the rungs' pictures side by side."""
 
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alitok.commands.ablation_settings import LADDER
+from alitok.commands.provenance import command, machine
 from alitok.commands.runs import read_json, spread
 from alitok.common.files import atomic_file
 
@@ -58,23 +56,6 @@ def write_results(out: Path, path: Path, facts: Mapping[str, Any]) -> None:
             for variant, found in by_variant(rows).items()
         }
         draw_sheet(pictures, title, path.with_name(f"{path.name}-{name}.png"))
-
-
-def command() -> str:
-    """The command that is running, as one would type it."""
-    return shlex.join(["alitok", *sys.argv[1:]])
-
-
-def machine() -> str:
-    """Processor or GPU, threads, versions, in one line."""
-    import torch
-
-    import alitok
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    processor = platform.processor() or platform.machine()
-    versions = f"torch {torch.__version__}, alitok {alitok.__version__}, Python {platform.python_version()}"
-    return f"{processor}, {torch.get_num_threads()} threads, {gpu}; {versions}"
 
 
 def by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -1,7 +1,6 @@
 """What a benchmark stands on: this machine's limits, measured in the same run, and the rows that are held to them."""
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from alitok.commands.hardware import Hardware, best, matmul_rate, timed
+from alitok.commands.provenance import processor
 from alitok.common.build import nearest
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
@@ -50,7 +50,7 @@ class Machine:
         """For the JSON file."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return {
-            "device": torch.cuda.get_device_name(self.device) if self.cuda else _processor(),
+            "device": torch.cuda.get_device_name(self.device) if self.cuda else processor(),
             "cores": len(os.sched_getaffinity(0)),
             "threads": torch.get_num_threads(),
             "memory_bytes": torch.cuda.get_device_properties(self.device).total_memory if self.cuda else memory,
@@ -180,12 +180,3 @@ def wait(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -299,6 +299,8 @@ def _samples(
     from alitok.sampling.images import sample_images
 
     everything = [part for members in groups for run in members for part in run.parts.values() if part.card]
+    if all(part.kind == "tokenizer" for part in everything):
+        return "", []
     strips, notes = [], []
     for index, members in enumerate(groups):
         own = [part for part in members[0].parts.values() if part.card]
@@ -335,7 +337,9 @@ def _tokenizers(
         for name, part in parts.items():
             title = names[index] if len(parts) == 1 else f"{names[index]}, {name}"
             if part.card is None:
-                notes.append(f"{title} is not finished: it has no artifact.")
+                notes.append(
+                    f"{title} is not finished: it has no artifact, and its numbers are of its last validation."
+                )
             else:
                 found.append((index, title, part))
     return found, notes

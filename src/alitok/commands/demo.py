@@ -5,7 +5,6 @@ Interrupted and started again, it goes on where it stopped.
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,11 +140,11 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    import alitok
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.callbacks.curves import read_curves
     from alitok.callbacks.pictures import save_grid
     from alitok.commands.image_specs import counter, read_all
+    from alitok.commands.provenance import processor, versions
     from alitok.commands.report import write_report
     from alitok.common.files import write_json
     from alitok.data.shapes import Shapes
@@ -252,9 +251,9 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
                 f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
                 for name, module in (("tokenizer", stages[1]), ("generator", generator))
             ),
-            "Machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+            "Machine": f"{processor()}, {torch.get_num_threads()} threads",
             "Precision": precision,
-            "Versions": f"alitok {alitok.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+            "Versions": versions(),
         },
         next_steps=[
             ("Draw more of two classes.", sample_command(out, "star,heart")),

@@ -62,13 +62,30 @@ def run(args: argparse.Namespace) -> None:
     config = compose_run(args.config, args.overrides)
     result = cost(config, layout_of(config["trainer"], args.hardware))
     images = args.images or _images(config["data"].get("init_args") or {})
-    record = as_record(result, _hardware(args.hardware), args.utilisation, images)
+    record = as_record(result, _hardware(args.hardware), args.utilisation, images) | chosen(config["model"])
     if args.json:
         import json
 
         print(json.dumps(record, indent=2))
     else:
         _print_table(record, " + ".join(str(Path(file)) for file in args.config))
+
+
+def chosen(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes that a tokenizer's training names beside its networks: losses by name, and the bottleneck."""
+    arguments = model.get("init_args") or {}
+    tokenizer = (arguments.get("tokenizer") or {}).get("init_args") or {}
+    bottleneck = tokenizer.get("bottleneck")
+    return {
+        "losses": {name: _class_name(block) for name, block in (arguments.get("losses") or {}).items()},
+        "bottleneck": None if bottleneck is None else _class_name(bottleneck),
+    }
+
+
+def _class_name(block: Mapping[str, Any]) -> str:
+    """ "TailDrop(least=4)" of a class block."""
+    arguments = ", ".join(f"{key}={value}" for key, value in (block.get("init_args") or {}).items())
+    return f"{str(block['class_path']).rpartition('.')[2]}({arguments})".removesuffix("()")
 
 
 def layout_of(trainer: Mapping[str, Any], hardware: str | None = None) -> "Layout":
@@ -216,7 +233,12 @@ def _print_table(record: Mapping[str, Any], title: str) -> None:
     codes = f"{record['codebook_size']:,} codes"
     codes = codes if record["sub_codes"] == 1 else f"{record['sub_codes']} sub-codes of {codes}"
     note = f"{record['bits_per_token']:.2f} a token: {codes}"
-    table.add_row("bits", f"{record['bits_per_picture']:,.0f}", note, end_section=True)
+    table.add_row("bits", f"{record['bits_per_picture']:,.0f}", note)
+    if record["bottleneck"]:
+        table.add_row("bottleneck", "", record["bottleneck"])
+    for name, block in record["losses"].items():
+        table.add_row("loss", name, block)
+    table.add_section()
 
     a_step = record["flops_per_step"]
     table.add_row("FLOPs a step", _si(a_step), "forward and backward, global batch, mean over the run")

@@ -120,7 +120,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _numbers(folder: Path, parts: Mapping[str, Part]) -> dict[str, float]:
-    """What the JSON files in the folder (report.json, those of `alitok evaluate`) and the artifacts' cards measure."""
+    """What the JSON files in the folder (report.json, those of `alitok evaluate`) and the artifacts' cards measure.
+
+    A part that is not finished has no card, but the last values of its validation curves.
+    """
     numbers = {}
     files = sorted(folder.glob("*.json"), key=lambda file: (file.stem not in SUMMARIES, file.name))
     for file in files:
@@ -129,7 +132,10 @@ def _numbers(folder: Path, parts: Mapping[str, Part]) -> dict[str, float]:
             for metric, value in _scalars(read_json(file)):
                 numbers[prefix + metric] = value
     for name, part in parts.items():
-        for metric, value in _scalars((part.card or {}).get("metrics") or {}):
+        last = {
+            metric.removeprefix("val/"): points[-1][1] for metric, points in part.curves.items() if "val/" in metric
+        }
+        for metric, value in _scalars(last if part.card is None else part.card.get("metrics") or {}):
             numbers[f"{name}: {metric}"] = value
     return numbers
 

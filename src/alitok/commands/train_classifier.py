@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alitok.commands.device import add_device_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--width", type=int, default=48, help="of its first layer; features are four times it (default 48)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
+    add_device_argument(parser)
     parser.epilog = "example: alitok train-classifier --data shapes --count 2000 --steps 200 --out runs/classifier"
 
 
@@ -75,12 +76,10 @@ def train(
         images: (M, 3, H, W) uint8.
         labels: (M,).
     """
-    from rich.progress import Progress
-
+    from alitok.commands.image_specs import counter
     from alitok.evaluation.classifier import array_batches, train_classifier
 
-    with Progress() as progress:
-        task = progress.add_task("Classifier", total=steps)
+    with counter("Classifier", steps) as advance:
         network = train_classifier(
             array_batches(images, labels, batch, seed),
             num_classes=num_classes,
@@ -88,7 +87,7 @@ def train(
             seed=seed,
             width=width,
             device=device,
-            progress=lambda step, loss: progress.update(task, completed=step),
+            progress=lambda step, loss: advance(1),
         )
     network.save(out)
     return network

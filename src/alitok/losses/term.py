@@ -38,13 +38,26 @@ class LossTerm:
         Args:
             batch: `image` (B, 3, H, W) in [0, 1], the target.
             outputs: by name, what the tokenizer gives: `image` (B, 3, H, W); `prefix` (B, 3, p, p K) from decoders
-                with a prefix head; `quantizer_losses`, scalars by name.
+                with a prefix head; `latents` (B, N, D) and `ids` (B, N) or (B, N, S); `quantizer_losses`, scalars by
+                name; `statistics` for the quantizer's update.
 
         Raises:
             BadInput: an output that the term needs is absent or does not fit the batch.
+            ValueError: the term is no scalar.
         """
+        name = type(self).__name__
         with torch.autocast(batch["image"].device.type, enabled=False):
-            return self.compute(batch, outputs)
+            try:
+                value = self.compute(batch, outputs)
+            except KeyError as error:
+                if error.args[0] in outputs:
+                    raise
+                raise BadInput(
+                    f"{name} reads {error.args[0]!r}, which is not there; outputs are {', '.join(sorted(outputs))}."
+                ) from error
+        if value.ndim:
+            raise ValueError(f"{name}.compute must give a scalar, not a tensor of shape {tuple(value.shape)}.")
+        return value
 
     def compute(self, batch: Batch, outputs: Outputs) -> Tensor:
         """The term itself; see `__call__`."""

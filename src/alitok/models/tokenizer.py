@@ -100,7 +100,13 @@ class Tokenizer(nn.Module):
         latents = quantizer_output.latents
         quantized = quantizer_output.quantized if quantize else latents
         if self.bottleneck is not None and self.training:
-            quantized = self.bottleneck(quantized, latents, quantizer_output.ids, self.quantizer)
+            narrowed = self.bottleneck(quantized, latents, quantizer_output.ids, self.quantizer)
+            if narrowed.shape != quantized.shape and not getattr(self.bottleneck, "shortens", False):
+                raise ValueError(
+                    f"{type(self.bottleneck).__name__} made {tuple(narrowed.shape)} of {tuple(quantized.shape)}: it"
+                    " must keep the shape, or say that it `shortens` the sequence."
+                )
+            quantized = narrowed
         return {
             **self.decoder(quantized),
             "latents": latents,

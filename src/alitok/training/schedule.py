@@ -68,7 +68,7 @@ class Schedule:
     def __init__(self, phases: Mapping[str, Mapping[str, Any]], warmup_steps: int = 0) -> None:
         if not phases:
             raise BadInput("phases is empty: a run needs at least one phase with steps and lr.")
-        self.phases = {name: _parse(name, block) for name, block in phases.items()}
+        self.phases = {name: _parse(name, block, list(phases)) for name, block in phases.items()}
         self.warmup_steps = warmup_steps
         self.total_steps = sum(phase.steps for phase in self.phases.values())
 
@@ -100,13 +100,14 @@ class Schedule:
         return Moment(name, phase, lr, turn)
 
 
-def _parse(name: str, block: Mapping[str, Any]) -> Phase:
+def _parse(name: str, block: Mapping[str, Any], names: list[str]) -> Phase:
     known = [item.name for item in fields(Phase)]
     for key in block:
         if key not in known:
             raise BadInput(f"phases.{name} has no key {key!r}{nearest(key, known)}")
     if "steps" not in block or "lr" not in block:
-        raise BadInput(f"phases.{name} needs steps and lr.")
+        others = ", ".join(other for other in names if other != name)
+        raise BadInput(f"phases.{name} needs steps and lr" + (f"; the other phases are {others}." if others else "."))
     if wrong := misfit(Phase, block):
         key, wanted = wrong
         raise BadInput(f"phases.{name}.{key} must be {wanted}, not {block[key]!r}.")

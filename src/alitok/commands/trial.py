@@ -1,0 +1,174 @@
+"""Try ideas against their base: all trained over the same seeds, then one table and one page.
+
+Each --idea is a YAML laid over the base (several with commas between: laid in order). Stopped at any point, the same
+command goes on where it stopped. Give two seeds or more: without a spread a difference says nothing.
+"""
+
+import argparse
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alitok.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from alitok.commands.runs import Run
+
+TAKES_OVERRIDES = True
+BASE = "base"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="the base; several are laid in order",
+    )
+    parser.add_argument(
+        "--idea",
+        action="append",
+        required=True,
+        metavar="FILE,...",
+        help="laid over it; give one for each idea",
+    )
+    parser.add_argument("--seeds", default="0,1", metavar="N,...", help="(default 0,1)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for runs, table and page")
+    parser.epilog = (
+        "example: alitok trial -c experiments/cifar10/tokenizer-stage1.yaml -c experiments/cifar10/small.yaml \\\n"
+        "    --idea experiments/ideas/perturbation.yaml --out runs/trial --define.source shapes\n"
+        "any --key value overrides the files of base and ideas alike"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from alitok.commands.compare import write_page
+    from alitok.commands.lightning import run as launch
+    from alitok.commands.provenance import command, machine
+    from alitok.commands.runs import open_runs, training_seconds
+    from alitok.common.files import atomic_file, write_json
+
+    plans = compose_all(args.config, args.idea, seeds(args.seeds), args.out, args.overrides)
+    for number, (name, seed, config) in enumerate(plans, start=1):
+        print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
+        launch("fit", copy.deepcopy(config))
+    folders = [Path(config["trainer"]["default_root_dir"]) for _, _, config in plans]
+    rows = [
+        {"name": name, "seed": seed, "seconds": training_seconds(folder), **measures(run)}
+        for (name, seed, _), folder, run in zip(plans, folders, open_runs(folders), strict=True)
+    ]
+    write_json(args.out / "trial.json", {"rows": rows, "command": command(), "machine": machine()})
+    text = table(rows)
+    with atomic_file(args.out / "trial.md") as file:
+        file.write_text(f"{text}\n\nCommand: `{command()}`. Machine: {machine()}.\n", encoding="utf-8")
+    Console().print(Markdown(text))
+    for note in write_page(folders, args.out / "compare.html"):
+        print(f"note: {note}")
+    print(f"{args.out}: trial.md, trial.json, compare.html of {len(folders)} runs")
+
+
+def seeds(text: str) -> list[int]:
+    """The seeds named, each once.
+
+    Raises:
+        BadInput: one is no whole number.
+    """
+    try:
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
+    except ValueError as error:
+        raise BadInput(f"--seeds takes whole numbers and commas, not {text!r}.") from error
+
+
+def compose_all(
+    base: Sequence[str], ideas: Sequence[str], numbers: Sequence[int], out: Path, overrides: Sequence[str]
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """(name, seed, configuration) of every run, so that what does not compose is said before anything is trained.
+
+    Raises:
+        BadInput: a configuration that does not compose, two ideas of one name, or an idea that changes nothing.
+    """
+    from alitok.config import compose_run
+
+    files: dict[str, list[str]] = {BASE: []}
+    for words in ideas:
+        overlay = words.split(",")
+        name = "+".join(Path(file).stem for file in overlay)
+        if name in files:
+            raise BadInput(f"--idea {words}: there is a {name!r} already; runs are named by their files.")
+        files[name] = overlay
+    plans = []
+    for seed in numbers:
+        configs: dict[str, dict[str, Any]] = {}
+        for name, overlay in files.items():
+            own = ["--seed_everything", str(seed), "--trainer.default_root_dir", str(out / name / f"seed-{seed}")]
+            configs[name] = compose_run([*base, *overlay], [*overrides, *own])
+            measure_the_end(configs[name])
+            if name != BASE and configs[name]["model"] == configs[BASE]["model"] and same_data(configs, name):
+                raise BadInput(f"--idea {','.join(overlay)} changes nothing of the base's model or data.")
+        plans += [(name, seed, config) for name, config in configs.items()]
+    return plans
+
+
+def measure_the_end(config: dict[str, Any]) -> None:
+    """Where validations would miss the last step, there is one only, at the end."""
+    from alitok.commands.lightning import total_steps
+
+    total, trainer = total_steps(config), config["trainer"]
+    if not isinstance(trainer.get("val_check_interval"), int) or total % trainer["val_check_interval"]:
+        trainer["val_check_interval"] = total
+
+
+def same_data(configs: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    """Whether an idea leaves the base's data as they are."""
+    return bool(configs[name]["data"] == configs[BASE]["data"])
+
+
+def measures(run: "Run") -> dict[str, float]:
+    """What the run's card measures, without the name of its part."""
+    return {key.rpartition(": ")[2]: value for key, value in run.numbers.items()}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row a measure, a column a name: mean and deviation over seeds, and an idea's distance to the base.
+
+    Args:
+        rows: `name`, `seed`, and measures; the base's come first.
+    """
+    from alitok.commands.compare import UNITS
+    from alitok.commands.report import duration
+    from alitok.commands.runs import ABSENT, spread
+
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", "seconds")]
+    count = len({row["seed"] for row in rows})
+    lines = [f"| {count} seeds | {' | '.join(names)} |" if count > 1 else f"| one seed | {' | '.join(names)} |"]
+    lines.append(f"|{'---|' * (len(names) + 1)}")
+    for key in keys:
+        unit, cells, base = UNITS.get(key, ""), [], None
+        for name in names:
+            values = [row[key] for row in rows if row["name"] == name and row.get(key) is not None]
+            if not values:
+                cells.append(ABSENT)
+                continue
+            mean, deviation = spread(values)
+            cell = said(mean, unit) + (f" ± {said(deviation, unit)}" if deviation is not None else "")
+            if name == BASE:
+                base = mean
+            elif base is not None:
+                cell += f" ({'+' if mean >= base else '-'}{said(abs(mean - base), unit)})"
+            cells.append(cell)
+        lines.append(f"| {key.replace('_', ' ')} | {' | '.join(cells)} |")
+    took = [[row["seconds"] for row in rows if row["name"] == name and row["seconds"] is not None] for name in names]
+    lines.append(f"| wall time a run | {' | '.join(duration(spread(s)[0]) if s else ABSENT for s in took)} |")
+    return "\n".join(lines)
+
+
+def said(value: float, unit: str) -> str:
+    """Four digits of a measure; shares in per cent, where the unit says so."""
+    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.4g}" + f" {unit}" * bool(unit)
