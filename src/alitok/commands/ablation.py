@@ -5,7 +5,6 @@ written anew after every rung.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Settings, judge: Any) -> None:
     """Trains and measures one rung; its row.json is there when all of it is done."""
-    from alitok.common.files import atomic_file
+    from alitok.common.files import write_json
 
     first = folder.parent / STAGE1_OF_TWO if variant == "two-stage" else folder
     files = [configs / "tokenizer.yaml", *(configs / f"{name}.yaml" for name in LADDER[variant])]
@@ -87,8 +86,7 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
     row, details = judge.measure(tokenizer / "artifact", first / "generator" / "artifact", folder, first / "tokens")
     row = {"variant": variant, "seed": seed, **row, **cost(parts)}
     for name, content in (("details", details), ("row", row)):  # the row last: it says that all is there
-        with atomic_file(folder / f"{name}.json") as file:
-            file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_json(folder / f"{name}.json", content)
 
 
 def cost(parts: list[Path]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
 from alitok.callbacks.pictures import save_grid
 from alitok.commands.ablation_settings import Settings
 from alitok.commands.device import pick_device
-from alitok.commands.image_specs import read_all
+from alitok.commands.image_specs import counter, read_all
 from alitok.commands.probe import token_statistics
 from alitok.commands.train_classifier import train
 from alitok.common.random import stream
@@ -210,13 +210,10 @@ class Judge:
         self, tokenizer: "Tokenizer", generator: "Generator", guidance: float, count: int, seed: int
     ) -> dict[str, float]:
         """FID and Inception Score of `count` samples, classes cycling."""
-        from rich.progress import Progress
-
         metrics = GenerationMetrics(self.extractor, self.reference)
         labels = [index % len(self.class_names) for index in range(count)]
-        with Progress() as progress:
-            name = f"Samples, guidance {guidance:g}" if guidance else "Samples, no guidance"
-            task = progress.add_task(name, total=-(-count // BATCH) * generator.num_tokens)
+        name = f"Samples, guidance {guidance:g}" if guidance else "Samples, no guidance"
+        with counter(name, -(-count // BATCH) * generator.num_tokens) as advance:
             for _, _, images in sample_images(
                 generator,
                 tokenizer,
@@ -225,7 +222,7 @@ class Judge:
                 guidance=guidance,
                 power=1.0,
                 seed=seed,
-                on_step=lambda step: progress.advance(task),
+                on_step=lambda step: advance(1),
             ):
                 metrics.update(to_uint8(images))
         return metrics.compute()

@@ -1,6 +1,5 @@
 """The ladder's results: JSON for programs, a table in Markdown, a figure, and the rungs' pictures side by side."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from alitok.commands.ablation_settings import LADDER
 from alitok.commands.provenance import command, machine
 from alitok.commands.runs import read_json, spread
-from alitok.common.files import atomic_file
+from alitok.common.files import atomic_file, write_json
 
 # key of a row -> head of its column, how it is written, factor
 COLUMNS: dict[str, tuple[str, str, float]] = {
@@ -45,8 +44,7 @@ def write_results(out: Path, path: Path, facts: Mapping[str, Any]) -> None:
             details[f"{variant}-{row['seed']}"] = read_json(file.with_name("details.json"))
     content = {"rows": rows, **facts, "command": command(), "machine": machine(), "details": details}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path.with_name(f"{path.name}.json")) as file:
-        file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(path.with_name(f"{path.name}.json"), content)
     with atomic_file(path.with_name(f"{path.name}.md")) as file:
         file.write_text(markdown(content, path.name), encoding="utf-8")
     draw(rows, details, path.with_name(f"{path.name}.png"))

@@ -68,7 +68,7 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
         BadInput: they differ from those of the earlier start, or make no sense.
     """
     from alitok.commands.demo import faster_precision
-    from alitok.common.files import atomic_file
+    from alitok.common.files import write_json
 
     for name, least in (("pictures", 20), ("samples", 20), ("tuning_samples", 20), ("classifier_steps", 1)):
         if getattr(args, name) < least:
@@ -102,8 +102,7 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
     if before and before != now:
         changed = ", ".join(key for key in now if before.get(key) != now[key])
         raise BadInput(f"{out} holds a ladder with other settings ({changed}): no rung may differ, name another --out.")
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(now, indent=2) + "\n")
+    write_json(file, now)
     return settings
 
 
