@@ -21,12 +21,25 @@ from alitok.common.files import experiments_folder
 TOP_LEVEL = ("define", "seed_everything", "model", "data", "trainer", "ckpt_path")
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
-for _name, _function in {
-    "add": lambda a, b: a + b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a // b,
-}.items():
-    OmegaConf.register_new_resolver(_name, _function, replace=True)
+# Since omegaconf 2.4 the one is called as the other was, and the other warns.
+_newer = "replace" in inspect.signature(OmegaConf.register_resolver).parameters
+_register: Any = OmegaConf.register_resolver if _newer else OmegaConf.register_new_resolver
+
+
+def _add(a: int, b: int) -> int:
+    return a + b
+
+
+def _mul(a: int, b: int) -> int:
+    return a * b
+
+
+def _div(a: int, b: int) -> int:
+    return a // b
+
+
+for _name, _function in {"add": _add, "mul": _mul, "div": _div}.items():
+    _register(_name, _function, replace=True)
 
 
 def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
