@@ -1,7 +1,7 @@
 """The ladder of the paper's ablation: tokenizer and generator of each rung for each seed, and what they measure.
 
 Stopped at any point, the same command goes on where it stopped; a finished rung is never done again. The results are
-written anew after every rung.
+written anew after every rung. The rungs are fixed: `alitok trial` measures ideas of your own.
 """
 
 import argparse

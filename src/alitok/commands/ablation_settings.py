@@ -50,7 +50,7 @@ def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
     chosen = list(LADDER) if variants is None else [name.strip() for name in variants.split(",")]
     for name in chosen:
         if name not in LADDER:
-            raise BadInput(f"--variants: there is no rung {name!r}{nearest(name, LADDER)}")
+            raise BadInput(f"--variants ({', '.join(LADDER)}): there is no rung {name!r}{nearest(name, LADDER)}")
     if "two-stage" in chosen and STAGE1_OF_TWO not in chosen:
         raise BadInput(f"--variants: two-stage is a second stage on the tokens of {STAGE1_OF_TWO}: name that one too.")
     chosen = [name for name in LADDER if name in chosen]
