@@ -1,5 +1,6 @@
 """The ladder's results: JSON for programs, a table in Markdown, a figure, and the rungs' pictures side by side."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,10 @@ def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Mapping[str, A
     axes = figure.add_subplot(grid[2, :])
     for variant, found in groups.items():
         shares = details[f"{variant}-{found[0]['seed']}"]["accuracy_by_position"]
-        axes.plot(range(1, len(shares) + 1), [100 * share for share in shares], label=variant, linewidth=1)
-    axes.set_title("accuracy (%) by position of the token, first seed", fontsize=9)
+        image_tokens = math.isqrt(len(shares)) ** 2  # prefix tokens get the numbers up to 0, so that patches align
+        numbers = range(image_tokens - len(shares) + 1, image_tokens + 1)
+        axes.plot(numbers, [100 * share for share in shares], label=variant, linewidth=1)
+    axes.set_title("accuracy (%) by image token, prefix tokens in front of 1; first seed", fontsize=9)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=7, ncols=3)
     with atomic_file(path) as temporary:
