@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", default="0,1", metavar="N,...", help="(default 0,1)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for runs, table and page")
     parser.epilog = (
-        "example: alitok trial -c experiments/cifar10/tokenizer-stage1.yaml -c experiments/cifar10/small.yaml \\\n"
-        "    --idea experiments/ideas/perturbation.yaml --out runs/trial --define.source shapes\n"
+        "example: alitok trial -c experiments/demo/tokenizer-stage1.yaml --idea experiments/ideas/perturbation.yaml"
+        " --out runs/trial\n"
         "any --key value overrides the files of base and ideas alike"
     )
 
