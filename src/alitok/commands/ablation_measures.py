@@ -108,7 +108,7 @@ class Judge:
         check_pair(generator, tokenizer)
         row, details = self._tokens_and_pictures(tokenizer, generator)
         details |= self._first_tokens(tokenizer, folder / "first-tokens.png")
-        details |= self._reach(tokenizer, self.rows)
+        details |= self._reach(tokenizer)
         cache = TokenCache(tokens)
         statistics = token_statistics(cache, torch.arange(len(cache)), tokenizer.codebook_size)
         details |= {key: statistics[key] for key in ("entropy", "entropy_given_class", "codebook_perplexity")}
@@ -179,12 +179,13 @@ class Judge:
         return {"psnr_by_first_tokens": values}
 
     @torch.inference_mode()
-    def _reach(self, tokenizer: "Tokenizer", rows: int) -> dict[str, Any]:
+    def _reach(self, tokenizer: "Tokenizer") -> dict[str, Any]:
         """Where a token acts: the change of the picture when its code is replaced by the mean code.
 
         Shares of the squared change that fall on the token's own patch, on patches before and after it, means over the
         rows^2 image tokens; and for the tokens in front, on the first row of patches.
         """
+        rows = self.rows
         pixels = self.images[:100].to(self.device).float() / 255
         latents = tokenizer.quantizer.lookup(tokenizer.encode(pixels))
         mean, whole = latents.mean(dim=(0, 1)), tokenizer.decoder(latents)["image"].float()

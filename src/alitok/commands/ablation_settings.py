@@ -45,6 +45,7 @@ def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
     Raises:
         BadInput: an unknown rung, a seed that is no whole number, or the second stage without its first.
     """
+    from alitok.commands.runs import parse_seeds
     from alitok.common.build import nearest
 
     chosen = list(LADDER) if variants is None else [name.strip() for name in variants.split(",")]
@@ -54,11 +55,12 @@ def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
     if "two-stage" in chosen and STAGE1_OF_TWO not in chosen:
         raise BadInput(f"--variants: two-stage is a second stage on the tokens of {STAGE1_OF_TWO}: name that one too.")
     chosen = [name for name in LADDER if name in chosen]
-    try:
-        numbers = list(dict.fromkeys(int(seed) for seed in seeds.split(",")))
-    except ValueError as error:
-        raise BadInput(f"--seeds takes whole numbers and commas, not {seeds!r}.") from error
-    return [(name, seed) for index, seed in enumerate(numbers) for name in chosen if index == 0 or name in REPEATED]
+    return [
+        (name, seed)
+        for index, seed in enumerate(parse_seeds(seeds))
+        for name in chosen
+        if index == 0 or name in REPEATED
+    ]
 
 
 def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from alitok.commands.lightning import add_config_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -19,14 +20,7 @@ NAMES = ("H100", "A100", "H200", "RTX 4090", "cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="YAML; give several to lay one over another",
-    )
+    add_config_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs, instead of a table")
     parser.add_argument(
         "--hardware",

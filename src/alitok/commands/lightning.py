@@ -24,7 +24,8 @@ OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --
 _runs = itertools.count()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """The option -c, for every verb that composes a configuration."""
     parser.add_argument(
         "-c",
         "--config",
@@ -33,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML; give several to lay one over another",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
     parser.epilog = f"example: {parser.prog} -c experiments/demo/generator.yaml\n{OVERRIDES}"
 
 

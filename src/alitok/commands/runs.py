@@ -105,6 +105,18 @@ def _part(root: Path) -> Part:
     return Part(root, config, read_curves(root), read_json(card) if card.is_file() else None)
 
 
+def parse_seeds(text: str) -> list[int]:
+    """The seeds that --seeds names ("0,1"), each once.
+
+    Raises:
+        BadInput: one is no whole number.
+    """
+    try:
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
+    except ValueError as error:
+        raise BadInput(f"--seeds takes whole numbers and commas, not {text!r}.") from error
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; raises BadInput where the file holds none."""
     try:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alitok.commands.lightning import add_config_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,14 +21,7 @@ BASE = "base"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="the base; several are laid in order",
-    )
+    add_config_argument(parser)
     parser.add_argument(
         "--idea",
         action="append",
@@ -51,10 +45,10 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.compare import write_page
     from alitok.commands.lightning import run as launch
     from alitok.commands.provenance import command, machine
-    from alitok.commands.runs import open_runs, training_seconds
+    from alitok.commands.runs import open_runs, parse_seeds, training_seconds
     from alitok.common.files import atomic_file, write_json
 
-    plans = compose_all(args.config, args.idea, seeds(args.seeds), args.out, args.overrides)
+    plans = compose_all(args.config, args.idea, parse_seeds(args.seeds), args.out, args.overrides)
     for number, (name, seed, config) in enumerate(plans, start=1):
         print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
         launch("fit", copy.deepcopy(config))
@@ -71,18 +65,6 @@ def run(args: argparse.Namespace) -> None:
     for note in write_page(folders, args.out / "compare.html"):
         print(f"note: {note}")
     print(f"{args.out}: trial.md, trial.json, compare.html of {len(folders)} runs")
-
-
-def seeds(text: str) -> list[int]:
-    """The seeds named, each once.
-
-    Raises:
-        BadInput: one is no whole number.
-    """
-    try:
-        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
-    except ValueError as error:
-        raise BadInput(f"--seeds takes whole numbers and commas, not {text!r}.") from error
 
 
 def compose_all(
@@ -109,7 +91,7 @@ def compose_all(
             own = ["--seed_everything", str(seed), "--trainer.default_root_dir", str(out / name / f"seed-{seed}")]
             configs[name] = compose_run([*base, *overlay], [*overrides, *own])
             measure_the_end(configs[name])
-            if name != BASE and configs[name]["model"] == configs[BASE]["model"] and same_data(configs, name):
+            if name != BASE and all(configs[name][part] == configs[BASE][part] for part in ("model", "data")):
                 raise BadInput(f"--idea {','.join(overlay)} changes nothing of the base's model or data.")
         plans += [(name, seed, config) for name, config in configs.items()]
     return plans
@@ -122,11 +104,6 @@ def measure_the_end(config: dict[str, Any]) -> None:
     total, trainer = total_steps(config), config["trainer"]
     if not isinstance(trainer.get("val_check_interval"), int) or total % trainer["val_check_interval"]:
         trainer["val_check_interval"] = total
-
-
-def same_data(configs: Mapping[str, Mapping[str, Any]], name: str) -> bool:
-    """Whether an idea leaves the base's data as they are."""
-    return bool(configs[name]["data"] == configs[BASE]["data"])
 
 
 def measures(run: "Run") -> dict[str, float]:
