@@ -57,8 +57,8 @@ train-tokenizer: setup  ## stage 1, then stage 2 (EXPERIMENT, DATA, RUN, DEVICES
 	$(FIT) -c $(CONFIGS)/tokenizer-stage1.yaml $(OVERLAY) $(TRAINER) --define.source $(DATA) $(ARGS)
 	$(FIT) -c $(CONFIGS)/tokenizer-stage2.yaml $(OVERLAY) $(TRAINER) --define.source $(DATA) $(ARGS)
 
-tokenize: setup  ## the ten-crop token cache of DATA
-	$(BIN)/alitok tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE) $(if $(filter tokenize,$(MAKECMDGOALS)),$(ARGS))
+tokenize: setup  ## the ten-crop token cache of DATA (DEVICES share the work)
+	$(SHARED) tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE) $(if $(filter tokenize,$(MAKECMDGOALS)),$(ARGS))
 
 known-size:
 	@test -n "$(SIZED)" -o -z "$(SIZES)" || { echo "make: $(CONFIGS) has no SIZE=$(SIZE); it has $(SIZES)." >&2; exit 2; }

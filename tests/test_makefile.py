@@ -25,3 +25,10 @@ def test_a_mistyped_size_trains_nothing() -> None:
 @pytest.mark.parametrize("words", [("SIZE=177M",), ("EXPERIMENT=release", "SIZE=318M"), ("DATA=shapes",)])
 def test_sizes_that_there_are(words: tuple[str, ...]) -> None:
     assert make("known-size", *words).returncode == 0
+
+
+@pytest.mark.parametrize("target", ["tokenize", "eval-fid"])
+def test_devices_share_what_is_not_training(target: str) -> None:
+    started = "torchrun --standalone --nproc-per-node 2 -m alitok"
+    assert started in make("--dry-run", target, "DATA=shapes", "DEVICES=2").stdout
+    assert started not in make("--dry-run", target, "DATA=shapes").stdout

@@ -42,10 +42,15 @@ def test_first_line_says_from_where_to_where_and_on_what(resumed: tuple[Path, li
 
 def test_plain_lines_tell_phase_and_images(resumed: tuple[Path, list[str]]) -> None:
     lines = [re.findall(r"^step .*$", output, re.MULTILINE) for output in resumed[1]]
-    assert [line.split()[1] for line in lines[0]] == ["2/4", "4/4"]
-    assert [line.split()[1] for line in lines[1]] == ["6/6"]
+    assert [line.split()[1] for line in lines[0]] == ["2/4", "2/4", "4/4", "4/4"]  # training, validation
+    assert [line.split()[1] for line in lines[1]] == ["6/6", "6/6"]
     assert "phase main  images 48" in lines[1][0]
-    assert re.search(r"train/loss 0\.\d+", lines[0][0])
+    assert re.search(r"train/loss 0\.\d+$", lines[0][0])
+
+
+def test_the_last_line_of_a_run_tells_its_last_validation(resumed: tuple[Path, list[str]]) -> None:
+    last = re.findall(r"^step .*$", resumed[1][1], re.MULTILINE)[-1]
+    assert last == f"step 6/6  val/psnr {read_card(resumed[0] / 'artifact')['metrics']['psnr']:.4g}"
 
 
 def test_curves_of_the_resumed_run_have_no_gap(resumed: tuple[Path, list[str]]) -> None:

@@ -333,6 +333,7 @@ def test_wrong_usage(sets: Path) -> None:
         (["--reconstruction", "--data", "shapes"], "needs --tokenizer"),
         (["shapes", "--reconstruction", "--tokenizer", "t", "--data", "shapes"], "leave SAMPLES out"),
         (["shapes", "--reference", "shapes", "--pfid"], "--pfid perturbs the codes of a tokenizer"),
+        (["shapes", "--reference", "shapes", "--picture", "x.png"], "--picture shows reconstructions"),
     ):
         with pytest.raises(BadInput, match=message):
             evaluate(sets, *words)
@@ -377,7 +378,10 @@ def test_reconstruction_is_measured_against_its_own_images(sets: Path, artifacts
 
 def test_pfid_is_of_perturbed_codes(sets: Path, artifacts: Path) -> None:
     words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 12]
-    plain, record = evaluate(sets, *words), evaluate(sets, *words, "--pfid", "--batch", 5)
+    plain = evaluate(sets, *words, "--picture", sets / "plain.png")
+    record = evaluate(sets, *words, "--pfid", "--batch", 5, "--picture", sets / "perturbed.png")
+    widths = [Image.open(sets / name).width for name in ("plain.png", "perturbed.png")]
+    assert widths == [2 * 66 + 2, 4 * 66 + 2]  # originals and decoded, then the two ends of the perturbations
     assert plain["pfid"] is None
     assert record["rfid"] == pytest.approx(plain["rfid"], rel=1e-5)
     assert list(record["pfid_by_setting"]) == [f"alpha 0.{alpha}, delta 2" for alpha in range(5, 10)]

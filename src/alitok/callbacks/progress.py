@@ -6,11 +6,13 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+VALIDATION = ("val/psnr", "val/loss", "val/token_accuracy")
+
 
 class Progress(RichProgressBar):
     """Lightning's rich bar over all steps of the run (its loader has no end), with the phase and images seen.
 
-    Where the output is no terminal it prints a plain line now and then instead.
+    Where the output is no terminal it prints a plain line now and then instead, and one at each validation.
 
     Args:
         line_every: steps between plain lines.
@@ -28,15 +30,20 @@ class Progress(RichProgressBar):
         return self.trainer.lightning_module.__class__.__name__.removesuffix("Training")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return self._training_facts(trainer, pl_module) | measured(trainer, VALIDATION)
+
+    def _training_facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = {}
         schedule: Any = getattr(pl_module, "schedule", None)
         if schedule is not None:
             items["phase"] = schedule.at(trainer.global_step).name
             items["images"] = f"{images_seen(trainer):,}"
-        for name in ("train/loss", "val/psnr", "val/loss", "val/token_accuracy"):
-            if name in trainer.callback_metrics:
-                items[name] = f"{float(trainer.callback_metrics[name]):.4g}"
-        return items
+        return items | measured(trainer, ("train/loss",))
+
+    def _line(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        if trainer.is_global_zero and not sys.stdout.isatty():
+            said = "  ".join(f"{key} {value}" for key, value in facts.items())
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {said}", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:  # here, not at the fit's start: the step is that of the checkpoint by now
@@ -54,10 +61,20 @@ class Progress(RichProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
-        step = trainer.global_step
-        if trainer.is_global_zero and not sys.stdout.isatty() and step % self.line_every == 0:
-            facts = "  ".join(f"{key} {value}" for key, value in self.get_metrics(trainer, pl_module).items())
-            print(f"step {step}/{trainer.max_steps}  {facts}", flush=True)
+        if trainer.global_step % self.line_every == 0:
+            self._line(trainer, self._training_facts(trainer, pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        facts = measured(trainer, VALIDATION)
+        if facts and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._line(trainer, facts)
+
+
+def measured(trainer: Trainer, names: tuple[str, ...]) -> dict[str, str]:
+    """The newest values of those metrics that there are."""
+    metrics = trainer.callback_metrics
+    return {name: f"{float(metrics[name]):.4g}" for name in names if name in metrics}
 
 
 def images_seen(trainer: Trainer) -> int:

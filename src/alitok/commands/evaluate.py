@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantisation", choices=("truncated", "rounded"), help="of reconstructions to bytes (default truncated)"
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="with --reconstruction: a PNG of eight images and what becomes of them",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images measured together (default 32)")
     add_device_argument(parser)
@@ -96,7 +102,7 @@ def check_options(args: argparse.Namespace) -> None:
     for name in ("batch", "size", "count"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise BadInput(f"--{name} must be at least 1, not {value}.")
-    for path in (args.json, args.save_statistics):
+    for path in (args.json, args.save_statistics, args.picture):
         if path is not None:
             check_writable(path)
     if args.reconstruction:
@@ -115,6 +121,8 @@ def check_options(args: argparse.Namespace) -> None:
         return
     if args.pfid:
         raise BadInput("--pfid perturbs the codes of a tokenizer: it belongs to --reconstruction.")
+    if args.picture is not None:
+        raise BadInput("--picture shows reconstructions: it belongs to --reconstruction.")
     if args.tokenizer is not None or args.data is not None:
         raise BadInput("--tokenizer and --data belong to --reconstruction; samples are given as SAMPLES.")
     if args.quantisation is not None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from alitok import __version__
 from alitok.artifacts.digest import module_digest, tokenizer_digest
 from alitok.artifacts.folder import load_tokenizer
+from alitok.callbacks.pictures import save_grid
 from alitok.commands.image_specs import bar, crop, is_spec, open_spec, pick_extractor
-from alitok.common.distributed import all_or_none
+from alitok.common.distributed import all_or_none, rank
 from alitok.common.random import stream
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.codebook import CodebookUsage
@@ -31,21 +32,31 @@ from alitok.models.perturbation import nearest_codes, swap_ids
 from alitok.models.quantizer import QuantizerOutput
 from alitok.models.tokenizer import Tokenizer
 
+SHOWN = 8  # pictures of --picture
+
 
 def perturb(
     metric: PerturbedFID, tokenizer: Tokenizer, encoded: QuantizerOutput, index: Tensor, quantisation: Quantisation
-) -> None:
+) -> list[Tensor]:
     """Adds what images decode to in every setting, from what their latents were quantized to.
 
     The random numbers are those of the image's number `index`, the same ones in all settings.
+
+    Returns:
+        uint8 (B, 3, H, W) of the mildest and of the harshest setting.
     """
     ids = encoded.ids
     near = nearest_codes(encoded.latents, tokenizer.quantizer, max(metric.deltas))
     drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
     uniforms = torch.stack(drawn).to(ids.device)
+    ends = []
     for setting in metric.settings:
         swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
-        metric.update(setting, to_uint8(tokenizer.decode(swapped), quantisation))
+        images = to_uint8(tokenizer.decode(swapped), quantisation)
+        metric.update(setting, images)
+        if setting in (metric.settings[0], metric.settings[-1]):
+            ends.append(images)
+    return ends
 
 
 def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:
@@ -76,14 +87,24 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
     codebook = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)
     reader = Reader(images, args.batch)
+    shown: list[Tensor] = []  # of this process's first pictures: (columns, 3, H, W)
     with all_or_none(), torch.inference_mode():
         for index, pixels in bar("Reconstructions")(reader):
             originals = pixels.to(device).float() / 255
             encoded: QuantizerOutput = tokenizer.quantizer(tokenizer.encode_latents(originals))
-            metrics.update(originals, tokenizer.decode(encoded.ids))
+            decoded = tokenizer.decode(encoded.ids)
+            metrics.update(originals, decoded)
             codebook.update(encoded.ids)
+            columns = [pixels, to_uint8(decoded, quantisation)]
             if perturbed is not None:
-                perturb(perturbed, tokenizer, encoded, index, quantisation)
+                columns += perturb(perturbed, tokenizer, encoded, index, quantisation)
+            if len(shown) < SHOWN:
+                shown += torch.stack([column.cpu() for column in columns], dim=1)
+    if args.picture is not None and rank() == 0:
+        titles = ["original", "decoded"]
+        if perturbed is not None:
+            titles += [f"{s.alpha:.0%} of {s.delta}" for s in (perturbed.settings[0], perturbed.settings[-1])]
+        save_grid(torch.cat(shown[:SHOWN]), args.picture, len(titles), titles)
     digest = reader.digest()
     results: dict[str, Any] = {**metrics.compute(), **codebook.compute()}
     reasons = []
