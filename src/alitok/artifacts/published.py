@@ -24,6 +24,7 @@ from alitok.artifacts.release import (
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, sha256
+from alitok.data.wordnet import imagenet_names
 from alitok.models.decoder import Decoder
 from alitok.models.discriminator import BlurDiscriminator
 from alitok.models.encoder import Encoder
@@ -285,15 +286,9 @@ def _generator_card(module: nn.Module) -> dict[str, Any]:
         "kind": "generator",
         "description": f"AliTok's public release: generator {known.get('size', 'of another size')}",
         "data": "ImageNet-1k" if known else None,
-        "class_names": _imagenet_names() if known and module.num_classes == 1000 else None,
+        "class_names": imagenet_names() if known and module.num_classes == 1000 else None,
         **{key: known.get(key) for key in ("guidance", "power", "seed")},
     }
     if known:
         card["metrics"] = {"published": {key: known[key] for key in ("fid", "inception_score")}}
     return card
-
-
-def _imagenet_names() -> list[str]:
-    from torchvision.models import ConvNeXt_Small_Weights
-
-    return list(ConvNeXt_Small_Weights.IMAGENET1K_V1.meta["categories"])

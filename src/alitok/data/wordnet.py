@@ -30,9 +30,7 @@ def readable_names(classes: Sequence[str], places: Sequence[Path]) -> list[str]:
     if not all(WORDNET_ID.fullmatch(name) for name in classes):
         return list(classes)
     if hashlib.sha256("\n".join(classes).encode()).hexdigest() == IMAGENET_CLASSES:
-        from torchvision.models import ConvNeXt_Small_Weights
-
-        return list(ConvNeXt_Small_Weights.IMAGENET1K_V1.meta["categories"])
+        return imagenet_names()
     file = next((place / name for place in places for name in NAME_FILES if (place / name).is_file()), None)
     if file is None:
         return list(classes)
@@ -40,6 +38,13 @@ def readable_names(classes: Sequence[str], places: Sequence[Path]) -> list[str]:
     names = [words.get(name, name) for name in classes]
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} ({key})" for name, key in zip(names, classes, strict=True)]
+
+
+def imagenet_names() -> list[str]:
+    """Names of the 1,000 classes of ImageNet, in the order of their WordNet ids."""
+    from torchvision.models import ConvNeXt_Small_Weights
+
+    return list(ConvNeXt_Small_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _read_names(file: Path) -> dict[str, str]:
