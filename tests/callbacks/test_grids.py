@@ -50,7 +50,7 @@ def test_titles_stand_above_their_columns_and_are_cut_to_them(tmp_path: Path) ->
 
 
 def test_the_tokenizer_of_samples_is_looked_at_before_training(artifacts: Path, tmp_path: Path) -> None:
-    module: Any = None
+    module: Any = SimpleNamespace(generator=SimpleNamespace(num_tokens=21))
 
     def start(tokenizer: Path, digest: str | None) -> None:
         cache = SimpleNamespace(folder=tmp_path / "tokens", digest=digest)

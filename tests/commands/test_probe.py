@@ -110,19 +110,27 @@ def test_a_tokenizer_and_its_data(artifacts: Path, tmp_path: Path) -> None:
     run([str(word) for word in ["probe", *words, "--json", tmp_path / "p.json", "--steps", 2, *WORDS]])
     record = json.loads((tmp_path / "p.json").read_text())
     assert (record["images"], record["held_out"], record["tokens"], record["codebook_size"]) == (40, 12, 21, 24)
+    assert record["generator"]["prefix"] == 5
     assert record["source"] == str(artifacts / "tokenizer")
     assert record["data"] == "shapes"
 
 
 @pytest.mark.parametrize(
     ("tokens", "prefix", "expected"),
-    [(72, None, (8, 8)), (273, None, (17, 16)), (64, None, (0, 8)), (32, None, (7, 5)), (32, 16, (16, 4))],
+    [
+        (72, None, (8, 8)),
+        (273, None, (17, 16)),
+        (64, None, (0, 8)),
+        (32, None, (7, 5)),
+        (32, 16, (16, 4)),
+        (32, 32, (32, 0)),
+    ],
 )
 def test_layout(tokens: int, prefix: int | None, expected: tuple[int, int]) -> None:
     assert layout(tokens, prefix) == expected
 
 
-@pytest.mark.parametrize("prefix", [-1, 3, 72, 100])
+@pytest.mark.parametrize("prefix", [-1, 3, 70, 100])
 def test_a_prefix_that_leaves_no_square(prefix: int) -> None:
     with pytest.raises(BadInput, match="no square"):
         layout(72, prefix)

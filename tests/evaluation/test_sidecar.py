@@ -18,6 +18,7 @@ KNOWN: dict[str, Any] = {
     "schedule": "power-cosine",
     "temperature": 1.0,
     "seed": 5,
+    "keep": None,
     "classes": "cycling",
     "num_classes": 10,
     "class_names": ["a"] * 10,

@@ -135,6 +135,7 @@ def test_refusals(quantizer, latents):
         ({"beta": -0.1}, "beta"),
         ({"anneal": (0.6, 0.2)}, "anneal must not fall"),
         ({"final": 2.0}, "final"),
+        ({"delta": 1}, "none is another; set delta to 2"),
     ):
         with pytest.raises(BadInput, match=words):
             LatentPerturbation(**options)

@@ -124,7 +124,7 @@ class Generation(Callback):
         reference: statistics (.npz) of the same extractor; None for no FID.
         count: samples in all; processes share them without repeats.
         batch: samples drawn at a time.
-        guidance, power: of the sampling; None for no guidance.
+        guidance, power, schedule: of the sampling; a guidance of 0 for none, a schedule of None for power-cosine.
     """
 
     def __init__(
@@ -137,12 +137,13 @@ class Generation(Callback):
         guidance: float = 0.0,
         power: float = 1.0,
         seed: int = 0,
+        schedule: str | None = None,
     ) -> None:
         if count < 2 or batch < 1:
             raise BadInput(f"Samples need a count of at least 2 and a batch of at least 1, not {count} and {batch}.")
         self.tokenizer, self.extractor, self.reference = tokenizer, extractor, reference
         self.count, self.batch, self.seed = count, batch, seed
-        self.guidance, self.power = guidance, power
+        self.guidance, self.power, self.schedule = guidance, power, schedule
         self._ready: tuple[Any, Extractor, FeatureStatistics | None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -156,7 +157,9 @@ class Generation(Callback):
                     raise BadInput(f"{self.reference} holds no mu and sigma: make it with evaluate --save-statistics.")
                 refuse_for_samples(stored)
                 reference = stored.pooled
-            self._ready = load_tokenizer(self.tokenizer, device), extractor, reference
+            tokenizer = load_tokenizer(self.tokenizer, device)
+            tokenizer.check_length(pl_module.generator.num_tokens)  # type: ignore[union-attr,arg-type]
+            self._ready = tokenizer, extractor, reference
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,7 +172,15 @@ class Generation(Callback):
         mine = range(trainer.global_rank, self.count, trainer.world_size)
         labels = [index % classes for index in mine]
         for indices, _, images in sample_images(
-            generator, tokenizer, labels, mine, self.batch, self.guidance, self.power, seed=self.seed
+            generator,
+            tokenizer,
+            labels,
+            mine,
+            self.batch,
+            self.guidance,
+            self.power,
+            seed=self.seed,
+            schedule=self.schedule,
         ):
             metrics.update(to_uint8(images), torch.tensor(indices))
         log_everywhere(pl_module, metrics.compute())

@@ -82,17 +82,25 @@ class SampleGrid(Callback):
     Args:
         tokenizer: artifact that decodes them.
         classes: how many classes; `rows` samples of each.
-        guidance, power: of the sampling.
+        guidance, power, schedule: of the sampling; None = power-cosine.
 
     Raises (in setup):
-        BadInput: there is no such tokenizer, or it is not the one that made the token cache.
+        BadInput: there is no such tokenizer, it is not the one that made the token cache, or it does not decode as few
+            tokens as the generator draws.
     """
 
     def __init__(
-        self, tokenizer: str, classes: int = 10, rows: int = 4, guidance: float = 0.0, power: float = 1.0, seed: int = 0
+        self,
+        tokenizer: str,
+        classes: int = 10,
+        rows: int = 4,
+        guidance: float = 0.0,
+        power: float = 1.0,
+        seed: int = 0,
+        schedule: str | None = None,
     ) -> None:
         self.tokenizer, self.classes, self.rows = tokenizer, classes, rows
-        self.guidance, self.power, self.seed = guidance, power, seed
+        self.guidance, self.power, self.schedule, self.seed = guidance, power, schedule, seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks at the tokenizer at the start: what is wrong with it shows before hours of training."""
@@ -103,6 +111,7 @@ class SampleGrid(Callback):
                 f"Token cache {cache.folder} was made by tokenizer {cache.digest[:12]}, but {self.tokenizer} is"
                 f" {str(digest)[:12]}; give the one that made it, of stage 1 or 2 (make: TOKENIZER=)."
             )
+        load_tokenizer(self.tokenizer).check_length(pl_module.generator.num_tokens)  # type: ignore[union-attr,arg-type]
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,5 +122,13 @@ class SampleGrid(Callback):
         classes = min(self.classes, len(names) or generator.num_classes)
         labels = [index % classes for index in range(classes * self.rows)]
         tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
-        batches = sample_images(generator, tokenizer, labels, guidance=self.guidance, power=self.power, seed=self.seed)
+        batches = sample_images(
+            generator,
+            tokenizer,
+            labels,
+            guidance=self.guidance,
+            power=self.power,
+            schedule=self.schedule,
+            seed=self.seed,
+        )
         save_grid(torch.cat([images for _, _, images in batches]), picture_path(trainer, "samples"), classes, names)

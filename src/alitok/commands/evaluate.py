@@ -155,7 +155,7 @@ def print_table(record: "EvaluationRecord", args: argparse.Namespace) -> None:
     for title in ("generator", "tokenizer"):
         if (made_by := getattr(record, title)) is not None:
             table.add_row(title, f"{made_by['name']} ({made_by['digest'][:12]})")
-    for title in ("guidance", "power", "schedule", "temperature", "seed", "quantisation", "protocol", "resize"):
+    for title in ("guidance", "power", "schedule", "temperature", "seed", "keep", "quantisation", "protocol", "resize"):
         if (value := getattr(record, title)) is not None:
             table.add_row(title, str(value))
     table.add_row("comparable", "yes" if record.comparable else "no: " + "; ".join(record.reasons))

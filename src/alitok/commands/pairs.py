@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
             generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
             check_pair(generator, tokenizer)
             source = open_source(args.data, "train", size=tokenizer.image_size, count=args.count)
+            check_classes(source.class_names, generator, args)
             names = (Path(args.generator).name, Path(args.tokenizer).name)
             draw = Draw(
                 guidance=args.guidance,
@@ -82,6 +83,25 @@ def run(args: argparse.Namespace) -> None:
                     shards.finish({**wanted, "source_description": source.description})
         if rank() == 0:
             print(f"{args.out}: {len(source):,} pairs" + (", all there already" if finished else ""))
+
+
+def check_classes(names: list[str], generator: Any, args: argparse.Namespace) -> None:
+    """Whether the data's classes are those that the generator draws.
+
+    Raises:
+        BadInput: they are more, or have other names.
+    """
+    from alitok.common.errors import BadInput
+
+    known = generator.card.get("class_names") or []
+    other = next((number for number, pair in enumerate(zip(names, known, strict=False)) if pair[0] != pair[1]), None)
+    if len(names) > generator.num_classes:
+        what = f"has {len(names)} classes, the generator {generator.num_classes}"
+    elif other is not None:
+        what = f"has {names[other]!r} as class {other}, the generator {known[other]!r}"
+    else:
+        return
+    raise BadInput(f"--data {args.data} {what}: take the data that the generator was trained on.")
 
 
 def make(
@@ -127,9 +147,9 @@ def make(
                 read = [source[index] for index in chosen]
                 pictures = torch.stack([to_tensor(center_crop(picture, size)) for picture, _ in read])
                 found = [label for _, label in read]
-                true = tokenizer.encode(pictures.to(device).float() / 255)
+                true = tokenizer.encode(pictures.to(device).float() / 255)[:, : generator.num_tokens]
                 drawn = sampler.draw(true, torch.tensor(found), chosen, settings["temperature"], settings["seed"])
-                again = tokenizer.encode(to_uint8(tokenizer.decode(drawn)).float() / 255)
+                again = tokenizer.encode(to_uint8(tokenizer.decode(drawn)).float() / 255)[:, : generator.num_tokens]
                 labels += found
                 ids += list(torch.stack([drawn, again], dim=1).cpu().numpy())
                 advance(len(chosen))

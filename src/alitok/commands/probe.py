@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=256, metavar="N", help="of the small generator (default 256)")
     parser.add_argument("--depth", type=int, default=6, metavar="N", help="its layers (default 6)")
     parser.add_argument(
-        "--prefix", type=int, metavar="K", help="tokens in front of a square grid (default: what is over)"
+        "--prefix",
+        type=int,
+        metavar="K",
+        help="tokens in front of a square grid, all where there is none (default: what is over)",
     )
     parser.add_argument(
         "--images", type=int, default=50_000, metavar="N", help="at most so many to learn from (default 50000)"
@@ -117,7 +120,8 @@ def probe(
         cache: token cache folder; 5 % of it are held out where there is no `val_cache`.
         steps, batch: budget of the small generator.
         width, depth: its size; heads of 32 channels.
-        prefix: tokens in front of the grid; None = what is over after the largest square.
+        prefix: tokens in front of the grid, all of them where there is none (latents); None = what is over after the
+            largest square.
         images, held_out: at most so many to learn from, and to judge by.
 
     Returns:
@@ -181,11 +185,13 @@ def probe(
 
 
 def layout(num_tokens: int, prefix: int | None) -> tuple[int, int]:
-    """(K, side) with K + side^2 = N tokens; the largest square where no prefix is given.
+    """(K, side) with K + side^2 = N tokens; the largest square where no prefix is given, none where it is all.
 
     Raises:
         BadInput: what the prefix leaves is no square.
     """
+    if prefix == num_tokens:
+        return num_tokens, 0
     side = math.isqrt(num_tokens if prefix is None else max(0, num_tokens - prefix))
     rest = num_tokens - side**2
     if side == 0 or (prefix is not None and (rest != prefix or prefix < 0)):

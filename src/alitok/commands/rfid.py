@@ -28,7 +28,7 @@ from alitok.evaluation.reference import (
     refuse_for_reconstructions,
     set_reference,
 )
-from alitok.models.perturbation import nearest_codes, swap_ids
+from alitok.models.perturbation import check_swappable, nearest_codes, swap_ids
 from alitok.models.quantizer import QuantizerOutput
 from alitok.models.tokenizer import Tokenizer
 
@@ -68,6 +68,9 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     extractor = pick_extractor(args, device)
     tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
+    perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
+    if perturbed is not None:
+        check_swappable(tokenizer.quantizer, max(perturbed.deltas))
     reference: Reference | None = None
     if args.reference is not None:
         if is_spec(args.reference):
@@ -84,7 +87,6 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     images = SourceImages(source, size, crop)
     quantisation: Quantisation = "round" if args.quantisation == "rounded" else "truncate"
     metrics = ReconstructionMetrics(extractor, quantisation, None if reference is None else reference.pooled)
-    perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
     codebook = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)
     reader = Reader(images, args.batch)
     shown: list[Tensor] = []  # of this process's first pictures: (columns, 3, H, W)

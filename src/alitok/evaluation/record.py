@@ -63,6 +63,7 @@ class EvaluationRecord:
     schedule: str | None = None
     temperature: float | None = None
     seed: int | None = None
+    keep: int | None = None  # tokens that a sample was cut to
     alitok: str | None = None
     reasons: list[str] = field(default_factory=list)
 

@@ -33,6 +33,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "schedule": TEXT,
     "temperature": NUMBER,
     "seed": WHOLE,
+    "keep": WHOLE,
     "classes": CLASSES,
     "num_classes": WHOLE,
     "class_names": NAMES,
@@ -41,7 +42,18 @@ KEYS: dict[str, tuple[str, Any]] = {
     "alitok": TEXT,
 }
 # What an evaluation record repeats.
-TOLD = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "alitok")
+TOLD = (
+    "generator",
+    "tokenizer",
+    "guidance",
+    "power",
+    "schedule",
+    "temperature",
+    "seed",
+    "keep",
+    "quantisation",
+    "alitok",
+)
 
 
 def sidecar_path(samples: Path) -> Path:

@@ -87,27 +87,34 @@ class LookupFreeQuantizer(nn.Module):
         Raises:
             BadInput: D is not S log2 V.
         """
-        width = self.groups * self.bits
-        if latents.shape[-1] != width:
-            raise BadInput(
-                f"{self.groups} sub-code(s) of {self.codebook_size} codes take {width} channels, the latents have"
-                f" {latents.shape[-1]}; set code_dim to {width}."
-            )
+        ids = self.ids(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            latents = F.rms_norm(latents.float(), (width,))
-            positive = latents.detach() > 0
-            codes = torch.where(positive, 1.0, -1.0)
-            grouped = rearrange(positive, "b n (s d) -> b n s d", s=self.groups).long()
-            ids = (grouped << torch.arange(self.bits, device=grouped.device)).sum(-1)
+            latents = F.rms_norm(latents.float(), latents.shape[-1:])
+            codes = self.lookup(ids)
             entropy, statistics = self._entropy(latents)
             losses = {
                 "entropy": self.entropy * entropy,
                 "commitment": self.commitment * F.mse_loss(latents, codes),
             }
             straight_through = latents + (codes - latents).detach()
-        if self.sub_codes is None:
-            ids = ids[..., 0]
         return QuantizerOutput(straight_through, ids, losses, statistics if self.training else None, latents)
+
+    @torch.no_grad()
+    def ids(self, latents: Tensor) -> Tensor:
+        """(B, N, D) -> ids (B, N) or (B, N, S) alone: the entropy of `forward` goes over all V codes.
+
+        Raises:
+            BadInput: D is not S log2 V.
+        """
+        width = self.groups * self.bits
+        if latents.shape[-1] != width:
+            raise BadInput(
+                f"{self.groups} sub-code(s) of {self.codebook_size} codes take {width} channels, the latents have"
+                f" {latents.shape[-1]}; set code_dim to {width}."
+            )
+        positive = rearrange(latents > 0, "b n (s d) -> b n s d", s=self.groups).long()
+        ids = (positive << torch.arange(self.bits, device=positive.device)).sum(-1)
+        return ids[..., 0] if self.sub_codes is None else ids
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N) or (B, N, S) -> latents (B, N, D) float32."""

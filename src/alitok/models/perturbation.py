@@ -11,6 +11,23 @@ from alitok.common.random import stream
 from alitok.models.quantizer import BLOCK_ELEMENTS
 
 
+def check_swappable(quantizer: Any, count: int) -> None:
+    """Whether a token can become one of its `count` nearest codes.
+
+    Raises:
+        BadInput: it has several sub-codes, or there are fewer codes.
+    """
+    if getattr(quantizer, "sub_codes", None) is not None:
+        raise BadInput(
+            "Near codes are swapped where a token is one id; this quantizer's tokens have sub-codes: leave the"
+            " perturbation (or --pfid) out, or take a quantizer of one id."
+        )
+    if not 1 <= count <= quantizer.codebook_size:
+        raise BadInput(
+            f"A token cannot be swapped among its {count} nearest codes: the codebook has {quantizer.codebook_size}."
+        )
+
+
 @torch.no_grad()
 def nearest_codes(latents: Tensor, quantizer: Any, count: int) -> Tensor:
     """The codes nearest to each latent by squared L2 distance, the nearest first.
@@ -25,11 +42,8 @@ def nearest_codes(latents: Tensor, quantizer: Any, count: int) -> Tensor:
     Raises:
         BadInput: fewer codes than `count`, or tokens of several sub-codes.
     """
+    check_swappable(quantizer, count)
     size = quantizer.codebook_size
-    if getattr(quantizer, "sub_codes", None) is not None:
-        raise BadInput("Near codes are swapped where a token is one id; this quantizer's tokens have sub-codes.")
-    if not 1 <= count <= size:
-        raise BadInput(f"A token cannot be swapped among its {count} nearest codes: the codebook has {size}.")
     with torch.autocast(latents.device.type, enabled=False):
         codes = quantizer.lookup(torch.arange(size, device=latents.device)[None])[0].float()
         norms, found = codes.square().sum(1), []
@@ -69,7 +83,7 @@ class LatentPerturbation(nn.Module):
         final: the ratio after it; 1 for no annealing.
 
     Raises:
-        BadInput: a share outside 0..1.
+        BadInput: a share outside 0..1, or a delta below 2, which is no perturbation.
     """
 
     def __init__(
@@ -86,10 +100,16 @@ class LatentPerturbation(nn.Module):
                 raise BadInput(f"LatentPerturbation: {name} must lie in 0..1, not {share}.")
         if not 0 <= final <= 1 or anneal[0] > anneal[1]:
             raise BadInput(f"LatentPerturbation: final must lie in 0..1, not {final}, and anneal must not fall.")
+        if delta < 2:
+            raise BadInput(f"LatentPerturbation: of {delta} nearest codes none is another; set delta to 2 or more.")
         self.alpha, self.beta, self.delta = alpha, beta, delta
         self.anneal, self.final = anneal, final
         self.seed = self.step = self.first = self.size = 0
         self.progress = 0.0
+
+    def check(self, quantizer: Any) -> None:
+        """Raises BadInput where the quantizer's codes cannot be swapped so."""
+        check_swappable(quantizer, self.delta)
 
     def begin_step(self, *, seed: int, step: int, steps: int, first: int, size: int) -> None:
         """Says of which batch the next images are: `step` of `steps`, `first` the place of the first among `size`."""

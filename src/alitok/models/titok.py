@@ -12,8 +12,8 @@ class TiTokDecoder(nn.Module):
     """A ViT over [one mask token + patch positions ; latents + their positions] (TiTok, arXiv 2406.07550).
 
     Attention is full and the image is read at the mask tokens, so that latents need no place in it: any number of them
-    is decoded. `Encoder` with as many `num_latents` as wanted is the other half. TiTok's class token, which nothing
-    reads, is left out of both.
+    is decoded. `Encoder` with as many `num_latents` as wanted is the other half. TiTok's class token, of which
+    nothing is read, is left out of both.
 
     Args:
         image_size: height and width of the images in pixels.

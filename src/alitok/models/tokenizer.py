@@ -20,10 +20,11 @@ class Tokenizer(nn.Module):
             makes of the first latents (B, k, D) what the decoder is to get, ids (B, k) decode as well. One that
             `shortens` the sequence needs a decoder of `any_length`. Where it has `begin_step(seed, step, steps, first,
             size)`, that is called before each micro-batch: `step` of `steps`, whose first image is the one at place
-            `first` of a global batch of `size`.
+            `first` of a global batch of `size`. Where it has `check(quantizer)`, that raises BadInput if they do not
+            go together.
 
     Raises:
-        BadInput: the bottleneck shortens the sequence and the decoder needs all of it.
+        BadInput: the bottleneck shortens the sequence and the decoder needs all of it, or does not suit the quantizer.
         ValueError: the decoder says that it takes another number of latents than the encoder gives.
     """
 
@@ -47,6 +48,8 @@ class Tokenizer(nn.Module):
                 f"{type(bottleneck).__name__} hands on fewer tokens and {type(decoder).__name__} needs all of them;"
                 " take alitok.models.titok.TiTokDecoder, or alitok.models.nested_dropout.NestedDropout, which masks."
             )
+        if hasattr(bottleneck, "check"):
+            bottleneck.check(quantizer)  # type: ignore[operator,union-attr]
         gives, takes = getattr(encoder, "num_latents", None), getattr(decoder, "num_latents", None)
         if None not in (gives, takes) and gives != takes:
             raise ValueError(f"the encoder gives num_latents {gives}, the decoder takes prefix and patches, {takes}")
@@ -86,34 +89,39 @@ class Tokenizer(nn.Module):
         Args:
             images: (B, 3, H, W) in [0, 1].
             quantize: False gives the decoder the latents themselves.
-            ids: as `decode` takes them, decoded in place of the images' own; there are then no latents and no
-                quantizer losses.
+            ids: as `decode` takes them, decoded in place of the images' own (through the bottleneck in training);
+                there are then no latents and no quantizer losses.
 
         Returns:
             "image" (B, 3, H, W) and whatever else the decoder gives, "latents" (B, N, D), "ids" (B, N),
             "quantizer_losses" (scalars by name) and "statistics" (what the quantizer's update needs, or None).
         """
         if ids is not None:
-            decoded = self.decoder(self._lookup(ids))
+            given = self._lookup(ids)
+            decoded = self.decoder(self._narrow(given, given, ids))
             return {**decoded, "ids": ids, "quantizer_losses": {}, "statistics": None}
         quantizer_output = self.quantizer(self.encoder(images).float())
         latents = quantizer_output.latents
         quantized = quantizer_output.quantized if quantize else latents
-        if self.bottleneck is not None and self.training:
-            narrowed = self.bottleneck(quantized, latents, quantizer_output.ids, self.quantizer)
-            if narrowed.shape != quantized.shape and not getattr(self.bottleneck, "shortens", False):
-                raise ValueError(
-                    f"{type(self.bottleneck).__name__} made {tuple(narrowed.shape)} of {tuple(quantized.shape)}: it"
-                    " must keep the shape, or say that it `shortens` the sequence."
-                )
-            quantized = narrowed
         return {
-            **self.decoder(quantized),
+            **self.decoder(self._narrow(quantized, latents, quantizer_output.ids)),
             "latents": latents,
             "ids": quantizer_output.ids,
             "quantizer_losses": quantizer_output.losses,
             "statistics": quantizer_output.statistics,
         }
+
+    def _narrow(self, quantized: Tensor, latents: Tensor, ids: Tensor) -> Tensor:
+        """What the bottleneck makes of what the decoder is to get; in training only."""
+        if self.bottleneck is None or not self.training:
+            return quantized
+        narrowed = self.bottleneck(quantized, latents, ids, self.quantizer)
+        if narrowed.shape != quantized.shape and not getattr(self.bottleneck, "shortens", False):
+            raise ValueError(
+                f"{type(self.bottleneck).__name__} made {tuple(narrowed.shape)} of {tuple(quantized.shape)}: it must"
+                " keep the shape, or say that it `shortens` the sequence."
+            )
+        return narrowed
 
     @torch.no_grad()
     def encode_latents(self, images: Tensor) -> Tensor:
@@ -123,7 +131,9 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> ids (B, N) int64."""
-        return self.quantizer(self.encode_latents(images)).ids
+        latents = self.encode_latents(images)
+        # a quantizer whose losses cost more than its ids gives these alone
+        return self.quantizer.ids(latents) if hasattr(self.quantizer, "ids") else self.quantizer(latents).ids
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:

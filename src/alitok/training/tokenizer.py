@@ -132,20 +132,29 @@ class TokenizerTraining(TrainingModule):
             )
 
     def _start_from(self, path: str) -> None:
-        """Stage 2's start: encoder, quantizer and every decoder tensor whose shape fits carry over."""
+        """Stage 2's start: encoder, quantizer and all else whose shape fits carry over.
+
+        Raises:
+            BadInput: encoder or quantizer do not fit, or the discriminator is another one.
+        """
         parent = load_tokenizer(path)
         carried, own = parent.state_dict(), self.tokenizer.state_dict()
         for name, tensor in own.items():
-            if name.startswith("decoder."):
-                continue
-            if name not in carried or carried[name].shape != tensor.shape:
+            held = name.startswith(("encoder.", "quantizer."))
+            if held and (name not in carried or carried[name].shape != tensor.shape):
                 raise BadInput(f"start_from {path}: {name} does not fit this configuration's encoder and quantizer.")
         fits = {name: t for name, t in carried.items() if name in own and own[name].shape == t.shape}
         self.tokenizer.load_state_dict(fits, strict=False)
         self.fresh = sorted(set(own) - set(fits))
         discriminator = load_extra(path, "discriminator") if self.discriminator is not None else None
         if discriminator is not None and self.discriminator is not None:
-            self.discriminator.load_state_dict(discriminator.state_dict())
+            theirs, ours = discriminator.state_dict(), self.discriminator.state_dict()
+            if {name: t.shape for name, t in theirs.items()} != {name: t.shape for name, t in ours.items()}:
+                raise BadInput(
+                    f"start_from {path}: its discriminator is a {type(discriminator).__name__} and does not fit this"
+                    f" configuration's {type(self.discriminator).__name__}; set model.discriminator to the same one."
+                )
+            self.discriminator.load_state_dict(theirs)
         self.parents["stage1"] = parent.card["digest"]
 
     def _ever_trained(self) -> set[str]:
