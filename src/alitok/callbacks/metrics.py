@@ -9,6 +9,7 @@ from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer
 from alitok.callbacks.average import averaged, evaluated
+from alitok.callbacks.pictures import check_prefix
 from alitok.common.errors import BadInput
 from alitok.evaluation.accuracy import TokenAccuracy
 from alitok.evaluation.codebook import CodebookUsage
@@ -158,7 +159,7 @@ class Generation(Callback):
                 refuse_for_samples(stored)
                 reference = stored.pooled
             tokenizer = load_tokenizer(self.tokenizer, device)
-            tokenizer.check_length(pl_module.generator.num_tokens)  # type: ignore[union-attr,arg-type]
+            check_prefix(pl_module, tokenizer)
             self._ready = tokenizer, extractor, reference
 
     @torch.no_grad()

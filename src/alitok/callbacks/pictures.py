@@ -11,6 +11,7 @@ from alitok.artifacts.folder import load_tokenizer, locate, read_card
 from alitok.callbacks.average import evaluated
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
+from alitok.models.tokenizer import Tokenizer
 from alitok.sampling.images import sample_images
 
 TITLED_SIZE = 64
@@ -76,6 +77,16 @@ class ReconstructionGrid(Callback):
         save_grid(torch.cat(rows), picture_path(trainer, "reconstruction"), self.columns)
 
 
+def check_prefix(module: Any, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer that does not decode as few tokens as a module's generator draws; too many are the cache's.
+
+    Raises:
+        BadInput: it decodes all of its tokens only.
+    """
+    if module.generator.num_tokens < tokenizer.num_tokens:
+        tokenizer.check_length(module.generator.num_tokens)
+
+
 class SampleGrid(Callback):
     """Samples of the first classes, a column each, at each validation.
 
@@ -111,7 +122,7 @@ class SampleGrid(Callback):
                 f"Token cache {cache.folder} was made by tokenizer {cache.digest[:12]}, but {self.tokenizer} is"
                 f" {str(digest)[:12]}; give the one that made it, of stage 1 or 2 (make: TOKENIZER=)."
             )
-        load_tokenizer(self.tokenizer).check_length(pl_module.generator.num_tokens)  # type: ignore[union-attr,arg-type]
+        check_prefix(pl_module, load_tokenizer(self.tokenizer))
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
