@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alitok.artifacts.folder import load_tokenizer, save_artifact
+from alitok.artifacts.folder import load_generator, load_tokenizer, save_artifact
 from alitok.callbacks import pictures
 from alitok.callbacks.pictures import SampleGrid
 from alitok.cli import main
@@ -215,7 +215,7 @@ def test_another_discriminator_is_refused(tokenizer_of: Make, small_tokenizer_bl
 def test_samples_of_a_run_follow_the_schedule_and_need_a_tokenizer_that_decodes_them(
     tokenizer_of: Make, generator_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = build(json.loads(json.dumps(_block(generator_of(tokenizer_of(), num_prefix=6, grid=[0, 0])))))
+    generator = load_generator(generator_of(tokenizer_of(), num_prefix=6, grid=[0, 0]))
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(token_cache=None, class_names=list(CLASSES)))
     module: Any = SimpleNamespace(generator=generator, device=torch.device("cpu"))
     with pytest.raises(BadInput, match="decodes all 21 tokens, not the first 6"):
@@ -235,15 +235,15 @@ def test_samples_of_a_run_follow_the_schedule_and_need_a_tokenizer_that_decodes_
     assert (drawn["guidance"], drawn["schedule"]) == (3.0, "softcfg")
 
 
-def _block(artifact: Path) -> Any:
-    from alitok.config import load_yaml
-
-    return load_yaml(artifact / "config.yaml")
-
-
-def test_ids_alone_cost_no_entropy(monkeypatch: pytest.MonkeyPatch, tokenizer_of: Make) -> None:
-    tokenizer = load_tokenizer(tokenizer_of(quantizer=GROUPED))
+def test_ids_alone_cost_no_entropy(monkeypatch: pytest.MonkeyPatch, tokenizer_of: Make, tmp_path: Path) -> None:
+    artifact = tokenizer_of(quantizer=GROUPED)
+    tokenizer = load_tokenizer(artifact)
     images = torch.rand(2, 3, 32, 32)
     expected = tokenizer.quantizer(tokenizer.encode_latents(images)).ids
     monkeypatch.delattr(LookupFreeQuantizer, "_entropy")
     assert torch.equal(tokenizer.encode(images), expected)
+    Classifier(num_classes=4, width=2).save(tmp_path / "classifier")
+    words = ["--tokenizer", artifact, "--data", "shapes", "--count", 4]
+    main([str(word) for word in ("tokenize", *words, "--out", tmp_path / "tokens")])
+    rfid = ["evaluate", "--reconstruction", *words, "--extractor", tmp_path / "classifier"]
+    main([str(word) for word in (*rfid, "--json", tmp_path / "rfid.json")])

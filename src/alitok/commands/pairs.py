@@ -10,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from alitok.common.errors import BadInput
+
 # Settings of the drawing that decide the tokens, beside the precision.
 DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "compiled")
 
@@ -91,8 +93,6 @@ def check_classes(names: list[str], generator: Any, args: argparse.Namespace) ->
     Raises:
         BadInput: they are more, or have other names.
     """
-    from alitok.common.errors import BadInput
-
     known = generator.card.get("class_names") or []
     other = next((number for number, pair in enumerate(zip(names, known, strict=False)) if pair[0] != pair[1]), None)
     if len(names) > generator.num_classes:

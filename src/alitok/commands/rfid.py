@@ -36,15 +36,16 @@ SHOWN = 8  # pictures of --picture
 
 
 def perturb(
-    metric: PerturbedFID, tokenizer: Tokenizer, encoded: QuantizerOutput, index: Tensor, quantisation: Quantisation
+    metric: PerturbedFID, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation
 ) -> list[Tensor]:
-    """Adds what images decode to in every setting, from what their latents were quantized to.
+    """Adds what images decode to in every setting, from their latents (B, N, D) as the encoder gives them.
 
     The random numbers are those of the image's number `index`, the same ones in all settings.
 
     Returns:
         uint8 (B, 3, H, W) of the mildest and of the harshest setting.
     """
+    encoded: QuantizerOutput = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
     ids = encoded.ids
     near = nearest_codes(encoded.latents, tokenizer.quantizer, max(metric.deltas))
     drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
@@ -93,14 +94,14 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     with all_or_none(), torch.inference_mode():
         for index, pixels in bar("Reconstructions")(reader):
             originals = pixels.to(device).float() / 255
-            encoded: QuantizerOutput = tokenizer.quantizer(tokenizer.encode_latents(originals))
-            decoded = tokenizer.decode(encoded.ids)
+            latents = tokenizer.encode_latents(originals)
+            ids = tokenizer.ids_of(latents)
+            decoded = tokenizer.decode(ids)
             metrics.update(originals, decoded)
-            codebook.update(encoded.ids)
-            columns = [pixels, to_uint8(decoded, quantisation)]
-            if perturbed is not None:
-                columns += perturb(perturbed, tokenizer, encoded, index, quantisation)
-            if len(shown) < SHOWN:
+            codebook.update(ids)
+            ends = [] if perturbed is None else perturb(perturbed, tokenizer, latents, index, quantisation)
+            if args.picture is not None and len(shown) < SHOWN:
+                columns = [pixels, to_uint8(decoded, quantisation), *ends]
                 shown += torch.stack([column.cpu() for column in columns], dim=1)
     if args.picture is not None and rank() == 0:
         titles = ["original", "decoded"]

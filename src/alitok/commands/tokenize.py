@@ -242,7 +242,7 @@ class Encoding(NamedTuple):
         with torch.no_grad():
             with reduced:
                 latents = self.tokenizer.encode_latents(views.flatten(0, 1).float() / 255)
-            return self.tokenizer.quantizer(latents).ids.unflatten(0, views.shape[:2])
+            return self.tokenizer.ids_of(latents).unflatten(0, views.shape[:2])
 
 
 @contextmanager

@@ -131,7 +131,11 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> ids (B, N) int64."""
-        latents = self.encode_latents(images)
+        return self.ids_of(self.encode_latents(images))
+
+    @torch.no_grad()
+    def ids_of(self, latents: Tensor) -> Tensor:
+        """Latents (B, N, D) of `encode_latents` -> ids (B, N) or (B, N, S)."""
         # a quantizer whose losses cost more than its ids gives these alone
         return self.quantizer.ids(latents) if hasattr(self.quantizer, "ids") else self.quantizer(latents).ids
 

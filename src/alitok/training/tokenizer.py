@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from alitok.artifacts.digest import tokenizer_digest
-from alitok.artifacts.folder import load_extra, load_tokenizer
+from alitok.artifacts.folder import check_weights, load_extra, load_tokenizer
 from alitok.common.build import build, nearest
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
@@ -148,13 +148,15 @@ class TokenizerTraining(TrainingModule):
         self.fresh = sorted(set(own) - set(fits))
         discriminator = load_extra(path, "discriminator") if self.discriminator is not None else None
         if discriminator is not None and self.discriminator is not None:
-            theirs, ours = discriminator.state_dict(), self.discriminator.state_dict()
-            if {name: t.shape for name, t in theirs.items()} != {name: t.shape for name, t in ours.items()}:
+            weights = discriminator.state_dict()
+            try:
+                check_weights(weights, self.discriminator.state_dict(), path)
+            except BadInput as error:
                 raise BadInput(
                     f"start_from {path}: its discriminator is a {type(discriminator).__name__} and does not fit this"
                     f" configuration's {type(self.discriminator).__name__}; set model.discriminator to the same one."
-                )
-            self.discriminator.load_state_dict(theirs)
+                ) from error
+            self.discriminator.load_state_dict(weights)
         self.parents["stage1"] = parent.card["digest"]
 
     def _ever_trained(self) -> set[str]:
