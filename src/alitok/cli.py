@@ -1,6 +1,7 @@
 """The one door: `alitok VERB ...`, a file per verb under commands/, imported when its verb is called."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -8,7 +9,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from alitok.common.build import nearest
+from alitok.common.ends import Terminated, drop_output, raise_on_sigterm
 from alitok.common.errors import BadInput
+
+# What the user can put right when a file cannot be written or read.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
 VERBS = {
     "demo": "the whole line on embedded data: tokenizer, generator, samples, a report",
@@ -42,18 +47,40 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one verb. Exits with 0 on success, 2 for wrong usage or bad input, 1 for a fault of ours."""
-    debug = os.environ.get("ALITOK_DEBUG") == "1"
+    """Runs one verb.
+
+    Exits with 0 on success, 2 for wrong usage or bad input, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of
+    its output is gone, 1 for a fault of ours.
+    """
+    raise_on_sigterm()
     try:
         run(list(sys.argv[1:] if arguments is None else arguments))
-    except BadInput as error:
-        if debug:
+        sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        word, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        _end(f"{word}; run the same command again to continue.", status)
+    except BrokenPipeError:
+        drop_output()
+        sys.exit(141)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # rich ends so when the reader is gone
             raise
-        print(f"alitok: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("alitok: interrupted; the same command goes on where it stopped.", file=sys.stderr)
-        sys.exit(130)
+        drop_output()
+        sys.exit(141)
+    except (BadInput, OSError) as error:
+        if os.environ.get("ALITOK_DEBUG") == "1":
+            raise
+        if isinstance(error, BadInput):
+            _end(str(error), 2)
+        if error.errno not in _OF_THE_DISK:
+            raise
+        place = error.filename or "a file"
+        _end(f"Cannot write or read {place}: {error.strerror}; mend that and run the same command again.", 2)
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    print(f"alitok: {sentence}", file=sys.stderr)
+    sys.exit(status)
 
 
 def run(words: list[str]) -> None:

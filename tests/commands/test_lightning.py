@@ -45,7 +45,7 @@ def test_control_c_ends_in_one_line_and_the_same_command_goes_on(
         with pytest.raises(SystemExit) as ended:
             main(["fit", "-c", str(config)])
     assert ended.value.code == 130
-    assert capsys.readouterr().err.strip() == "alitok: interrupted; the same command goes on where it stopped."
+    assert capsys.readouterr().err.strip() == "alitok: interrupted; run the same command again to continue."
     main(["fit", "-c", str(config)])
     assert "steps 2 to 4" in capsys.readouterr().out
 

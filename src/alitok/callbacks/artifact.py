@@ -1,34 +1,41 @@
-"""At the end of a run: the artifact that the next stage starts from."""
+"""The end of a run: a last validation, and the artifact that the next stage starts from."""
 
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+import lightning
+from lightning import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 
 from alitok.artifacts.folder import save_artifact
 from alitok.callbacks.average import evaluated
 from alitok.callbacks.progress import images_seen
+from alitok.common.ends import Terminated, sigterm_postponed
 
 
 class ExportArtifact(Callback):
     """Writes what was trained to `folder` (default: `artifact` in the run's folder) when all steps are done.
 
-    Where an average of the weights is kept, that is what is written. Shards are put together first.
+    Where an average of the weights is kept, that is what is written. Shards are put together first. `Trainer` calls it.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self.measured: int | None = None  # step of the newest validation
         self.written: str | None = None  # what to say of the artifact, on the process that wrote it
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.interrupted or trainer.global_step < trainer.max_steps:
-            return
-        training: Any = pl_module
-        module = evaluated(trainer, pl_module)  # by all processes: shards are gathered
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.measured = trainer.global_step
+
+    def write(self, trainer: lightning.Trainer) -> None:
+        """Writes the artifact; all processes must call it."""
+        training: Any = trainer.lightning_module
+        module = evaluated(trainer, training)  # by all processes: shards are gathered
         if not trainer.is_global_zero:
             return
         card: dict[str, Any] = {
-            "kind": "tokenizer" if hasattr(pl_module, "tokenizer") else "generator",
+            "kind": "tokenizer" if hasattr(training, "tokenizer") else "generator",
             "data": trainer.datamodule.description,  # type: ignore[attr-defined]
             "class_names": trainer.datamodule.class_names,  # type: ignore[attr-defined]
             "steps": trainer.global_step,
@@ -43,17 +50,56 @@ class ExportArtifact(Callback):
         if card["kind"] == "generator":
             card |= training.recommended
             card["tokenizer"] = training.parents.get("tokenizer")
-        discriminator = getattr(pl_module, "discriminator", None)
+        discriminator = getattr(training, "discriminator", None)
         extra = {"discriminator": (discriminator.block, discriminator)} if discriminator is not None else None
         block = training.model.block
         save_artifact(self._place(trainer), block, module, card, extra)
         self.written = f"the {card['kind']} after {trainer.global_step:,} steps"
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
         if self.written is not None:  # said here, after the curves: a short run may have none
             folder = self._place(trainer)
             beside = [name for name in ("curves.png", "logs") if (folder.parent / name).exists()]
             print(f"{folder}: {self.written}" + f"; {' and '.join(beside)} beside it" * bool(beside), flush=True)
 
-    def _place(self, trainer: Trainer) -> Path:
+    def _place(self, trainer: lightning.Trainer) -> Path:
         return Path(self.folder or Path(trainer.default_root_dir) / "artifact")
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's trainer, which finishes a run whose last step is done: last validation, pictures, artifact.
+
+    A run that was stopped after its last step is resumed with no step left. Lightning then calls no hook of training,
+    so a callback alone could not finish it.
+
+    Raises (by fit):
+        Terminated: the run was stopped before its last step (`max_time`, early stopping).
+    """
+
+    def _run_stage(self) -> Any:  # private; there is no public place between the last step and the teardown
+        resumed_at = self.global_step
+        with sigterm_postponed():
+            results = super()._run_stage()
+            if self.state.fn == TrainerFn.FITTING:
+                self._finish(resumed_at)
+        return results
+
+    def _finish(self, resumed_at: int) -> None:
+        step = self.global_step
+        if step < self.max_steps:
+            if self.is_global_zero:
+                print(f"{self.default_root_dir}: stopped at step {step:,} of {self.max_steps:,}.", flush=True)
+            raise Terminated
+        export = next((item for item in self.callbacks if isinstance(item, ExportArtifact)), None)  # type: ignore[attr-defined]
+        if resumed_at >= self.max_steps and self.is_global_zero:
+            rest = "what follows the last step is made now" if export else "callbacks.artifact is off, so no artifact"
+            print(f"{self.default_root_dir}: all {step:,} steps are done; {rest}.", flush=True)
+        if export is None:
+            return
+        if export.measured != step:
+            validation = self.fit_loop.epoch_loop.val_loop
+            validation.restarting = False  # else it leaves out the batches that the checkpoint counted
+            self.validating = True
+            validation.run()
+            self.training = True
+        export.write(self)

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from alitok.common.errors import BadInput
 from alitok.training.checkpoint import NAME, checkpoints, leftovers
@@ -14,6 +15,7 @@ from alitok.training.parallel import check_replicas
 class Checkpoints(Checkpoint):
     """Writes `step=N.ckpt` every so many steps and at the end, and keeps the newest ones.
 
+    One process also writes one when SIGTERM stops it. Several do not: the signal may reach them at different steps.
     Before each, the processes compare what all of them hold.
 
     Args:
@@ -49,6 +51,10 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.training and trainer.world_size == 1:
+            self.save(trainer, pl_module)
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the checkpoint of the present step, unless it is there; all processes must call it."""

@@ -1,12 +1,12 @@
 """What fit, validate and test share: one composed configuration, handed to the Lightning CLI."""
 
 import argparse
-import errno
 import itertools
 import json
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 
 from alitok.commands.changes import check_changes
 from alitok.common.build import build, import_class, is_class_block
+from alitok.common.ends import Terminated, alone_in
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
 from alitok.config import DEFAULTS, compose_run, resolve
@@ -61,32 +62,28 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         BadInput: what the run needs is missing, a checkpoint that does not belong to it, a disk that is full.
         KeyboardInterrupt: Ctrl-C.
     """
-    root = Path(config["trainer"]["default_root_dir"])
     total = total_steps(config)
-    config = {key: value for key, value in config.items() if key != "define"}
-    if verb == "fit" and finished(root, total):
-        _say(f"{root / 'artifact'} is finished ({total:,} steps); name another folder to train anew.", sys.stdout)
+    if verb == "fit" and finished(config, total):
+        _say(f"{artifact_folder(config)} is finished ({total:,} steps); name another folder to train anew.", sys.stdout)
         return
+    config = {key: value for key, value in config.items() if key != "define"}
+    root = Path(config["trainer"]["default_root_dir"])
     if not weights_checked:
         check_weight_files(config)
     checkpoint = _resume_point(verb, config.pop("ckpt_path", None), root)
     module, data = _build(verb, config)
-    if verb == "fit":
-        module.configuration = {**config, "data found": data.descriptions["train"]}
-        if checkpoint is not None:
-            _announce_changes(checkpoint, module.configuration, allow_changes)
+    arguments = config if checkpoint is None else {**config, "ckpt_path": str(checkpoint)}
+    if verb != "fit":
+        _lightning_cli(verb, arguments, total, module, data)
+        return
+    module.configuration = {**config, "data found": data.descriptions["train"]}
+    if checkpoint is not None:
+        _announce_changes(checkpoint, module.configuration, allow_changes)
+    with alone_in(root) if _is_main() else nullcontext():
         if _is_main():
             with atomic_file(root / "config.yaml") as file:
                 file.write_text(yaml.safe_dump(config, sort_keys=False))
-    if checkpoint is not None:
-        config["ckpt_path"] = str(checkpoint)
-    try:
-        _lightning_cli(verb, config, total, module, data)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        place = error.filename or root
-        raise BadInput(f"Cannot write {place}: {error.strerror}; the checkpoints written so far are whole.") from error
+        _lightning_cli(verb, arguments, total, module, data)
 
 
 def _resume_point(verb: str, given: str | None, root: Path) -> Path | None:
@@ -185,7 +182,7 @@ def _seems_finished(config: Mapping[str, Any]) -> bool:
     steps = [_map(phase).get("steps") for phase in _map(arguments.get("phases")).values()]
     if root is None or not steps or not all(isinstance(count, int) for count in steps):
         return False
-    return finished(Path(str(root)), total_steps(config))
+    return finished(config, total_steps(config))
 
 
 def total_steps(config: Mapping[str, Any]) -> int:
@@ -196,9 +193,16 @@ def total_steps(config: Mapping[str, Any]) -> int:
     return given or Schedule(config["model"]["init_args"]["phases"]).total_steps
 
 
-def finished(root: Path, total: int) -> bool:
+def artifact_folder(config: Mapping[str, Any]) -> Path:
+    """Where a run's artifact goes, by its configuration."""
+    trainer = _map(config.get("trainer"))
+    export = _map(_map(trainer.get("callbacks")).get("artifact"))
+    return Path(_map(export.get("init_args")).get("folder") or Path(str(trainer["default_root_dir"])) / "artifact")
+
+
+def finished(config: Mapping[str, Any], total: int) -> bool:
     """Whether the run's artifact holds all its steps."""
-    card = root / "artifact" / "card.json"
+    card = artifact_folder(config) / "card.json"
     return card.is_file() and (json.loads(card.read_text()).get("steps") or 0) >= total
 
 
@@ -222,6 +226,9 @@ def quiet() -> None:
 def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any, data: Any) -> None:
     from lightning import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from alitok.callbacks.artifact import Trainer
 
     trainer = dict(config["trainer"])
     for name in ("callbacks", "logger", "plugins"):
@@ -257,17 +264,20 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
         CLI(
             ready_module,
             ready_data,
+            trainer_class=Trainer,
             save_config_callback=None,
             args={"subcommand": verb, verb: {**options, "trainer": trainer}},
             parser_kwargs={"exit_on_error": False, verb: {"exit_on_error": False}},
         )
     except argparse.ArgumentError as error:
         raise BadInput(f"The trainer's configuration is not valid: {_deepest(str(error))}.") from error
+    except SIGTERMException:  # between two batches
+        raise Terminated from None
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning had switched off
-        raise KeyboardInterrupt from None
+        raise error.__context__ from None
 
 
 def _refusal(error: Exception) -> BadInput:

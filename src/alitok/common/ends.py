@@ -1,0 +1,79 @@
+"""How a command ends when somebody ends it: SIGTERM, a closed pipe, a second start in the same folder."""
+
+import fcntl
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from alitok.common.errors import BadInput
+
+_postponed = 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what cleans up after Ctrl-C cleans up after it too. Exit status 143."""
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    if not _postponed:
+        raise Terminated
+
+
+def raise_on_sigterm() -> None:
+    """Makes SIGTERM raise `Terminated` from now on, unless the caller handles it or is no main thread."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise)
+
+
+@contextmanager
+def sigterm_postponed() -> Iterator[None]:
+    """Inside, SIGTERM raises nothing: Lightning notes it and stops between two batches."""
+    global _postponed
+    _postponed += 1
+    try:
+        yield
+    finally:
+        _postponed -= 1
+
+
+def drop_output() -> None:
+    """After a BrokenPipeError: nothing more goes to the closed pipe, not even when Python flushes at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Keeps other commands out of a folder until the block or the process ends, however it ends.
+
+    Raises:
+        BadInput: another command works in the folder, or the folder cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise BadInput(f"Cannot write {folder}: {error.strerror or error}.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BadInput(
+            f"Another command is at work in {folder}; wait until it ends, stop it, or name another folder."
+        ) from error
+    except OSError:  # some network file systems lock no folders
+        print(f"alitok: {folder} cannot be locked; start only one command in it at a time.", file=sys.stderr)
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,154 @@
+"""Ends that others bring: SIGTERM, a closed pipe, a second start in the same folder, a job's time limit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import tiny, token_cache
+
+from alitok.cli import main
+from alitok.common.ends import Terminated, alone_in, raise_on_sigterm, sigterm_postponed
+from alitok.common.errors import BadInput
+from alitok.training.base import TrainingModule
+from alitok.training.checkpoint import checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def _handler(monkeypatch: pytest.MonkeyPatch) -> Any:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_handler")
+def test_sigterm_raises_unless_postponed() -> None:
+    raise_on_sigterm()
+    with sigterm_postponed():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("_handler")
+def test_a_handler_of_the_caller_stays() -> None:
+    seen: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    raise_on_sigterm()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == [signal.SIGTERM]
+
+
+def test_one_command_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "run"):
+        with pytest.raises(BadInput, match=r"Another command is at work in .*run"), alone_in(tmp_path / "run"):
+            pass
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "run"):
+        assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_killed_command_keeps_nobody_out(tmp_path: Path) -> None:
+    code = (
+        "import time; from alitok.common.ends import alone_in\n"
+        f"with alone_in({str(tmp_path)!r}): print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(BadInput), alone_in(tmp_path):
+            pass
+        process.kill()
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_closed_pipe_is_no_fault() -> None:
+    command = f"{sys.executable} -m alitok --help | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", f"sleep 0; {command}"], capture_output=True, text=True)
+    assert done.returncode in (0, 141)  # 0: all of it fitted into the pipe before the reader left
+    assert done.stderr == ""
+
+
+QUICK = [
+    "--trainer.logger.tensorboard",
+    "null",
+    "--trainer.val_check_interval",
+    "3",
+    "--trainer.limit_val_batches",
+    "0",
+]
+QUICK += ["--trainer.callbacks.samples", "null", "--trainer.callbacks.curves", "null"]
+QUICK += ["--trainer.callbacks.checkpoint.every_n_train_steps", "100", "--model.generator.dropout", "0.1"]
+QUICK += ["--model.phases", "{main: {steps: 5, lr: 1.e-3}}"]
+
+
+def command(folder: Path) -> list[str]:
+    token_cache(folder)
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(tiny("generator", folder, *QUICK), sort_keys=False))
+    return ["fit", "-c", str(file)]
+
+
+@pytest.mark.usefixtures("_handler")
+def test_a_terminated_fit_writes_a_checkpoint_and_continues_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    main(command(whole))
+    original = TrainingModule.training_step
+
+    def terminated(self: TrainingModule, batch: Any, batch_index: int) -> Any:
+        if self.trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_index)
+
+    words = command(stopped)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", terminated)
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+    assert ended.value.code == 143
+    assert "alitok: terminated; run the same command again to continue." in capsys.readouterr().err
+    assert [path.name for path in checkpoints(stopped / "generator" / "checkpoints")] == ["step=3.ckpt"]
+    main(words)
+    weights = [load_file(folder / "generator" / "artifact" / "model.safetensors") for folder in (whole, stopped)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_two_starts_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command(tmp_path)
+    with alone_in(tmp_path / "generator"), pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "Another command is at work in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0, 0), (0, 3), (2, 0)])
+def test_a_slurm_job_at_its_time_limit_is_queued_again(seconds: int, status: int, tmp_path: Path) -> None:
+    for name, text in (("srun", f"sleep {seconds}; exit {status}"), ("scontrol", f'echo "$@" > {tmp_path}/queued')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    script = ["bash", str(ROOT / "experiments" / "strategies" / "slurm.sh"), "base.yaml"]
+    with subprocess.Popen(script, env=environment) as job:
+        if seconds:
+            time.sleep(0.5)
+            job.send_signal(signal.SIGUSR1)
+        assert job.wait() == status
+    assert (tmp_path / "queued").exists() == bool(seconds)
+    if seconds:
+        assert (tmp_path / "queued").read_text() == "requeue 7\n"
