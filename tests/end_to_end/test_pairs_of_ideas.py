@@ -101,10 +101,14 @@ def bottleneck(name: str) -> Callable[[Pair, Path], bool]:
 def quantizer(name: str, codes: int) -> Callable[[Pair, Path], bool]:
     def acts(pair: Pair, folder: Path) -> bool:
         model = pair.model
-        plain = patch.object(model.quantizer, "lookup", lambda ids: torch.zeros(*ids.shape[:2], 1).expand(-1, -1, width))
+        plain = patch.object(
+            model.quantizer, "lookup", lambda ids: torch.zeros(*ids.shape[:2], 1).expand(-1, -1, width)
+        )
         width = model.quantizer(model.encode_latents(pair.images)).latents.shape[-1]
         if not pair.paired:  # the latents, unquantized
-            plain = patch.object(model, "forward", lambda images, ids: type(model).forward(model, images, quantize=False))
+            plain = patch.object(
+                model, "forward", lambda images, ids: type(model).forward(model, images, quantize=False)
+            )
         return type(model.quantizer).__name__ == name and model.codebook_size == codes and changes(pair, plain)
 
     return acts

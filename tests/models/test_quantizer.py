@@ -168,7 +168,9 @@ def test_distances_are_in_float32_under_autocast():
     assert torch.equal(outputs.ids, module(latents).ids)
 
 
-def anchors(module: ClusteredQuantizer, batch: torch.Tensor, sizes: tuple[int, ...], step: int = 3) -> ClusterStatistics:
+def anchors(
+    module: ClusteredQuantizer, batch: torch.Tensor, sizes: tuple[int, ...], step: int = 3
+) -> ClusterStatistics:
     """Merged statistics of the batch's parts in one step."""
     parts, first = [], 0
     for part in batch.split(sizes):
@@ -247,7 +249,10 @@ def test_large_latents_give_ids_of_codes_that_look_up_to_what_was_quantized(name
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: FiniteScalarQuantizer([4] * 16), r"FSQ with levels \[4, .* has 4,294,967,296 codes, .* 1 to 16,777,216"),
+        (
+            lambda: FiniteScalarQuantizer([4] * 16),
+            r"FSQ with levels \[4, .* has 4,294,967,296 codes, .* 1 to 16,777,216",
+        ),
         (lambda: FiniteScalarQuantizer([4] * 32), "take fewer channels or levels"),
         (lambda: FiniteScalarQuantizer([MOST_CODES + 1]), "has 16,777,217 codes"),
         (lambda: LookupFreeQuantizer(1 << 40), "has 1,099,511,627,776 codes"),

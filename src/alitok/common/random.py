@@ -19,9 +19,3 @@ def stream(*keys: int | str) -> torch.Generator:
 def reseed(*keys: int | str) -> None:
     """Seeds torch's global generators (all devices) for one step: dropout is then a function of the keys alone."""
     torch.manual_seed(derive_seed(*keys))
-
-
-def generator_state(device: torch.device) -> bytes:
-    """The state of torch's global generator for a device, which the host holds: nothing waits for the device."""
-    module = torch if device.type == "cpu" else torch.get_device_module(device)
-    return bytes(module.get_rng_state().numpy())

@@ -18,7 +18,7 @@ from alitok.common.build import build
 from alitok.common.compiler import need_compiler
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
-from alitok.common.random import generator_state, reseed
+from alitok.common.random import reseed
 from alitok.training.parallel import (
     FSDP2,
     average_gradients,
@@ -119,7 +119,6 @@ class TrainingModule(L.LightningModule):
         self.compile_blocks = compile_blocks
         self.configuration: dict[str, Any] = {}  # of the run; kept in its checkpoints
         self.parents: dict[str, str] = {}  # digests of the artifacts that the run builds on, by name
-        self.draws = False  # whether a step has drawn from torch's own generator
         self.batch_ended = 0.0
         self._row: dict[str, Tensor | float] = {}
         self._window: dict[str, tuple[Tensor, Tensor]] = {}
@@ -178,9 +177,7 @@ class TrainingModule(L.LightningModule):
             part = {name: value[start : start + limit] for name, value in batch.items()}
             share, first = len(next(iter(part.values()))) / size, self.global_rank * size + start
             reseed(self.seed, "step", step, first, 0)  # the 0 keeps the numbers of runs that version 0.1 began
-            seeded = generator_state(self.device)
             yield MicroBatch(part, share, first, start + limit >= size)
-            self.draws = self.draws or generator_state(self.device) != seeded
 
     def first_places(self) -> list[int]:
         """Where the micro-batches of all processes begin in the global batch: what dropout depends on."""
@@ -310,7 +307,8 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["configuration"] = self.configuration
         checkpoint["parents"] = dict(self.parents)
-        checkpoint["drawn_from"] = self.first_places() if self.draws else None
+        dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in self.modules())
+        checkpoint["dropout_by"] = self.first_places() if dropout else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Holds the checkpoint against the model.
@@ -326,10 +324,11 @@ class TrainingModule(L.LightningModule):
                         f"The run began with {name} {digest[:12]}, which is now {str(self.parents.get(name))[:12]}:"
                         " give it back, or train anew in another folder."
                     )
-            before, now = checkpoint.get("drawn_from"), self.first_places()
+            before, now = checkpoint.get("dropout_by"), self.first_places()
             if before not in (None, now) and self.global_rank == 0:
                 log.warning(
-                    "Dropout draws other masks from here on: the global batch is cut into %d micro-batches, before into %d.",
+                    "Dropout draws other masks from here on: the global batch is cut into %d micro-batches,"
+                    " before into %d.",
                     len(now),
                     len(before),
                 )
