@@ -203,11 +203,13 @@ class TokenizerTraining(TrainingModule):
         self.optimize(int(moment.discriminator), moment, moved.parameters())
 
     def _begin_step(self, part: MicroBatch, step: int) -> None:
-        """Tells a bottleneck that asks for it which step of the run and which images of the global batch come."""
-        begin = getattr(self.tokenizer.bottleneck, "begin_step", None)
-        if begin is not None:
-            size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
-            begin(seed=self.seed, step=step, steps=self.schedule.total_steps, first=part.first, size=size)
+        """Names the step, and the places of the part's images in the global batch, to the parts that draw by them."""
+        size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
+        for module in (self.tokenizer.quantizer, self.tokenizer.bottleneck):
+            if hasattr(module, "begin_step"):
+                module.begin_step(
+                    seed=self.seed, step=step, steps=self.schedule.total_steps, first=part.first, size=size
+                )
 
     def _outputs(self, part: MicroBatch, moment: Moment) -> dict[str, Any]:
         """What the tokenizer makes of the images, or of the tokens that stand for them."""
