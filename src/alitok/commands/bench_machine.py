@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from alitok.commands.hardware import Hardware, best, matmul_rate, timed
 from alitok.commands.provenance import processor
 from alitok.common.build import nearest
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
+from alitok.common.hardware import Hardware, best, matmul_rate, timed
 from alitok.config import resolve
 from alitok.sampling.weights import PRECISION
 

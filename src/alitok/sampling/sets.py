@@ -21,7 +21,7 @@ from alitok.common.files import atomic_file, write_json
 SIDECAR = "samples.json"
 # What an output that is called so cannot be: a folder.
 FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
-NOT_DECIDING = ("name", "class_names")  # settings that do not change the images
+NOT_DECIDING = ("name", "class_names", "drawn_with")  # settings that may differ in one set
 
 
 class SampleSet:

@@ -135,8 +135,10 @@ def whole(module: nn.Module) -> nn.Module:
     if not is_sharded(module):
         return module
     state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
-    with torch.device(next(iter(state.values())).device):
+    device = next(iter(state.values())).device
+    with torch.device(device):
         copy: nn.Module = build(module.block)  # type: ignore[arg-type]
+    copy.to(device)  # buffers that are no weights may be made on the CPU in any case
     copy.load_state_dict(state)
     copy.block = module.block
     return copy.train(module.training)
