@@ -48,9 +48,8 @@ class KeyValueCache:
         held, kept = (self.keys, self.values), self.length if length > self.length else 0
         self.keys, self.values = self._layout(length)
         for old, new in zip(held, (self.keys, self.values), strict=True):
-            for layer in reversed(
-                range(len(old) if kept else 0)
-            ):  # from the end: nothing is overwritten before it moves
+            # from the end, so that nothing is overwritten before it moves
+            for layer in reversed(range(len(old) if kept else 0)):
                 new[layer, :, :kept] = old[layer].clone()
             new[:, :, kept:] = 0
         self.length = length

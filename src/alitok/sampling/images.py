@@ -128,8 +128,8 @@ def largest_batch(
 ) -> int:
     """Images that are drawn together: the most that fit into the free memory of a GPU; `CPU_BATCH` where it is None.
 
-    At most `LARGEST_BATCH`, and a multiple of `STEP_OF_BATCH` if as many fit. Counted for each image: the cache, logits in
-    float32 and float64, and the decoder's activations.
+    At most `LARGEST_BATCH`, and a multiple of `STEP_OF_BATCH` if as many fit. Counted for each image: the cache, logits
+    in float32 and float64, and the decoder's activations.
     """
     if free_bytes is None:
         return CPU_BATCH
