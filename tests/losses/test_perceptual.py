@@ -101,8 +101,8 @@ def test_networks_are_let_go() -> None:
 
 def test_lpips_gradient_where_features_are_zero() -> None:
     term = build("lpips", "random:0")
-    term.setup("cpu")
-    term.SHIFT = (0.0, 0.0, 0.0)  # mid-grey is then exactly 0, and so is every feature (the stand-in's biases are 0)
+    term.MEAN = (0.0, 0.0, 0.0)
+    term.setup("cpu")  # mid-grey is then exactly 0, and so is every feature (the stand-in's biases are 0)
     image = torch.full((1, 3, 32, 32), 0.5, requires_grad=True)
     assert all(features.abs().max() == 0 for features in term.features(image.detach()))
     term.distance(image, torch.rand(1, 3, 32, 32)).sum().backward()

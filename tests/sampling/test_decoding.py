@@ -146,7 +146,6 @@ def test_the_generator_itself_stays_as_it_is(small):
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     ready = for_inference(small, "bfloat16")
     assert ready is not small
-    assert ready.embeddings.weight is small.embeddings.weight
     assert ready.output.dtype == torch.float32  # guidance multiplies the rounding of logits
     assert ready.blocks[0].attention.qkv.dtype == torch.bfloat16
     generate(small, torch.tensor([0]), 2.0, precision="bfloat16")
