@@ -57,7 +57,7 @@ OTHER_FORMS = {"pcie", "nvl", "mig", "laptop", "d"}
 
 
 def known_gpu(full_name: str) -> Hardware | None:
-    """The row of `GPUS` for a card by the name that its driver gives it, e.g. "NVIDIA H100 80GB HBM3"; None if none is."""
+    """The row of `GPUS` for a card by its driver's name for it, e.g. "NVIDIA H100 80GB HBM3"; None if there is none."""
     words = f" {' '.join(re.findall('[a-z0-9]+', full_name.lower()))} "
     if OTHER_FORMS & set(words.split()):
         return None
