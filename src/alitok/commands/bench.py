@@ -89,7 +89,7 @@ def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["
     from alitok.commands.bench_data import data, evaluation, tokenising
     from alitok.commands.bench_sampling import sampling
     from alitok.commands.bench_training import training
-    from alitok.common.device import float32_products
+    from alitok.common.devices import float32_products
 
     parts = dict(zip(PARTS, (sampling, training, tokenising, data, evaluation), strict=True))
     rows = []

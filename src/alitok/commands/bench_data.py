@@ -20,7 +20,7 @@ from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, wai
 from alitok.commands.ledger import Ledger
 from alitok.commands.tokenize import crop_recipe, decoding_workers, tokenize
 from alitok.common.build import build
-from alitok.common.device import float32_products
+from alitok.common.devices import float32_products
 from alitok.common.random import derive_seed, stream
 from alitok.data.batches import ImageBatches, Slots
 from alitok.data.datamodule import ImageNetDataModule

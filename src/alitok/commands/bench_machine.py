@@ -13,7 +13,7 @@ import torch
 
 from alitok.commands.provenance import processor
 from alitok.common.build import nearest
-from alitok.common.device import float32_products
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.common.hardware import Hardware, best, matmul_rate, timed

@@ -194,7 +194,7 @@ def tokenize(
         BadInput: too many unreadable images, a folder that cannot be written, or one with the unfinished cache of
             another job; finished shards stay for the next start.
     """
-    from alitok.common.device import float32_products
+    from alitok.common.devices import float32_products
     from alitok.common.distributed import all_or_none, rank
     from alitok.data.token_shards import TokenShards
 

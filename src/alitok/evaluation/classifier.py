@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alitok.common.device import float32_products
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_folder
 from alitok.common.random import derive_seed, stream

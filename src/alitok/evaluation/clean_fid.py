@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alitok.common.device import float32_products
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights, hub_checkpoints, sha256
 from alitok.evaluation.extractors import (

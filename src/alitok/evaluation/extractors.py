@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from alitok.common.device import float32_products
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights, sha256
 from alitok.common.random import stream

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from alitok.common.device import float32_products
+from alitok.common.devices import float32_products
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.evaluation.extractors import Extractor

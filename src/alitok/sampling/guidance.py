@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alitok.common.build import nearest
-from alitok.common.device import widest_float
+from alitok.common.devices import widest_float
 from alitok.common.errors import BadInput
 
 DEFAULT_SCHEDULE = "power-cosine"
