@@ -78,7 +78,7 @@ class SampleSet:
         before = [] if other or held is None else held.get("drawn_with", [])
         kinds = [*before, *([drawn_with] if drawn_with is not None and drawn_with not in before else [])]
         if other or kinds != before:
-            write_json(self.partial / SIDECAR, {**self.settings, "drawn_with": kinds})
+            write_json(self.partial / SIDECAR, self.settings | ({"drawn_with": kinds} if kinds else {}))
         if len(kinds) > 1 and any(kind["device"] != "cpu" for kind in kinds):
             print(
                 f"{self.out} is drawn in {len(kinds)} ways (batch and device, see drawn_with in {SIDECAR}): on a GPU"
