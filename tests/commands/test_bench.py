@@ -240,9 +240,7 @@ def test_training_that_does_not_fit_is_a_row_without_a_value(plain_fits: bool, m
 @pytest.mark.parametrize("part", ["tokenising", "evaluation"])
 def test_other_rows_that_do_not_fit(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_data, "tokenize" if part == "tokenising" else "measure", no_memory)
-    monkeypatch.setattr(
-        bench_data, "RandomInception", lambda device: lambda images: torch.ones(len(images), 2) @ WEIGHT
-    )
+    monkeypatch.setattr(bench_data, "RandomInception", lambda device: lambda images: WEIGHT @ WEIGHT)
     monkeypatch.setattr(bench_data, "one_at_a_time", lambda *_: 1.0)
     assert [row.value for row in getattr(bench_data, part)(options())] == [None] * (2 if part == "tokenising" else 1)
 

@@ -199,7 +199,8 @@ def generate(
         power: of power-cosine guidance; None for the card's (1 where there is none).
         temperature: logits are divided by it.
         seed: with `indices` it decides each image's random numbers.
-        indices: of the images in the whole set, default 0..B-1: image i is the same in any batch.
+        indices: of the images in the whole set, default 0..B-1: image i is the same in any batch on a CPU. On a GPU
+            another batch size rounds otherwise, so that now and then another token is drawn.
         on_step: called with the step's number after each step.
         schedule: how the scale depends on the step, by name (`SCHEDULES`); None for the card's, else power-cosine.
         precision: of the weights of the linear layers.
