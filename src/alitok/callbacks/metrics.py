@@ -21,6 +21,7 @@ from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.reference import file_reference, refuse_for_samples
 from alitok.evaluation.statistics import FeatureStatistics
 from alitok.sampling.images import sample_images
+from alitok.training.tokenizer import reconstructed
 
 
 class ValidationMetric(Callback):
@@ -85,12 +86,11 @@ class Reconstruction(ValidationMetric):
             self._extractor = open_extractor(self.extractor, trainer.strategy.root_device)
 
     def metrics(self, module: Any) -> dict[str, Metric]:
-        codes = CodebookUsage(module.tokenizer.codebook_size, getattr(module.tokenizer.quantizer, "sub_codes", None))
+        codes = CodebookUsage(module.tokenizer.codebook_size, module.tokenizer.sub_codes)
         return {"reconstruction": ReconstructionMetrics(self._extractor), "codebook": codes}
 
     def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = model(batch["image"])
-        return {"image": outputs["image"].float(), "ids": outputs["ids"]}
+        return reconstructed(model, batch, model(batch["image"]))
 
     def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
         images, copies, ids = batch["image"], outputs["image"], outputs["ids"]

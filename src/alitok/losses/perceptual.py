@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights
+from alitok.common.random import Step
 from alitok.losses.frozen import CONVNEXT_SMALL, VGG16, load, locate, read_state
 from alitok.losses.term import Batch, LossTerm, Outputs, image_pair
 
@@ -33,7 +34,7 @@ class Perceptual(LossTerm):
         """(images - MEAN) / STD by channel."""
         return (images - self._mean) / self._std
 
-    def compute(self, batch: Batch, outputs: Outputs) -> Tensor:
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         return self.distance(*image_pair(batch, outputs)).mean()
 
     def distance(self, images: Tensor, targets: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
 from alitok.losses.perceptual import Perceptual
 from alitok.losses.term import Batch, LossTerm, Outputs, image_pair, required
 
@@ -34,7 +35,7 @@ class PrefixStrip(LossTerm):
     def __init__(self, factor: float = 10.0) -> None:
         self.factor = factor
 
-    def compute(self, batch: Batch, outputs: Outputs) -> Tensor:
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         strip, image, count = _strip_and_target(batch, outputs, extra=1)
         patch = strip.shape[-2]
         row = image[:, :, :patch]
@@ -70,7 +71,7 @@ class PrefixRow(LossTerm):
         if self.perceptual is not None:
             self.perceptual.setup(device)
 
-    def compute(self, batch: Batch, outputs: Outputs) -> Tensor:
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         strip, target, _ = _strip_and_target(batch, outputs, extra=0)
         patch = strip.shape[-2]
         loss = self.mse_weight * F.mse_loss(strip, target[:, :, :patch])

@@ -1,24 +1,46 @@
-"""What a loss term is: (batch, outputs) -> scalar, in float32."""
+"""What a loss term is: (batch, outputs, step) -> scalar, in float32."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.models.seams import Quantizer
 
 Batch = Mapping[str, Any]
 Outputs = Mapping[str, Any]
 
 
 class LossTerm:
-    """One term of a loss; named by `class_path` in a configuration.
+    """One term of a loss, of a tokenizer or a generator; named by `class_path` in a configuration.
 
     A subclass writes `compute`, which runs with autocast off and must turn its inputs into float32. A term is not an
-    `nn.Module`, so a module that holds one gets no parameters, buffers or checkpoint entries from it. Its constructor
-    touches no file and no device.
+    `nn.Module`, so a module that holds one gets no parameters, buffers or checkpoint entries from it. What of a term
+    trains is its `head`. Its constructor touches no file and no device.
+
+    Attributes:
+        weight: of the term in phases that name none.
+        taps: paths of modules in the model, e.g. "decoder.blocks.2". What they put out joins the outputs by that name.
+        head: what trains beside the model: optimized and kept in checkpoints, and no part of the artifact.
+        whole_batch: the term couples images, so the global batch must be one micro-batch on one device.
+        needs_codebook: the term of a generator reads the vectors of the codes; see `use_codebook`.
+        needs_reference: the term of a generator compares with the frozen one that `model.reference` names. Its outputs
+            for the same tokens and labels are `outputs["reference"]`.
     """
+
+    weight = 1.0
+    taps: Sequence[str] = ()
+    head: nn.Module | None = None
+    whole_batch = False
+    needs_codebook = False
+    needs_reference = False
+
+    def attach(self, model: nn.Module) -> None:
+        """Chooses `taps` and makes `head` for a model, before the first step; on any device, the meta device too."""
+        return
 
     def check(self) -> None:
         """Looks whether the files that `setup` will read are there; reads none.
@@ -32,36 +54,55 @@ class LossTerm:
         """Loads what the term needs onto `device`; called once, before the first batch."""
         return
 
-    def __call__(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """The term's value, a float32 scalar, whatever autocast is active outside.
+    def use_codebook(self, quantizer: Quantizer) -> None:
+        """Gets the frozen quantizer of the generator's tokens, if `needs_codebook`; called once, after `setup`."""
+        return
+
+    def __call__(self, batch: Batch, outputs: Outputs, step: Step | None = None) -> Tensor:
+        """The term's value, a float32 scalar, whatever autocast is active outside; see `evaluate`."""
+        return self.evaluate(batch, outputs, step)[0]
+
+    def evaluate(self, batch: Batch, outputs: Outputs, step: Step | None = None) -> tuple[Tensor, Any]:
+        """The term's value, a float32 scalar, and the statistics for its `update`, or None.
 
         Args:
-            batch: `image` (B, 3, H, W) in [0, 1], the target.
-            outputs: by name, what the tokenizer gives: `image` (B, 3, H, W); `prefix` (B, 3, p, p K) from decoders
-                with a prefix head; `latents` (B, N, D) and `ids` (B, N) or (B, N, S); `quantizer_losses`, scalars by
-                name; `statistics` for the quantizer's update.
+            batch: of a tokenizer: `image` (B, 3, H, W) in [0, 1], the target; of a generator: `tokens`, `label`.
+            outputs: by name. A tokenizer gives `image` (B, 3, H, W); `prefix` (B, 3, p, p K) from decoders with a
+                prefix head; `latents` (B, N, D) and `ids` (B, N) or (B, N, S); `quantizer_losses`, scalars by name;
+                `statistics` for the quantizer's update. A generator gives `hidden` (B, N, width) at its head, `nats`
+                (B, N), `inputs`, the ids that it read, `labels`, and `logits` if its head has any. Both: the `taps`.
+            step: of training; None in validation.
 
         Raises:
             BadInput: an output that the term needs is absent or does not fit the batch.
             ValueError: the term is no scalar.
         """
         name = type(self).__name__
-        with torch.autocast(batch["image"].device.type, enabled=False):
+        device = next(value.device for value in batch.values() if isinstance(value, Tensor))
+        with torch.autocast(device.type, enabled=False):
             try:
-                value = self.compute(batch, outputs)
+                result = self.compute(batch, outputs, step)
             except KeyError as error:
                 if error.args[0] in outputs:
                     raise
                 raise BadInput(
                     f"{name} reads {error.args[0]!r}, which is not there; outputs are {', '.join(sorted(outputs))}."
                 ) from error
+        value, statistics = result if isinstance(result, tuple) else (result, None)
         if value.ndim:
             raise ValueError(f"{name}.compute must give a scalar, not a tensor of shape {tuple(value.shape)}.")
-        return value
+        return value, statistics
 
-    def compute(self, batch: Batch, outputs: Outputs) -> Tensor:
-        """The term itself; see `__call__`."""
-        raise NotImplementedError(f"{type(self).__name__} must define compute(batch, outputs).")
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor | tuple[Tensor, Any]:
+        """The term itself, or the term and its statistics (a dataclass of tensors with `merge`); see `evaluate`."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute(batch, outputs, step).")
+
+    def update(self, statistics: Any) -> None:
+        """Takes in the statistics of one global batch, merged over micro-batches and processes.
+
+        What it keeps belongs in buffers of `head`, so that it is in checkpoints and a bad step is taken back.
+        """
+        return
 
 
 def required(outputs: Outputs, name: str, sentence: str) -> Any:

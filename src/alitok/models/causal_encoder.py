@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from alitok.common.random import Step
 from alitok.models.encoder import Encoder
 
 
@@ -32,7 +33,7 @@ class CausalEncoder(Encoder):
         for block in self.blocks:
             block.attention.causal = True
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, step: Step | None = None) -> Tensor:
         """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D), [:, i] a function of patches 0..i."""
         patches = rearrange(self.patch_embed(images), "b d h w -> b (h w) d") + self.patch_positions
         latents = (self.latent_tokens + self.latent_positions).expand(images.shape[0], -1, -1)

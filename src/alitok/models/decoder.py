@@ -4,6 +4,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from alitok.common.random import Step
+from alitok.models import seams
 from alitok.models.transformer import Block, Init, init_weights, position_std
 
 
@@ -27,7 +29,7 @@ class PixelHead(nn.Module):
         return self.conv(x).sigmoid()
 
 
-class Decoder(nn.Module):
+class Decoder(seams.Decoder):
     """Latents -> image, and in stage 1 the strip that the prefix tokens are held to.
 
     Args:
@@ -82,7 +84,7 @@ class Decoder(nn.Module):
                 if head is not None:
                     nn.init.dirac_(head.conv.weight)
 
-    def forward(self, latents: Tensor) -> dict[str, Tensor]:
+    def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
         """(B, N, D) -> {"image": (B, 3, H, W), with a prefix head also "prefix": (B, 3, patch, patch * K)}."""
         if self.drop_prefix:
             latents = latents[:, self.num_prefix :]

@@ -4,10 +4,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from alitok.common.random import Step
+from alitok.models import seams
 from alitok.models.transformer import Block, Init, init_weights, position_std
 
 
-class Encoder(nn.Module):
+class Encoder(seams.Encoder):
     """A ViT over [patches ; learned latent tokens] that keeps the latents (AliTok, section 3; TiTok's wiring).
 
     Args:
@@ -82,7 +84,7 @@ class Encoder(nn.Module):
             query, key, _ = block.attention.qkv.weight.chunk(3)
             key.copy_(query)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, step: Step | None = None) -> Tensor:
         """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D)."""
         patches = rearrange(self.patch_embed(images), "b d h w -> b (h w) d") + self.patch_positions
         latents = (self.latent_tokens + self.latent_positions).expand(images.shape[0], -1, -1)

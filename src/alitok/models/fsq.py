@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alitok.common.errors import BadInput
-from alitok.models.quantizer import QuantizerOutput, check_codebook
+from alitok.common.random import Step
+from alitok.models.quantizer import check_codebook
+from alitok.models.seams import Quantized, Quantizer
 
 
-class FiniteScalarQuantizer(nn.Module):
+class FiniteScalarQuantizer(Quantizer):
     """Rounds channel i to L_i levels; the codes are all combinations, V = prod L_i, and nothing is learned.
 
     h = (L - 1)(1 + 1e-3) / 2; o = 1/2 for even L, else 0; s = atanh(o / h); b = tanh(z + s) h - o; the code is
@@ -37,7 +39,7 @@ class FiniteScalarQuantizer(nn.Module):
         # Kept in the weights so that a tokenizer's digest tells levels apart.
         self.register_buffer("levels", torch.tensor(self.counts, dtype=torch.float32))
 
-    def forward(self, latents: Tensor) -> QuantizerOutput:
+    def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
         """(B, N, D) -> codes in [-1, 1], ids (B, N).
 
         Raises:
@@ -60,7 +62,7 @@ class FiniteScalarQuantizer(nn.Module):
             digits = (bounded.detach().round() + half).nan_to_num(0.0).clamp_min(0.0).minimum(self.levels - 1)
             rounded = bounded + (digits - half - bounded).detach()
             ids = (digits.long() * self._places()).sum(-1)
-        return QuantizerOutput(rounded / half, ids, {}, None, bounded / half)
+        return Quantized(latents=bounded / half, quantized=rounded / half, ids=ids)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N) -> latents (B, N, D) float32."""

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
 from alitok.models.rope import generator_rope, rotate
+from alitok.models.seams import Head, Part
 from alitok.models.transformer import Dropout, attend, init_weights
 
 
@@ -93,7 +96,27 @@ class GeneratorBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Generator(nn.Module):
+class Categorical(Head, nn.Linear):
+    """The usual head: one linear layer, softmax over the codes. With S > 1 sub-codes, S softmaxes side by side.
+
+    Args:
+        width: of the hidden state.
+        codebook_size: V, of a sub-code.
+        sub_codes: S.
+    """
+
+    def __init__(self, width: int, codebook_size: int, sub_codes: int = 1) -> None:
+        super().__init__(width, sub_codes * codebook_size)
+        self.sub_codes = sub_codes
+        self.noise_shape = (sub_codes,) if sub_codes > 1 else ()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> logits (..., V), or (..., S, V)."""
+        logits = super().forward(hidden)
+        return logits if self.sub_codes == 1 else logits.unflatten(-1, (self.sub_codes, -1))
+
+
+class Generator(Part):
     """p(token i | class, tokens before i), LlamaGen-like, with QK-norm and 1D + 2D rotary positions.
 
     Args:
@@ -104,10 +127,17 @@ class Generator(nn.Module):
         width, depth, heads: of the transformer.
         dropout: after the embedding, on attention weights, after the attention's projection and after the SwiGLU.
         hidden_multiple: the SwiGLU's hidden width is rounded up to a multiple of it.
+
+    Attributes:
+        output: the head, a module that is a `Head`.
+        sub_codes: S, ids of a token.
+        ordered: it can write the tokens in another order (see `Order`).
     """
 
     rope: Tensor
-    sub_codes: int | None = None  # S, where a token has several ids
+    sub_codes: int = 1
+    ordered = False
+    entries = ("losses",)
     block: dict[str, Any]  # class block and card of the artifact that it was read from
     card: dict[str, Any]
 
@@ -129,6 +159,7 @@ class Generator(nn.Module):
         rows, columns = grid
         self.codebook_size = codebook_size
         self.num_classes = num_classes
+        self.num_prefix = num_prefix
         self.num_tokens = num_prefix + rows * columns
         self.heads = heads
         self.head_dim = width // heads
@@ -137,7 +168,7 @@ class Generator(nn.Module):
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(GeneratorBlock(width, heads, dropout, hidden_multiple) for _ in range(depth))
         self.norm = RMSNorm(width)
-        self.output = nn.Linear(width, codebook_size)
+        self.output: Any = Categorical(width, codebook_size)
         self.register_buffer("rope", generator_rope(num_prefix, (rows, columns), self.head_dim), persistent=False)
         init_weights(self)
         nn.init.zeros_(self.output.weight)
@@ -145,7 +176,7 @@ class Generator(nn.Module):
     @property
     def id_shape(self) -> tuple[int, ...]:
         """Shape of an image's ids: (N,), or (N, S)."""
-        return (self.num_tokens,) if self.sub_codes is None else (self.num_tokens, self.sub_codes)
+        return (self.num_tokens,) if self.sub_codes == 1 else (self.num_tokens, self.sub_codes)
 
     def embed_labels(self, labels: Tensor) -> Tensor:
         """labels (B,) in [0, C] -> (B, 1, width)."""
@@ -155,25 +186,81 @@ class Generator(nn.Module):
         """ids (B, T) -> (B, T, width)."""
         return self.embeddings(ids)
 
-    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Teacher forcing.
+    def place(self, x: Tensor, order: Tensor | None) -> Tensor:
+        """Adds what depends on the places that are written next.
 
         Args:
-            ids: (B, N) int64.
+            x: (B, N, width), the label and the tokens before each of the N.
+            order: (B, N) the places in the order in which they are written; None for 0..N-1.
+        """
+        return x
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """Teacher forcing, for heads that have logits.
+
+        Args:
+            ids: (B, N) int64, or (B, N, S).
             labels: (B,) int64 in [0, C]; C is "no class".
 
         Returns:
-            (B, N, V) logits; [:, i] predicts ids[:, i] and sees the label and ids[:, :i].
+            (B, N, V) logits, or (B, N, S, V); [:, i] predicts ids[:, i] and sees the label and ids[:, :i].
+
+        Raises:
+            BadInput: the head has no logits.
+        """
+        if not self.output.has_logits:
+            raise BadInput(f"{type(self.output).__name__} draws tokens in rounds and has no logits: use `losses`.")
+        logits: Tensor = self.output(self.hidden(ids, labels))
+        return logits
+
+    def losses(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        inputs: Tensor | None = None,
+        order: Tensor | None = None,
+        step: Step | None = None,
+    ) -> dict[str, Tensor]:
+        """What training and its loss terms depend on, by name.
+
+        Args:
+            ids: (B, N) or (B, N, S), the targets.
+            labels: (B,) in [0, C].
+            inputs: what the generator reads in place of the targets, of the same shape.
+            order: (B, N), see `Ordering.places`. Outputs by token are then in this order.
+            step: of training; None elsewhere.
+
+        Returns:
+            "nats" (B, N) the head's loss of each token, "hidden" (B, N, width) at the head, "targets", "inputs",
+            "labels", and "logits" if the head has any.
+        """
+        inputs = ids if inputs is None else inputs
+        if order is not None:
+            ids, inputs = (in_order(part, order) for part in (ids, inputs))
+        hidden = self.hidden(inputs, labels, order)
+        outputs = {"hidden": hidden, "targets": ids, "inputs": inputs, "labels": labels}
+        return outputs | self.output.loss(hidden, ids, step)
+
+    def hidden(self, ids: Tensor, labels: Tensor, order: Tensor | None = None) -> Tensor:
+        """Hidden states (B, N, width) at the head; [:, i] sees the label and ids[:, :i].
+
+        Args:
+            ids: in the order in which they are written.
+            order: (B, N) the places in that order; None for 0..N-1.
         """
         x = torch.cat([self.embed_labels(labels), self.embed_tokens(ids[:, :-1])], dim=1)
-        x = self.dropout(x)
+        x = self.dropout(self.place(x, order))
         rope = self.rope[: x.shape[1]]
+        if order is not None:
+            # The label is at position 0, the token of place p at p + 1; a row of angles for each image and one for all
+            # heads.
+            rope = self.rope[F.pad(order[:, :-1] + 1, (1, 0))][:, None]
         for block in self.blocks:
             x = block(x, rope)
-        return self.output(self.norm(x))
+        return self.norm(x)
 
     def step(self, x: Tensor, position: Tensor, cache: Cache) -> Tensor:
-        """Logits (B, V) for the token at `position`, given the embedding (B, 1, width) of the one before it.
+        """Hidden state (B, width) of the token at `position`, given the embedding (B, 1, width) of the one before it.
 
         Position 0 takes the class token, position i > 0 token i - 1; the cache holds the positions before. `position`
         is a tensor (1,) on the model's device, so that a captured step serves every position.
@@ -182,4 +269,10 @@ class Generator(nn.Module):
         block: Any
         for layer, block in enumerate(self.blocks):
             x = block.step(x, rope, cache, layer)
-        return self.output(self.norm(x[:, -1]))
+        return self.norm(x[:, -1])
+
+
+def in_order(values: Tensor, order: Tensor) -> Tensor:
+    """(B, N, ...) by place -> the same in the order (B, N) of places."""
+    index = order.view(*order.shape, *[1] * (values.ndim - 2)).expand_as(values)
+    return values.gather(1, index)

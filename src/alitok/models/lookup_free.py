@@ -6,10 +6,12 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from alitok.common.errors import BadInput
-from alitok.models.quantizer import BLOCK_ELEMENTS, QuantizerOutput, check_codebook
+from alitok.common.random import Step
+from alitok.models.quantizer import BLOCK_ELEMENTS, check_codebook
+from alitok.models.seams import Quantized, Quantizer
 
 
 @dataclass
@@ -29,7 +31,7 @@ class ShareStatistics:
         return type(self)(self.total + other.total, self.count + other.count)
 
 
-class LookupFreeQuantizer(nn.Module):
+class LookupFreeQuantizer(Quantizer):
     """q = sign(z) in {-1, 1}^D, D = S log2 V, with an entropy loss for each group of log2 V channels.
 
     S = 1 is LFQ (MAGVIT-v2, arXiv 2310.05737), S > 1 the grouped form (WeTok, arXiv 2508.05599), S = D nearly BSQ. The
@@ -74,15 +76,14 @@ class LookupFreeQuantizer(nn.Module):
             )
         check_codebook(sub_codes * codebook_size, "The lookup-free quantizer", "take smaller and more sub-codes")
         self.codebook_size = codebook_size
-        self.groups = sub_codes
-        self.sub_codes = sub_codes if sub_codes > 1 else None
+        self.sub_codes = sub_codes
         self.tau = tau
         self.commitment, self.entropy, self.diversity = commitment, entropy, diversity
         self.register_buffer("usage", torch.full((sub_codes, codebook_size), 1 / codebook_size))
         # Kept so that a tokenizer's digest tells apart how the same bits make ids.
         self.register_buffer("form", torch.tensor([float(sub_codes), float(codebook_size)]))
 
-    def forward(self, latents: Tensor) -> QuantizerOutput:
+    def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
         """(B, N, D) -> codes, ids (B, N) or (B, N, S), losses "entropy" (nats) and "commitment".
 
         Raises:
@@ -98,7 +99,8 @@ class LookupFreeQuantizer(nn.Module):
                 "commitment": self.commitment * F.mse_loss(latents, codes),
             }
             straight_through = latents + (codes - latents).detach()
-        return QuantizerOutput(straight_through, ids, losses, statistics if self.training else None, latents)
+        kept = statistics if self.training else None
+        return Quantized(latents=latents, quantized=straight_through, ids=ids, losses=losses, statistics=kept)
 
     @torch.no_grad()
     def ids(self, latents: Tensor) -> Tensor:
@@ -107,19 +109,19 @@ class LookupFreeQuantizer(nn.Module):
         Raises:
             BadInput: D is not S log2 V.
         """
-        width = self.groups * self.bits
+        width = self.sub_codes * self.bits
         if latents.shape[-1] != width:
             raise BadInput(
-                f"{self.groups} sub-code(s) of {self.codebook_size} codes take {width} channels, the latents have"
+                f"{self.sub_codes} sub-code(s) of {self.codebook_size} codes take {width} channels, the latents have"
                 f" {latents.shape[-1]}; set code_dim to {width}."
             )
-        positive = rearrange(latents > 0, "b n (s d) -> b n s d", s=self.groups).long()
+        positive = rearrange(latents > 0, "b n (s d) -> b n s d", s=self.sub_codes).long()
         ids = (positive << torch.arange(self.bits, device=positive.device)).sum(-1)
-        return ids[..., 0] if self.sub_codes is None else ids
+        return ids[..., 0] if self.sub_codes == 1 else ids
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N) or (B, N, S) -> latents (B, N, D) float32."""
-        grouped = ids[..., None] if self.sub_codes is None else ids
+        grouped = ids[..., None] if self.sub_codes == 1 else ids
         return rearrange(self._signs(grouped), "b n s d -> b n (s d)")
 
     def _signs(self, ids: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class LookupFreeQuantizer(nn.Module):
         # p is a product over bits: the entropy of a latent is the sum of its bits', sigmoid(4 tau z) each.
         sharp = 4 * self.tau * latents.abs()
         uncertainty = (F.softplus(-sharp) + sharp * torch.sigmoid(-sharp)).sum(-1).mean()
-        groups = rearrange(latents.detach(), "b n (s d) -> s (b n) d", s=self.groups)
+        groups = rearrange(latents.detach(), "b n (s d) -> s (b n) d", s=self.sub_codes)
         weights = self.usage.clamp_min(1e-3 / self.codebook_size).log()
         value, gradient, total = self._shares(groups, weights)
         gradient = rearrange(gradient, "s (b n) d -> b n (s d)", b=latents.shape[0])
@@ -155,7 +157,7 @@ class LookupFreeQuantizer(nn.Module):
         """
         signs = self._signs(torch.arange(self.codebook_size, device=groups.device))
         total, value, gradients = torch.zeros_like(weights), groups.new_zeros(()), []
-        for block in groups.split(max(1, BLOCK_ELEMENTS // (self.groups * self.codebook_size)), dim=1):
+        for block in groups.split(max(1, BLOCK_ELEMENTS // (self.sub_codes * self.codebook_size)), dim=1):
             shares = (2 * self.tau * block @ signs.T).softmax(-1)
             weighted = shares * weights[:, None]
             mean = weighted.sum(-1, keepdim=True)

@@ -1,23 +1,23 @@
 """Latent perturbation: some tokens become codes near to theirs, so that a decoder learns to live with wrong ones."""
 
 from math import floor
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from alitok.common.devices import send
 from alitok.common.errors import BadInput
-from alitok.common.random import stream
+from alitok.common.random import Step
 from alitok.models.quantizer import BLOCK_ELEMENTS
+from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 
 
-def check_swappable(quantizer: Any, count: int) -> None:
+def check_swappable(quantizer: Quantizer, count: int) -> None:
     """Whether a token can become one of its `count` nearest codes.
 
     Raises:
         BadInput: it has several sub-codes, or there are fewer codes.
     """
-    if getattr(quantizer, "sub_codes", None) is not None:
+    if quantizer.sub_codes > 1:
         raise BadInput(
             "Near codes are swapped where a token is one id; this quantizer's tokens have sub-codes: leave the"
             " perturbation (or --pfid) out, or take a quantizer of one id."
@@ -29,7 +29,7 @@ def check_swappable(quantizer: Any, count: int) -> None:
 
 
 @torch.no_grad()
-def nearest_codes(latents: Tensor, quantizer: Any, count: int) -> Tensor:
+def nearest_codes(latents: Tensor, quantizer: Quantizer, count: int) -> Tensor:
     """The codes nearest to each latent by squared L2 distance, the nearest first.
 
     Args:
@@ -68,7 +68,7 @@ def swap_ids(ids: Tensor, near: Tensor, alpha: float, uniforms: Tensor) -> Tenso
     return torch.where(uniforms[..., 0] < alpha, near.gather(-1, choice)[..., 0], ids)
 
 
-class LatentPerturbation(nn.Module):
+class LatentPerturbation(Bottleneck):
     """A bottleneck that swaps the tokens of some images for near codes (Robust Latent Matters, arXiv 2503.08354).
 
     The first floor(beta B) images of a global batch of B are perturbed: each of their tokens becomes with probability
@@ -105,38 +105,28 @@ class LatentPerturbation(nn.Module):
             raise BadInput(f"LatentPerturbation: of {delta} nearest codes none is another; set delta to 2 or more.")
         self.alpha, self.beta, self.delta = alpha, beta, delta
         self.anneal, self.final = anneal, final
-        self.seed = self.step = self.first = self.size = 0
-        self.progress = 0.0
 
-    def check(self, quantizer: Any) -> None:
+    def check(self, quantizer: Quantizer) -> None:
         """Raises BadInput where the quantizer's codes cannot be swapped so."""
         check_swappable(quantizer, self.delta)
 
-    def begin_step(self, *, seed: int, step: int, steps: int, first: int, size: int) -> None:
-        """Says of which batch the next images are: `step` of `steps`, `first` the place of the first among `size`."""
-        self.seed, self.step, self.first, self.size = seed, step, first, size
-        self.progress = step / steps
-
-    @property
-    def ratio(self) -> float:
-        """The factor on alpha and delta at this step."""
+    def ratio(self, progress: float) -> float:
+        """The factor on alpha and delta when a share of the run is done."""
         begin, end = self.anneal
-        if self.progress <= begin:
+        if progress <= begin:
             return 1.0
-        return 1 - (1 - self.final) * min(1.0, (self.progress - begin) / max(end - begin, 1e-9))
+        return 1 - (1 - self.final) * min(1.0, (progress - begin) / max(end - begin, 1e-9))
 
-    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor | None, quantizer: Any) -> Tensor:
-        """(B, N, D) -> (B, N, D); unchanged if the phase does not quantize, so that there are no ids."""
-        count = min(floor(self.beta * self.size + 1e-9) - self.first, len(latents))
-        if ids is None or count <= 0:
-            return quantized
-        delta = max(1, floor(self.ratio * self.delta + 1e-9))
-        drawn = [
-            torch.rand(ids.shape[1], 2, generator=stream(self.seed, "perturbation", self.step, self.first + row))
-            for row in range(count)
-        ]
+    def forward(self, tokens: Quantized, quantizer: Quantizer, step: Step) -> list[Decoding]:
+        """(B, N, D), some tokens swapped; unchanged if the phase does not quantize."""
+        count = min(floor(self.beta * step.size + 1e-9) - step.places.start, len(tokens.ids))
+        if tokens.quantized is None or count <= 0:
+            return [Decoding(latents=tokens.decodable)]
+        ratio, latents, ids = self.ratio(step.progress), tokens.latents[:count], tokens.ids[:count]
+        delta = max(1, floor(ratio * self.delta + 1e-9))
+        drawn = [torch.rand(ids.shape[1], 2, generator=step.stream("perturbation", place)) for place in step.places[:count]]
         with torch.no_grad():
-            near = nearest_codes(latents[:count], quantizer, delta)
-            swapped = swap_ids(ids[:count], near, self.ratio * self.alpha, torch.stack(drawn).to(ids.device))
-            shift = quantizer.lookup(swapped) - latents[:count]
-        return torch.cat([latents[:count] + shift, quantized[count:]])
+            near = nearest_codes(latents, quantizer, delta)
+            swapped = swap_ids(ids, near, ratio * self.alpha, send(torch.stack(drawn), ids.device))
+            shift = quantizer.lookup(swapped) - latents
+        return [Decoding(latents=torch.cat([latents + shift, tokens.quantized[count:]]))]

@@ -1,14 +1,15 @@
 """Vector quantization whose codebook is kept in use by online clustering (CVQ-VAE)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
-from alitok.common.random import stream
+from alitok.common.random import Step
+from alitok.models.seams import Quantized, Quantizer
 from alitok.models.transformer import init_weights
 
 # Distances are computed for blocks of tokens so that no (tokens, V) matrix larger than this many numbers exists.
@@ -47,27 +48,7 @@ class ClusterStatistics:
         )
 
 
-@dataclass
-class QuantizerOutput:
-    """What a quantizer returns.
-
-    Attributes:
-        quantized: (B, N, D) float32, with the straight-through gradient to the latents.
-        ids: (B, N) int64, or (B, N, S) where a token has S sub-codes.
-        losses: scalars by name, weighted.
-        statistics: what `update` needs, in training mode: a dataclass of tensors with `merge`. None where nothing is to
-            be updated.
-        latents: (B, N, D) float32, what was quantized: normed or bounded where the quantizer does that first.
-    """
-
-    quantized: Tensor
-    ids: Tensor
-    losses: dict[str, Tensor]
-    statistics: Any
-    latents: Tensor
-
-
-class ClusteredQuantizer(nn.Module):
+class ClusteredQuantizer(Quantizer):
     """Nearest code by squared L2 distance, with the online clustering of CVQ-VAE (Zheng & Vedaldi 2023).
 
     `forward` changes no state: in training mode it returns the statistics of its batch, and `update` applies those of
@@ -109,36 +90,31 @@ class ClusteredQuantizer(nn.Module):
         self.codebook = nn.Embedding(codebook_size, code_dim)
         self.register_buffer("usage", torch.zeros(codebook_size))
         init_weights(self)
-        self.seed = self.step = self.first = self.size = 0
 
-    def begin_step(self, *, seed: int, step: int, steps: int, first: int, size: int) -> None:
-        """Names the next images: batch `step`, the places from `first` on in a global batch of `size`."""
-        self.seed, self.step, self.first, self.size = seed, step, first, size
-
-    def forward(self, latents: Tensor) -> QuantizerOutput:
+    def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
         """(B, N, D) -> quantized latents, ids (B, N), losses "codebook" and "commitment" (means over all elements)."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
-            ids, statistics = self._search(latents.detach())
+            ids, statistics = self._search(latents.detach(), step or Step.alone(len(latents)))
             quantized = self.codebook(ids)
             losses = {
                 "codebook": F.mse_loss(quantized, latents.detach()),
                 "commitment": self.commitment * F.mse_loss(latents, quantized.detach()),
             }
             straight_through = latents + (quantized - latents).detach()
-        return QuantizerOutput(straight_through, ids, losses, statistics, latents)
+        return Quantized(latents=latents, quantized=straight_through, ids=ids, losses=losses, statistics=statistics)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N) -> latents (B, N, D) float32."""
         return self.codebook(ids).float()
 
     @torch.no_grad()
-    def _search(self, latents: Tensor) -> tuple[Tensor, ClusterStatistics | None]:
+    def _search(self, latents: Tensor, step: Step) -> tuple[Tensor, ClusterStatistics | None]:
         features = latents.flatten(0, -2)
         codes = self.codebook.weight.detach().float()
         code_norms = codes.square().sum(1)
         collect = self.training and self.clustering
-        anchors = self._random_anchors(latents) if collect and self.anchor == "random" else ()
+        anchors = self._random_anchors(latents, step) if collect and self.anchor == "random" else ()
         ids, statistics = [], None
         for block in features.split(max(1, BLOCK_ELEMENTS // len(codes))):
             distances = torch.addmm(code_norms, block, codes.T, alpha=-2).add_(block.square().sum(1, keepdim=True))
@@ -155,18 +131,14 @@ class ClusteredQuantizer(nn.Module):
             del distances  # before the next block's are made
         return torch.cat(ids).view(latents.shape[:-1]), statistics
 
-    def _random_anchors(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def _random_anchors(self, latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """(distances (V,), features (V, D)): for each code the feature at a random place of the global batch.
 
         The part of the batch that holds the place gives the feature at distance 0; merging drops those of the others.
         """
         features, tokens = latents.flatten(0, -2), latents.shape[:-1].numel() // len(latents)
-        places = torch.randint(
-            (self.size or len(latents)) * tokens,
-            (self.codebook_size,),
-            generator=stream(self.seed, "anchor", self.step),
-        )
-        own = places.to(features.device, non_blocking=True) - self.first * tokens
+        places = torch.randint(step.size * tokens, (self.codebook_size,), generator=step.stream("anchor"))
+        own = places.to(features.device, non_blocking=True) - step.places.start * tokens
         here = (own >= 0) & (own < len(features))
         return torch.where(here, 0.0, torch.inf), features[own.clamp(0, len(features) - 1)]
 

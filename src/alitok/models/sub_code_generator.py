@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
-from alitok.models.generator import Cache, Generator
+from alitok.models.generator import Generator
 from alitok.models.transformer import init_weights
 
 
@@ -27,8 +27,6 @@ class SubCodeGenerator(Generator):
         BadInput: fewer than 2 sub-codes, or an unknown way to combine.
     """
 
-    sub_codes: int
-
     def __init__(
         self,
         codebook_size: int,
@@ -43,7 +41,8 @@ class SubCodeGenerator(Generator):
             )
         super().__init__(sub_codes * codebook_size, **arguments)  # a row and an output for each code of each sub-code
         self.codebook_size = codebook_size
-        self.sub_codes = sub_codes
+        self.sub_codes = self.output.sub_codes = sub_codes
+        self.output.noise_shape = (sub_codes,)
         width = self.embeddings.embedding_dim
         self.combine = nn.Linear(sub_codes * width, width, bias=False) if combine == "concatenated" else None
         if self.combine is not None:
@@ -59,11 +58,3 @@ class SubCodeGenerator(Generator):
         first_rows = torch.arange(ids.shape[-1], device=ids.device) * self.codebook_size
         parts = self.embeddings(ids + first_rows)
         return parts.sum(-2) if self.combine is None else self.combine(parts.flatten(-2))
-
-    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """ids (B, N, S), labels (B,) -> logits (B, N, S, V); [:, i] predicts ids[:, i]."""
-        return super().forward(ids, labels).unflatten(-1, (-1, self.codebook_size))
-
-    def step(self, x: Tensor, position: Tensor, cache: Cache) -> Tensor:
-        """As `Generator.step`: logits (B, S, V)."""
-        return super().step(x, position, cache).unflatten(-1, (-1, self.codebook_size))

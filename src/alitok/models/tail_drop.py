@@ -1,13 +1,12 @@
 """Tail drop: in training the decoder is given the first tokens of the sequence only, so that any prefix decodes."""
 
-from typing import Any
+from torch import Tensor
 
-from torch import Tensor, nn
+from alitok.common.random import Step
+from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 
-from alitok.common.random import derive_seed
 
-
-class TailDrop(nn.Module):
+class TailDrop(Bottleneck):
     """A bottleneck that cuts the sequence to its first k tokens, k uniform in 1..N (One-D-Piece, arXiv 2501.10064).
 
     One k is drawn for a global batch, from seed and step alone. Dropped tokens are removed: the decoder must take
@@ -15,20 +14,13 @@ class TailDrop(nn.Module):
     """
 
     shortens = True
+    any_length = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seed = self.step = 0
-
-    def begin_step(self, *, seed: int, step: int, steps: int, first: int, size: int) -> None:
-        """Says of which batch the next images are."""
-        self.seed, self.step = seed, step
-
-    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor | None, quantizer: Any) -> Tensor:
-        """(B, N, D) -> (B, k, D)."""
-        kept = 1 + derive_seed(self.seed, "tail drop", self.step) % quantized.shape[1]
-        return quantized[:, :kept]
+    def forward(self, tokens: Quantized, quantizer: Quantizer, step: Step) -> list[Decoding]:
+        """The first k tokens (B, k, D)."""
+        kept = 1 + step.derive("tail drop") % tokens.decodable.shape[1]
+        return [Decoding(latents=tokens.decodable[:, :kept])]
 
     def complete(self, prefix: Tensor, total: int) -> Tensor:
-        """What the decoder gets where only the first of `total` tokens are there, (B, k, D): these and no more."""
+        """(B, k, D) as it is."""
         return prefix

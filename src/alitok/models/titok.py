@@ -4,11 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.models import seams
 from alitok.models.decoder import PixelHead
 from alitok.models.transformer import Block, Init, init_weights, position_std
 
 
-class TiTokDecoder(nn.Module):
+class TiTokDecoder(seams.Decoder):
     """A ViT over [one mask token + patch positions ; latents + their positions] (TiTok, arXiv 2406.07550).
 
     Attention is full and the image is read at the mask tokens, so that latents need no place in it: any number of them
@@ -54,7 +56,7 @@ class TiTokDecoder(nn.Module):
         if init != "paper":  # colours pass from the start, as in `Decoder`
             nn.init.dirac_(self.image_head.conv.weight)
 
-    def forward(self, latents: Tensor) -> dict[str, Tensor]:
+    def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
         """(B, k, D), the first k <= N latents -> {"image": (B, 3, H, W)}.
 
         Raises:

@@ -1,60 +1,64 @@
 """The tokenizer: encoder, quantizer, an optional bottleneck, decoder."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.models.seams import Bottleneck, Decoder, Encoder, Part, Quantized, Quantizer
 
 
 class Tokenizer(nn.Module):
-    """Images <-> token ids, of parts that are each chosen by `class_path`.
+    """Images <-> token ids, of parts that are each chosen by `class_path` (see `alitok.models.seams`).
 
     Args:
         encoder: images (B, 3, H, W) -> latents (B, N, D).
-        quantizer: latents -> `QuantizerOutput`; has `lookup`, `codebook_size` and, where it learns online, `update`.
-            `begin_step` as a bottleneck's.
+        quantizer: latents <-> ids.
         decoder: latents -> {"image": (B, 3, H, W), ...}.
-        bottleneck: called in training only, between quantizer and decoder, as
-            `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents. A phase that does not quantize has no
-            ids: they are None, and `quantized` is `latents`. Where its `complete(prefix, N)`
-            makes of the first latents (B, k, D) what the decoder is to get, ids (B, k) decode as well. One that
-            `shortens` the sequence needs a decoder of `any_length`. Where it has `begin_step(seed, step, steps, first,
-            size)`, that is called before each micro-batch: `step` of `steps`, whose first image is the one at place
-            `first` of a global batch of `size`. Where it has `check(quantizer)`, that raises BadInput if they do not
-            go together.
+        bottleneck: what the decoder gets in training in place of the tokens as they are.
 
     Raises:
-        BadInput: the bottleneck shortens the sequence and the decoder needs all of it, or does not suit the quantizer.
-        ValueError: the decoder says that it takes another number of latents than the encoder gives.
+        BadInput: a part does not subclass its seam, or two parts do not go together.
+        ValueError: the decoder takes another number of latents than the encoder gives.
     """
 
-    encoder: Any  # the parts are whatever module has the methods above
-    quantizer: Any
-    bottleneck: Any
-    decoder: Any
+    # nn.Module's attributes are typed as modules
+    encoder: Encoder
+    quantizer: Quantizer
+    bottleneck: Bottleneck | None
+    decoder: Decoder
     block: dict[str, Any]  # class block and card of the artifact that it was read from
     card: dict[str, Any]
 
     def __init__(
         self,
-        encoder: nn.Module,
-        quantizer: nn.Module,
-        decoder: nn.Module,
-        bottleneck: nn.Module | None = None,
+        encoder: Encoder,
+        quantizer: Quantizer,
+        decoder: Decoder,
+        bottleneck: Bottleneck | None = None,
     ) -> None:
         super().__init__()
-        if getattr(bottleneck, "shortens", False) and not getattr(decoder, "any_length", False):
-            raise BadInput(
-                f"{type(bottleneck).__name__} hands on fewer tokens and {type(decoder).__name__} needs all of them;"
-                " take alitok.models.titok.TiTokDecoder, or alitok.models.nested_dropout.NestedDropout, which masks."
+        check_seam("encoder", encoder, Encoder)
+        check_seam("quantizer", quantizer, Quantizer)
+        check_seam("decoder", decoder, Decoder)
+        if bottleneck is not None:
+            check_seam("bottleneck", bottleneck, Bottleneck)
+            if bottleneck.shortens and not decoder.any_length:
+                raise BadInput(
+                    f"{type(bottleneck).__name__} hands on fewer tokens and {type(decoder).__name__} needs all of them;"
+                    " take alitok.models.titok.TiTokDecoder, or alitok.models.nested_dropout.NestedDropout, which"
+                    " masks."
+                )
+            bottleneck.check(quantizer)
+        if decoder.num_latents not in (None, encoder.num_latents):
+            raise ValueError(
+                f"the encoder gives num_latents {encoder.num_latents}, the decoder takes prefix and patches,"
+                f" {decoder.num_latents}"
             )
-        if hasattr(bottleneck, "check"):
-            bottleneck.check(quantizer)  # type: ignore[operator,union-attr]
-        gives, takes = getattr(encoder, "num_latents", None), getattr(decoder, "num_latents", None)
-        if None not in (gives, takes) and gives != takes:
-            raise ValueError(f"the encoder gives num_latents {gives}, the decoder takes prefix and patches, {takes}")
         self.encoder = encoder
         self.quantizer = quantizer
         self.bottleneck = bottleneck
@@ -66,9 +70,9 @@ class Tokenizer(nn.Module):
         return self.quantizer.codebook_size
 
     @property
-    def sub_codes(self) -> int | None:
-        """S, where a token has several ids."""
-        return getattr(self.quantizer, "sub_codes", None)
+    def sub_codes(self) -> int:
+        """S, ids of a token."""
+        return self.quantizer.sub_codes
 
     @property
     def num_tokens(self) -> int:
@@ -83,9 +87,11 @@ class Tokenizer(nn.Module):
     @property
     def any_length(self) -> bool:
         """Whether the first k tokens of an image decode, for every k in 1..N."""
-        return hasattr(self.bottleneck, "complete")
+        return self.bottleneck is not None and self.bottleneck.any_length
 
-    def forward(self, images: Tensor, quantize: bool = True, ids: Tensor | None = None) -> dict[str, Any]:
+    def forward(
+        self, images: Tensor, quantize: bool = True, ids: Tensor | None = None, step: Step | None = None
+    ) -> dict[str, Any]:
         """What losses and metrics depend on, by name.
 
         Args:
@@ -93,37 +99,39 @@ class Tokenizer(nn.Module):
             quantize: False gives the decoder the latents themselves.
             ids: as `decode` takes them, decoded in place of the images' own (through the bottleneck in training);
                 there are then no latents and no quantizer losses.
+            step: of training; None elsewhere. In training None means a step of these images alone.
 
         Returns:
-            "image" (B, 3, H, W) and whatever else the decoder gives, "latents" (B, N, D), "ids" (B, N),
-            "quantizer_losses" (scalars by name) and "statistics" (what the quantizer's update needs, or None).
+            "image" (B, 3, H, W) and what else the decoder gives, "latents" (B, N, D), "ids" (B, N),
+            "quantizer_losses" (scalars by name) and "statistics" (what the quantizer's update needs, or None). If the
+            bottleneck makes several decodings, these are the first one's, and "decodings" lists (weight, outputs) of
+            each.
         """
+        if self.training and step is None:
+            step = Step.alone(len(images))
         if ids is not None:
             given = self._lookup(ids)
-            decoded = self.decoder(self._narrow(given, given, ids))
-            return {**decoded, "ids": ids, "quantizer_losses": {}, "statistics": None}
-        quantizer_output = self.quantizer(self.encoder(images).float())
-        latents = quantizer_output.latents
-        quantized = quantizer_output.quantized if quantize else latents
-        return {
-            **self.decoder(self._narrow(quantized, latents, quantizer_output.ids if quantize else None)),
-            "latents": latents,
-            "ids": quantizer_output.ids,
-            "quantizer_losses": quantizer_output.losses,
-            "statistics": quantizer_output.statistics,
-        }
-
-    def _narrow(self, quantized: Tensor, latents: Tensor, ids: Tensor | None) -> Tensor:
-        """What the bottleneck makes of what the decoder is to get; in training only."""
-        if self.bottleneck is None or not self.training:
-            return quantized
-        narrowed = self.bottleneck(quantized, latents, ids, self.quantizer)
-        if narrowed.shape != quantized.shape and not getattr(self.bottleneck, "shortens", False):
-            raise ValueError(
-                f"{type(self.bottleneck).__name__} made {tuple(narrowed.shape)} of {tuple(quantized.shape)}: it must"
-                " keep the shape, or say that it `shortens` the sequence."
-            )
-        return narrowed
+            tokens = Quantized(latents=given, quantized=given, ids=ids)
+            shared: dict[str, Any] = {}
+        else:
+            tokens = cast(Quantized, self.quantizer(self.encoder(images, step).float(), step))
+            shared = {"latents": tokens.latents}
+            if not quantize:
+                tokens = replace(tokens, quantized=None)
+        shared |= {"ids": tokens.ids, "quantizer_losses": tokens.losses, "statistics": tokens.statistics}
+        shared |= tokens.extra
+        if self.bottleneck is None or step is None or not self.training:
+            return {**self.decoder(tokens.decodable, images, step), **shared}
+        decodings = []
+        for decoding in self.bottleneck(tokens, self.quantizer, step):
+            if decoding.latents.shape != tokens.decodable.shape and not self.bottleneck.shortens:
+                raise ValueError(
+                    f"{type(self.bottleneck).__name__} made {tuple(decoding.latents.shape)} of"
+                    f" {tuple(tokens.decodable.shape)}: it must keep the shape, or say that it `shortens` the sequence."
+                )
+            outputs = {**self.decoder(decoding.latents, images, step), **decoding.outputs, **shared}
+            decodings.append((decoding.weight, outputs))
+        return {**decodings[0][1], "decodings": decodings}
 
     @torch.no_grad()
     def encode_latents(self, images: Tensor) -> Tensor:
@@ -138,17 +146,23 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def ids_of(self, latents: Tensor) -> Tensor:
         """Latents (B, N, D) of `encode_latents` -> ids (B, N) or (B, N, S)."""
-        # a quantizer whose losses cost more than its ids gives these alone
-        return self.quantizer.ids(latents) if hasattr(self.quantizer, "ids") else self.quantizer(latents).ids
+        return self.quantizer.ids(latents)
 
     @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
+    def decode(self, ids: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
         """ids (B, N), or the first k of them (B, k) -> (B, 3, H, W) float32 in [0, 1].
+
+        Args:
+            seed, indices: with the images' indices (default 0..B-1) the seed decides what a decoder draws, if it draws.
 
         Raises:
             BadInput: fewer than N ids where only all of them decode, more than N, or none.
         """
-        return self.decoder(self._lookup(ids))["image"].float()
+        return self.decoder.decode(self._lookup(ids), seed, indices).float()
+
+    def reconstruct(self, images: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> what it comes back as; seed and indices as for `decode`."""
+        return self.decode(self.encode(images), seed, indices)
 
     def check_length(self, count: int) -> None:
         """Whether the first `count` tokens of an image decode.
@@ -169,4 +183,12 @@ class Tokenizer(nn.Module):
         """What the decoder gets of ids."""
         self.check_length(ids.shape[1])
         latents = self.quantizer.lookup(ids)
-        return latents if ids.shape[1] == self.num_tokens else self.bottleneck.complete(latents, self.num_tokens)
+        if self.bottleneck is None or ids.shape[1] == self.num_tokens:
+            return latents
+        return self.bottleneck.complete(latents, self.num_tokens)
+
+
+def check_seam(role: str, part: Any, seam: type[Part]) -> None:
+    """Raises BadInput unless the part subclasses its seam."""
+    if not isinstance(part, seam):
+        raise BadInput(f"{type(part).__name__} is no {role}: it must subclass alitok.models.seams.{seam.__name__}.")

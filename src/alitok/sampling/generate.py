@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from alitok.common.devices import widest_float
 from alitok.common.errors import BadInput
-from alitok.common.random import stream
 from alitok.models.generator import Generator
+from alitok.models.seams import image_uniforms
 from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.compiled import CompiledBlock
 from alitok.sampling.graphs import Graphs
@@ -18,29 +18,6 @@ from alitok.sampling.weights import PRECISION, Precision, for_inference
 # Layouts of the cache in the course of a sequence: each reads up to 1 / LAYOUTS of the sequence in vain; to move to the
 # next costs a copy of the cache and, on a GPU, a CUDA graph of its own.
 LAYOUTS = {"cpu": 16, "cuda": 8}
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draws from softmax(logits) by inverting its cumulative distribution.
-
-    Args:
-        logits: (B, V), or (B, S, V).
-        uniform: (B,) or (B, S) in [0, 1): one random number an image and token, or sub-code, so that an image's stream
-            is N or N x S numbers long.
-
-    Returns:
-        (B,) or (B, S) int64.
-    """
-    cumulative = logits.to(widest_float(logits.device)).softmax(-1).cumsum(-1)
-    target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp_(max=logits.shape[-1] - 1)
-
-
-def image_uniforms(seed: int, indices: Sequence[int], *shape: int) -> Tensor:
-    """(B, N) or (B, N, S) float64 uniform numbers, row b a function of the seed and the image's index alone."""
-    return torch.stack(
-        [torch.rand(shape, dtype=torch.float64, generator=stream(seed, "image", index)) for index in indices]
-    )
 
 
 class Decoding:
@@ -54,6 +31,7 @@ class Decoding:
         batch: B, sequences that are drawn.
         rule, temperature: as `Sampler.draw`; None = no guidance.
         dtype: of the cache.
+        forced: tokens may be given.
     """
 
     def __init__(
@@ -63,11 +41,13 @@ class Decoding:
         rule: Guidance | None,
         temperature: float,
         dtype: torch.dtype,
+        forced: bool = False,
     ) -> None:
         self.generator, self.batch, self.rule, self.temperature = generator, batch, rule, temperature
+        self.forced = forced
         device = self.device = generator.embeddings.weight.device
         rows, steps = batch if rule is None else 2 * batch, generator.num_tokens
-        self.value_weights = getattr(rule, "value_weights", None)
+        self.value_weights = None if rule is None else rule.value_weights
         self.cache = KeyValueCache(
             len(generator.blocks),
             rows,
@@ -79,16 +59,18 @@ class Decoding:
             weighted=self.value_weights is not None,
         )
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.uniforms = torch.zeros(batch, *generator.id_shape, dtype=widest_float(device), device=device)
+        self.uniforms = torch.zeros(batch, steps, *generator.output.noise_shape, dtype=widest_float(device), device=device)
         self.confidence = torch.zeros(batch, steps, device=device)
         self.ids = torch.zeros(batch, *generator.id_shape, dtype=torch.int64, device=device)
+        self.given = torch.zeros_like(self.ids) if forced else None
+        self.given_mask = torch.zeros(batch, steps, dtype=torch.bool, device=device)
         self.x = torch.zeros(rows, 1, generator.embeddings.embedding_dim, device=device)
         self.graphs = Graphs(device) if device.type == "cuda" else None
 
     def run(
         self, labels: Tensor, uniforms: Tensor, on_step: Callable[[int], None] | None = None, keep: int | None = None
     ) -> Tensor:
-        """ids (B, N) of the labels (B,), or the first `keep` of them; `uniforms`, of their shape, decide the draws."""
+        """ids (B, N) of the labels (B,), or the first `keep` of them; `uniforms` (B, N, ...) decide the draws."""
         labels = labels.to(self.device)
         if self.rule is not None:
             labels = torch.cat([labels, torch.full_like(labels, self.generator.num_classes)])
@@ -114,18 +96,25 @@ class Decoding:
         self.cache.start_step(self.position)
         if self.value_weights is not None and self.cache.value_weights is not None:
             self.cache.value_weights[self.batch :, 0, 1:] = self.value_weights(self.confidence)[:, :-1]
-        logits = self.generator.step(self.x, self.position, self.cache).float()
-        if self.rule is not None:
-            conditional, unconditional = logits.chunk(2)
-            logits = self.rule(conditional, unconditional, self.position, self.generator.num_tokens)
-            if self.value_weights is not None:
-                confidence = conditional.softmax(-1).amax(-1).view(self.batch, -1)
-                self.confidence.index_copy_(1, self.position, confidence.prod(1, keepdim=True))  # over sub-codes
+        hidden = self.generator.step(self.x, self.position, self.cache)
         uniform = self.uniforms.index_select(1, self.position)[:, 0]
-        token = draw(logits / self.temperature, uniform)[:, None]
+        token = self.generator.output.draw(hidden, uniform, self._guide, self.temperature)[:, None]
+        if self.given is not None:
+            mask = self.given_mask.index_select(1, self.position).view(-1, *[1] * (token.ndim - 1))
+            token = torch.where(mask, self.given.index_select(1, self.position), token)
         self.ids.index_copy_(1, self.position, token)
         self.x.copy_(self.generator.embed_tokens(token if self.rule is None else torch.cat([token, token])))
         self.position += 1
+
+    def _guide(self, logits: Tensor) -> Tensor:
+        """Logits (rows, ...) of a head -> (B, ...) by the guidance of this position."""
+        if self.rule is None:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        if self.value_weights is not None:
+            confidence = conditional.softmax(-1).amax(-1).view(self.batch, -1)
+            self.confidence.index_copy_(1, self.position, confidence.prod(1, keepdim=True))  # over sub-codes
+        return self.rule(conditional, unconditional, self.position, self.generator.num_tokens)
 
 
 class Sampler:
@@ -157,8 +146,15 @@ class Sampler:
         indices: Sequence[int] | None = None,
         on_step: Callable[[int], None] | None = None,
         keep: int | None = None,
+        given: Tensor | None = None,
+        given_mask: Tensor | None = None,
     ) -> Tensor:
-        """ids (B, N) or (B, N, S) int64; arguments and errors as `generate`."""
+        """ids (B, N) or (B, N, S) int64; arguments and errors as `generate`.
+
+        Args:
+            given: ids of the result's shape that stand in place of the drawn ones where `given_mask` (B, N) is true
+                (None: everywhere). Every token is drawn all the same, so the others keep their random numbers.
+        """
         if not temperature > 0:
             raise BadInput(f"temperature must be above 0, not {temperature}.")
         classes = self.generator.num_classes
@@ -167,12 +163,17 @@ class Sampler:
         check_keep(self.generator, keep)
         if not len(labels):
             return torch.empty(0, *self.generator.id_shape, dtype=torch.int64)[:, :keep]
-        wanted = (len(labels), rule, temperature)
-        if self.decoding is None or (self.decoding.batch, self.decoding.rule, self.decoding.temperature) != wanted:
-            self.decoding = None  # the old buffers go before the new ones come
-            self.decoding = Decoding(self.generator, *wanted, self.dtype)
+        wanted = (len(labels), rule, temperature, given is not None)
+        made = self.decoding
+        if made is None or (made.batch, made.rule, made.temperature, made.forced) != wanted:
+            self.decoding = made = None  # the old buffers go before the new ones come
+            self.decoding = made = Decoding(self.generator, *wanted[:3], self.dtype, wanted[3])
+        if made.given is not None and given is not None:
+            made.given.copy_(given)
+            made.given_mask.copy_(torch.ones_like(made.given_mask) if given_mask is None else given_mask)
         indices = range(len(labels)) if indices is None else indices
-        return self.decoding.run(labels, image_uniforms(seed, indices, *self.generator.id_shape), on_step, keep)
+        shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
+        return made.run(labels, image_uniforms(seed, indices, *shape), on_step, keep)
 
 
 def generate(

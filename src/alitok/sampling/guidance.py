@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,22 +14,26 @@ from alitok.common.errors import BadInput
 DEFAULT_SCHEDULE = "power-cosine"
 
 
-class Guidance(Protocol):
-    """A rule that combines the two branches, by step.
+class Guidance:
+    """A rule that combines the conditional and the unconditional branch.
 
-    A rule that also wants to change what the unconditional branch reads of its cache has a method
-    `value_weights(confidence)`: (B, N) largest conditional probability of each token when it was drawn, 0 for tokens
-    still to come -> (B, N) factors on the tokens' values in the next step.
+    Attributes:
+        value_weights: None, or a method for a rule that changes what the unconditional branch reads of its cache:
+            (B, N) largest conditional probability of each token when it was drawn, 0 for tokens still to come -> (B, N)
+            factors on the tokens' values in the next step.
     """
+
+    value_weights: Any = None
 
     def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor, steps: int) -> Tensor:
         """Logits of both branches at step `step` (an int, or a tensor (1,) on their device) -> logits.
 
         All (B, V), or (B, S, V) where a token has sub-codes.
         """
+        raise NotImplementedError
 
 
-class Schedule:
+class Schedule(Guidance):
     """uncond + s (cond - uncond) with a scale s that depends on the step."""
 
     def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
@@ -94,7 +98,7 @@ class SoftCFG(PowerCosine):
 
 
 @dataclass(frozen=True)
-class BySubCode:
+class BySubCode(Guidance):
     """A rule for each of a token's sub-codes (WeTok: constant scales of 1.75, 1.8, 2 and 2), for logits (B, S, V).
 
     Args:

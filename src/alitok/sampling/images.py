@@ -102,11 +102,11 @@ class ImageSampler:
                 keep,
             )[: len(chosen)]
             if side is None:
-                yield chosen, ids, self.tokenizer.decode(ids)
+                yield chosen, ids, self.tokenizer.decode(ids, seed, chosen)
                 continue
             side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(side):
-                images = self.tokenizer.decode(ids)
+                images = self.tokenizer.decode(ids, seed, chosen)
             ids.record_stream(side)
             if waiting is not None:
                 yield _handed_over(waiting, side)

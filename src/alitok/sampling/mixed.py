@@ -8,30 +8,7 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.sampling.generate import Sampler
-from alitok.sampling.guidance import Constant, Guidance
-
-
-class TrueTokens:
-    """A guidance rule that leaves the draw no choice where the true token is to stand.
-
-    So a share of true tokens needs nothing of the loop that draws: at those places every other token has probability 0.
-
-    Args:
-        rule: that combines the branches everywhere else.
-        ids: (B, N) or (B, N, S) true tokens. Tensors are kept, so that a captured step sees what is written into them.
-        true: (B, N) bool, where they stand.
-    """
-
-    def __init__(self, rule: Guidance, ids: Tensor, true: Tensor) -> None:
-        self.rule, self.ids, self.true = rule, ids, true
-        self.value_weights = getattr(rule, "value_weights", None)
-
-    def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor, steps: int) -> Tensor:
-        logits = self.rule(conditional, unconditional, step, steps)
-        chosen = self.ids.index_select(1, step)[:, 0]
-        others = torch.ones_like(logits, dtype=torch.bool).scatter_(-1, chosen[..., None], False)
-        true = self.true.index_select(1, step).view(-1, *[1] * (logits.ndim - 1))
-        return logits.masked_fill(others & true, -torch.inf)
+from alitok.sampling.guidance import Guidance
 
 
 def check_sigma(sigma: float) -> None:
@@ -54,9 +31,7 @@ class MixedSampler:
 
     def __init__(self, sampler: Sampler, rule: Guidance | None, sigma: float) -> None:
         check_sigma(sigma)
-        self.sampler, self.sigma = sampler, sigma
-        self.rule = rule if rule is not None else Constant(1.0)
-        self.mixed: TrueTokens | None = None
+        self.sampler, self.rule, self.sigma = sampler, rule, sigma
 
     def draw(self, ids: Tensor, labels: Tensor, indices: Sequence[int], temperature: float, seed: int) -> Tensor:
         """Sequences for images whose own tokens are given; image i is the same in any batch on a CPU.
@@ -72,8 +47,4 @@ class MixedSampler:
         tokens = ids.shape[1]
         drawn = torch.stack([torch.rand(tokens, generator=stream(seed, "true tokens", index)) for index in indices])
         true = (drawn < self.sigma).to(ids.device)
-        if self.mixed is None or self.mixed.ids.shape != ids.shape:
-            self.mixed = TrueTokens(self.rule, ids.clone(), true)
-        self.mixed.ids.copy_(ids)
-        self.mixed.true.copy_(true)
-        return self.sampler.draw(labels, self.mixed, temperature, seed, indices)
+        return self.sampler.draw(labels, self.rule, temperature, seed, indices, given=ids, given_mask=true)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
+from alitok.models.generator import Categorical
+from alitok.models.seams import Head
 
 Precision = Literal["float32", "bfloat16"]
 PRECISION: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,6 +66,18 @@ class Projection(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class InferenceHead(Head, Projection):
+    """A categorical head for inference."""
+
+    def __init__(self, head: Categorical, dtype: torch.dtype) -> None:
+        super().__init__(head, dtype)
+        self.sub_codes, self.noise_shape = head.sub_codes, head.noise_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if self.sub_codes == 1 else logits.unflatten(-1, (self.sub_codes, -1))
+
+
 def has_blocked_layout(dtype: torch.dtype) -> bool:
     """Whether this CPU and this build of torch multiply matrices of the type through oneDNN."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -93,5 +107,6 @@ def for_inference(module: M, precision: Precision = "float32", leave: tuple[str,
         if isinstance(child, nn.Linear) and top not in leave:
             parent = result.get_submodule(name.rpartition(".")[0])
             dtype = torch.float32 if top in KEPT_IN_FLOAT32 else PRECISION[precision]
-            setattr(parent, name.rpartition(".")[2], Projection(child, dtype))
+            kind = InferenceHead if isinstance(child, Categorical) else Projection
+            setattr(parent, name.rpartition(".")[2], kind(child, dtype))
     return result

@@ -1,12 +1,13 @@
 """What all LightningModules share: one training step is one global batch, split into micro-batches."""
 
+import functools
 import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -17,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from alitok.artifacts.folder import check_weights
 from alitok.common.build import build
 from alitok.common.compiler import need_compiler
-from alitok.common.distributed import all_sum
+from alitok.common.distributed import all_stack, all_sum
 from alitok.common.errors import BadInput
-from alitok.common.random import reseed
+from alitok.common.random import Step, reseed
+from alitok.losses.term import LossTerm
 from alitok.training.parallel import (
     FSDP2,
     average_gradients,
@@ -33,6 +35,7 @@ from alitok.training.parallel import (
 from alitok.training.schedule import Moment, Schedule
 
 log = logging.getLogger("alitok")
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,13 +45,13 @@ class MicroBatch:
     Attributes:
         batch: the tensors by name.
         share: of this process's batch, 0..1.
-        first: place of its first image in the global batch; the others follow.
+        step: of the run, with the places of the part's images in the global batch.
         last: no other part follows.
     """
 
     batch: dict[str, Tensor]
     share: float
-    first: int
+    step: Step
     last: bool
 
 
@@ -62,6 +65,7 @@ class StepRecord:
         notes: means over this process's batch, by name.
         parts: (image indices, whether the loss is not finite) of each micro-batch.
         ids: token ids that the quantizer chose, of each micro-batch.
+        statistics: of the loss terms that keep some, of each micro-batch, by name.
         norm: of the gradient, over all processes.
         bad: whether the norm or any process's loss is not finite; then the step changes no weight.
     """
@@ -71,6 +75,7 @@ class StepRecord:
     notes: dict[str, Tensor] = field(default_factory=dict)
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     ids: list[Tensor] = field(default_factory=list)
+    statistics: dict[str, list[Any]] = field(default_factory=dict)
     norm: Tensor = field(default_factory=lambda: torch.zeros(()))
     bad: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
 
@@ -124,6 +129,62 @@ class TrainingModule(L.LightningModule):
         self._row: dict[str, Tensor | float] = {}
         self._window: dict[str, tuple[Tensor, Tensor]] = {}
         self._configured = False
+        self.terms: dict[str, LossTerm] = {}
+        self.heads = nn.ModuleDict()  # what of loss terms trains; no part of the artifact
+
+    def attach_terms(self, blocks: Mapping[str, Any]) -> None:
+        """Builds the loss terms that a phase uses, and takes on what of them trains."""
+        used = {name: block for name, block in blocks.items() if self.schedule.uses(name)}
+        self.terms = {name: built_as(LossTerm, block, f"losses.{name}") for name, block in used.items()}
+        for name, term in self.terms.items():
+            term.attach(self.model)
+            if term.head is not None:
+                self.heads[name] = term.head
+
+    def setup_terms(self) -> None:
+        """Loads what the terms need, and refuses a term that couples images if they do not stay together.
+
+        Raises:
+            BadInput: a term needs the whole global batch in one micro-batch on one device.
+        """
+        for name, term in self.terms.items():
+            term.setup(self.trainer.strategy.root_device)
+            if term.whole_batch and len(self.first_places()) > 1:
+                raise BadInput(
+                    f"losses.{name} couples the images of a batch, which is cut into {len(self.first_places())} parts;"
+                    " train on one device with data.micro_batch null, or take the term out."
+                )
+
+    def named_heads(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, parameter) of what trains of the loss terms."""
+        for name, parameter in self.heads.named_parameters():
+            yield f"heads.{name}", parameter
+
+    def tapped(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Within it, the outputs that the terms' taps name, by path."""
+        return tapped(self.model, {path for term in self.terms.values() for path in term.taps})
+
+    def add_terms(self, part: "MicroBatch", outputs: Mapping[str, Any], moment: Moment) -> Tensor:
+        """The weighted sum of the terms, over all decodings of the outputs, as the phase weighs them."""
+        loss = torch.zeros((), device=self.device)
+        for name, term in self.terms.items():
+            weight = moment.phase.weights.get(name, term.weight)
+            if not weight:
+                continue
+            for share, one in outputs.get("decodings") or [(1.0, outputs)]:
+                value, statistics = term.evaluate(part.batch, one, part.step)
+                if statistics is not None:
+                    self.record.statistics.setdefault(name, []).append(statistics)
+                value = value if share == 1.0 else share * value
+                self.note(name, value, part.share)
+                loss = loss + weight * value
+        return loss
+
+    def update_terms(self) -> None:
+        """Hands each term the statistics of the global batch, unless the step is bad."""
+        for name, parts in self.record.statistics.items():
+            merged, term = merge_over_processes(parts), self.terms[name]
+            self.unless_bad(term.head or nn.Module(), lambda term=term, merged=merged: term.update(merged))
 
     @property
     def model(self) -> nn.Module:
@@ -176,9 +237,11 @@ class TrainingModule(L.LightningModule):
         limit = getattr(self.trainer.datamodule, "micro_batch", None) or size  # type: ignore[attr-defined]
         for start in range(0, size, limit):
             part = {name: value[start : start + limit] for name, value in batch.items()}
-            share, first = len(next(iter(part.values()))) / size, self.global_rank * size + start
+            count, first = len(next(iter(part.values()))), self.global_rank * size + start
             reseed(self.seed, "step", step, first, 0)  # the 0 keeps the numbers of runs that version 0.1 began
-            yield MicroBatch(part, share, first, start + limit >= size)
+            places = range(first, first + count)
+            this = Step(self.seed, step, self.schedule.total_steps, size * self.trainer.world_size, places)
+            yield MicroBatch(part, count / size, this, start + limit >= size)
 
     def first_places(self) -> list[int]:
         """Where the micro-batches of all processes begin in the global batch: what dropout depends on."""
@@ -243,6 +306,9 @@ class TrainingModule(L.LightningModule):
         parameters = list(parameters)
         if not averaged:
             average_gradients(parameters)
+        if not self.record.discriminator and len(self.heads):
+            average_gradients(self.heads.parameters())
+            parameters += self.heads.parameters()
         norm = gradient_norm(parameters)
         bad = torch.stack([~norm.isfinite(), *(flag for _, flag in self.record.parts)]).any()
         self.record.norm, self.record.bad = norm, all_sum(bad.float()) > 0
@@ -335,6 +401,45 @@ class TrainingModule(L.LightningModule):
                     len(now),
                     len(before),
                 )
+
+
+@contextmanager
+def tapped(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Within it, what the modules at these paths put out, by path.
+
+    Raises:
+        BadInput: the model has no such module.
+    """
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for path in paths:
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as error:
+            raise BadInput(f"A loss term reads {path}, which {type(model).__name__} does not have.") from error
+        handles.append(module.register_forward_hook(lambda _, __, output, path=path: seen.update({path: output})))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def merge_over_processes(parts: list[Any]) -> Any:
+    """Statistics of all micro-batches and processes, merged in their order, so that every process gets the same."""
+    statistics = functools.reduce(lambda a, b: a.merge(b), parts)
+    gathered = {name: all_stack(value) for name, value in vars(statistics).items()}
+    ranks = len(next(iter(gathered.values())))
+    parts = [type(statistics)(**{name: value[rank] for name, value in gathered.items()}) for rank in range(ranks)]
+    return functools.reduce(lambda a, b: a.merge(b), parts)
+
+
+def built_as(kind: type[T], block: Mapping[str, Any], where: str) -> T:
+    """The object of a class block; raises BadInput if it is none of the kind."""
+    built = build(block)
+    if not isinstance(built, kind):
+        raise BadInput(f"{where}: {type(built).__name__} must subclass {kind.__module__}.{kind.__name__}.")
+    return built
 
 
 def build_with_block(block: Mapping[str, Any]) -> nn.Module:

@@ -3,15 +3,17 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from alitok.common.devices import send
+from alitok.artifacts.folder import load_generator, load_tokenizer
+from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
-from alitok.training.base import TrainingModule, build_with_block
+from alitok.models.seams import Corruption, Order
+from alitok.training.base import TrainingModule, build_with_block, built_as
 from alitok.training.optimizer import AdamW, adamw, generator_decays
 from alitok.training.schedule import Moment
 
@@ -25,6 +27,16 @@ class GeneratorTraining(TrainingModule):
             `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
         guidance, power, schedule, sampling_seed: what the artifact's card recommends for sampling.
+        losses: loss terms that are added to the head's loss, class blocks by name; their weights are the phases'.
+        corruptions: what the generator reads in place of the true tokens, class blocks by name, applied in order.
+        order: class block of the order in which the tokens are written; None for 0..N-1.
+        tokenizer: artifact of the tokenizer, for terms that need its codebook.
+        reference: artifact of a frozen generator, for terms that compare with it; in no checkpoint and no artifact.
+        start_from: artifact of a generator; every tensor whose shape fits carries over, and the embeddings of codes if
+            only the classes differ.
+
+    Raises:
+        BadInput: a block of another kind, or an order for a generator that has only one.
     """
 
     def __init__(
@@ -43,6 +55,12 @@ class GeneratorTraining(TrainingModule):
         sampling_seed: int = 0,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
+        losses: dict[str, Any] | None = None,
+        corruptions: dict[str, Any] | None = None,
+        order: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        start_from: str | None = None,
+        reference: str | None = None,
     ) -> None:
         super().__init__(
             phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
@@ -50,6 +68,20 @@ class GeneratorTraining(TrainingModule):
         self.generator: Generator = build_with_block(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout
         self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}
+        self.attach_terms(losses or {})
+        self.corruptions: list[Corruption] = [
+            built_as(Corruption, block, f"corruptions.{name}") for name, block in (corruptions or {}).items()
+        ]
+        self.order: Order | None = built_as(Order, order, "order") if order else None
+        if self.order is not None and not self.generator.ordered:
+            raise BadInput(
+                f"model.order needs a generator that can write in any order, and {type(self.generator).__name__} cannot;"
+                " lay the idea's own generator over the configuration."
+            )
+        self.tokenizer_path = tokenizer
+        self.start_from = start_from
+        self.reference_path = reference
+        self._reference: list[Generator] = []  # in a list, so that it is no part of this module
 
     @property
     def model(self) -> Generator:
@@ -65,6 +97,13 @@ class GeneratorTraining(TrainingModule):
         Raises:
             BadInput: another number of tokens, codes or classes.
         """
+        self.setup_terms()
+        self._use_codebook()
+        self._load_reference()
+        if stage == "fit" and not self.trainer.ckpt_path:
+            self.generator.setup(self.trainer.strategy.root_device)
+            if self.start_from is not None:
+                self._start_from(self.start_from)
         cache = getattr(self.trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
         if cache is None:
             raise BadInput("The generator trains on a token cache: give data.cache the folder `alitok tokenize` made.")
@@ -73,10 +112,10 @@ class GeneratorTraining(TrainingModule):
                 f"The cache has {cache.num_tokens} tokens an image, the generator expects {self.generator.num_tokens}:"
                 " it was made with another tokenizer, or data.keep is not the generator's length."
             )
-        theirs, ours = getattr(cache, "sub_codes", None), self.generator.sub_codes
+        theirs, ours = cache.sub_codes, self.generator.sub_codes
         if theirs != ours:
             raise BadInput(
-                f"The cache's tokens have {theirs or 'no'} sub-codes, the generator's {ours or 'none'}: lay the"
+                f"The cache's tokens have {theirs} sub-code(s), the generator's {ours}: lay the"
                 " generator's file of that quantizer (experiments/ideas/) over the configuration, or take it away."
             )
         if cache.codebook_size is not None and cache.codebook_size != self.generator.codebook_size:
@@ -91,17 +130,95 @@ class GeneratorTraining(TrainingModule):
         if cache.digest is not None:
             self.parents["tokenizer"] = cache.digest
 
+    def _use_codebook(self) -> None:
+        """Gives the frozen quantizer to the terms that ask for it.
+
+        Raises:
+            BadInput: no tokenizer is named, or it is not the one whose tokens these are.
+        """
+        asking = [name for name, term in self.terms.items() if term.needs_codebook]
+        if not asking:
+            return
+        if self.tokenizer_path is None:
+            raise BadInput(f"losses.{asking[0]} reads the codebook: set model.tokenizer to the tokenizer's artifact.")
+        quantizer = load_tokenizer(self.tokenizer_path).quantizer.requires_grad_(False)
+        if quantizer.codebook_size != self.generator.codebook_size or quantizer.sub_codes != self.generator.sub_codes:
+            raise BadInput(
+                f"model.tokenizer {self.tokenizer_path} has {quantizer.sub_codes} x {quantizer.codebook_size} codes, the"
+                f" generator {self.generator.sub_codes} x {self.generator.codebook_size}; give the tokenizer of the cache."
+            )
+        for name in asking:
+            self.terms[name].use_codebook(quantizer.to(self.trainer.strategy.root_device))
+
+    def _load_reference(self) -> None:
+        """Reads the frozen generator anew, on a resumed run too.
+
+        Raises:
+            BadInput: a term needs one and none is named.
+        """
+        asking = [name for name, term in self.terms.items() if term.needs_reference]
+        if not asking:
+            return
+        if self.reference_path is None:
+            raise BadInput(f"losses.{asking[0]} compares with a frozen generator: set model.reference to its artifact.")
+        model = load_generator(self.reference_path, self.trainer.strategy.root_device)
+        self._reference = [model.requires_grad_(False).eval()]
+        self.parents["reference"] = model.card["digest"]
+
+    def _start_from(self, path: str) -> None:
+        """Takes over every tensor that fits. If only the number of classes differs, the rows of the codes carry over.
+
+        Raises:
+            BadInput: nothing of the generator fits.
+        """
+        parent = load_generator(path)
+        carried, own = parent.state_dict(), self.generator.state_dict()
+        fits = {name: tensor for name, tensor in carried.items() if name in own and own[name].shape == tensor.shape}
+        codes = self.generator.embeddings.num_embeddings - self.generator.num_classes - 2
+        if codes == parent.embeddings.num_embeddings - parent.num_classes - 2 and "embeddings.weight" not in fits:
+            if carried["embeddings.weight"].shape[1] == own["embeddings.weight"].shape[1]:
+                rows = own["embeddings.weight"].clone()
+                rows[: codes + 1] = carried["embeddings.weight"][: codes + 1]
+                rows[-1] = carried["embeddings.weight"][-1]  # "no class"
+                fits["embeddings.weight"] = rows
+        if not any(name.startswith("blocks.") for name in fits):
+            raise BadInput(f"start_from {path}: no layer fits this configuration's generator; give it the same sizes.")
+        self.generator.load_state_dict(fits, strict=False)
+        fresh = sorted(set(own) - set(fits))
+        classes = "" if parent.num_classes == self.generator.num_classes else f"; {self.generator.num_classes} new classes"
+        if self.global_rank == 0:
+            print(f"start_from {path}: {len(fits)} of {len(own)} tensors carry over{classes}.", flush=True)
+            if fresh:
+                print(f"start_from: new are {', '.join(fresh[:8])}{' ...' if len(fresh) > 8 else ''}.", flush=True)
+        self.parents["start_from"] = parent.card["digest"]
+
     def configure_optimizers(self) -> AdamW:
-        return adamw(self.generator.named_parameters(), self.weight_decay, self.betas, generator_decays)
+        named = [*self.generator.named_parameters(), *self.named_heads()]
+        return adamw(named, self.weight_decay, self.betas, generator_decays)
 
     def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
         for part in self.micro_batches(batch, step):
+            tokens = inputs = part.batch["tokens"]
+            for corruption in self.corruptions:
+                inputs = corruption(inputs, self.generator.codebook_size, part.step)
+            ordering = None
+            if self.order is not None:
+                ordering = self.order(self.generator.num_tokens, self.generator.num_prefix, part.step)
             labels = self._drop_classes(part.batch, step)
-            logits = self.generator(part.batch["tokens"], labels).float()
-            loss = F.cross_entropy(logits.flatten(0, -2), part.batch["tokens"].flatten())
+            places = None if ordering is None else send(ordering.places, tokens.device)
+            with self.tapped() as seen:
+                outputs = self.generator.losses(tokens, labels, inputs, places, part.step)
+            if self._reference:
+                with torch.no_grad():
+                    outputs["reference"] = self._reference[0].losses(tokens, labels, inputs, places, part.step)
+            nats = outputs["nats"]
+            if ordering is not None and ordering.weights is not None:
+                nats = nats * send(ordering.weights, nats.device)
+            loss = nats.mean() + self.add_terms(part, {**outputs, **seen}, moment)
             self.note("loss", loss, part.share)
             self.backward_part(loss, part)
         self.finish_gradients(self.generator.parameters(), averaged=isinstance(self.trainer.strategy, DDPStrategy))
+        self.update_terms()
         self.optimize(0, moment, self.generator.parameters())
 
     def _drop_classes(self, batch: dict[str, Tensor], step: int) -> Tensor:
@@ -112,9 +229,8 @@ class GeneratorTraining(TrainingModule):
         return torch.where(dropped, self.generator.num_classes, batch["label"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
-        logits = self.generator(batch["tokens"], batch["label"]).float()
-        loss = F.cross_entropy(logits.flatten(0, -2), batch["tokens"].flatten())
-        self.note_validation("loss", loss, len(batch["label"]))
-        return {"logits": logits}
+        outputs = self.generator.losses(batch["tokens"], batch["label"])
+        self.note_validation("loss", outputs["nats"].mean(), len(batch["label"]))
+        return {"logits": outputs["logits"]} if "logits" in outputs else {}
 
     test_step = validation_step

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from alitok.common.build import build
 from alitok.common.distributed import all_stack, all_sum, is_distributed, world_size
 from alitok.common.errors import BadInput
+from alitok.models.seams import Part
 
 
 class FSDP2(ModelParallelStrategy):
@@ -111,6 +112,8 @@ def shard(module: nn.Module, mesh: Any, precision: str, replicated: Iterable[nn.
         fully_shard(block, mesh=mesh, mp_policy=half if precision == "bf16-mixed" else policy)
     # resharded after each forward: the discriminator's turn has no backward that would do it
     fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(replicated), reshard_after_forward=True)
+    for entry in module.entries if isinstance(module, Part) else ():
+        register_fsdp_forward_method(module, entry)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -1,6 +1,5 @@
 """Training of the tokenizer: stage 1 and, started from its artifact, stage 2."""
 
-import functools
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
 from alitok.models.tokenizer import Tokenizer
-from alitok.training.base import MicroBatch, TrainingModule, build_with_block
+from alitok.training.base import MicroBatch, TrainingModule, build_with_block, merge_over_processes
 from alitok.training.optimizer import adamw
 from alitok.training.schedule import Moment
 
@@ -59,7 +58,7 @@ class TokenizerTraining(TrainingModule):
             phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
         )
         self.tokenizer: Tokenizer = build_with_block(tokenizer)  # type: ignore[assignment]
-        self.terms = {name: build(block) for name, block in losses.items() if self.schedule.uses(name)}
+        self.attach_terms(losses)
         self.start_from = start_from
         self.codebook_lr = codebook_lr
         self.discriminator = build_with_block(discriminator) if discriminator and self.schedule.adversarial else None
@@ -112,8 +111,10 @@ class TokenizerTraining(TrainingModule):
         return self
 
     def setup(self, stage: str) -> None:
-        for term in self.terms.values():
-            term.setup(self.trainer.strategy.root_device)
+        self.setup_terms()
+        if stage == "fit" and not self.trainer.ckpt_path:
+            for part in self.tokenizer.children():
+                part.setup(self.trainer.strategy.root_device)  # type: ignore[operator]
         if stage == "fit" and self.start_from is not None:
             self._start_from(self.start_from)
         pairs = getattr(self.trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
@@ -165,6 +166,7 @@ class TokenizerTraining(TrainingModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         ever = self._ever_trained()
         named = [(n, p) for n, p in self.tokenizer.named_parameters() if n.split(".")[0] in ever]
+        named += self.named_heads()
         optimizers: list[torch.optim.Optimizer] = [
             adamw(named, self.weight_decay, self.betas, lr_factor=self._lr_factor)
         ]
@@ -181,7 +183,6 @@ class TokenizerTraining(TrainingModule):
         turn = self._discriminator_part if moment.discriminator else self._tokenizer_part
         statistics, adversarial = [], []
         for part in self.micro_batches(batch, step):
-            self._begin_step(part, step)
             cluster, logits = turn(part, moment)
             statistics.append(cluster)
             adversarial.append(logits)
@@ -193,8 +194,9 @@ class TokenizerTraining(TrainingModule):
         self.finish_gradients(moved.parameters(), averaged=ddp and not moment.discriminator)
         quantizer = self.tokenizer.quantizer
         if statistics[0] is not None:
-            merged = merge_over_processes(functools.reduce(lambda a, b: a.merge(b), statistics))
+            merged = merge_over_processes(statistics)
             self.unless_bad(quantizer, lambda: quantizer.update(merged))
+        self.update_terms()
         if moment.discriminator:
             loss = self.adversarial
             assert loss is not None
@@ -202,29 +204,17 @@ class TokenizerTraining(TrainingModule):
             self.unless_bad(loss, lambda: loss.update(means))
         self.optimize(int(moment.discriminator), moment, moved.parameters())
 
-    def _begin_step(self, part: MicroBatch, step: int) -> None:
-        """Names the step, and the places of the part's images in the global batch, to the parts that draw by them."""
-        size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
-        for module in (self.tokenizer.quantizer, self.tokenizer.bottleneck):
-            if hasattr(module, "begin_step"):
-                module.begin_step(
-                    seed=self.seed, step=step, steps=self.schedule.total_steps, first=part.first, size=size
-                )
-
     def _outputs(self, part: MicroBatch, moment: Moment) -> dict[str, Any]:
         """What the tokenizer makes of the images, or of the tokens that stand for them."""
-        return self.tokenizer(part.batch["image"], quantize=moment.phase.quantize, ids=part.batch.get("tokens"))
+        quantize, ids = moment.phase.quantize, part.batch.get("tokens")
+        with self.tapped() as seen:
+            outputs: dict[str, Any] = self.tokenizer(part.batch["image"], quantize, ids, part.step)
+        return {**outputs, **seen}
 
     def _tokenizer_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
         outputs = self._outputs(part, moment)
         self.record.ids.append(outputs["ids"])
-        loss = torch.zeros((), device=self.device)
-        for name, term in self.terms.items():
-            weight = moment.phase.weights.get(name, 1.0)
-            if weight:
-                value = term(part.batch, outputs)
-                self.note(name, value, part.share)
-                loss = loss + weight * value
+        loss = self.add_terms(part, outputs, moment)
         if moment.phase.adversarial:
             assert self.adversarial is not None
             value = self.adversarial.generator_loss(self._judge(outputs["image"], train=False))
@@ -254,20 +244,22 @@ class TokenizerTraining(TrainingModule):
             return self.discriminator(images.float())
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        outputs = self.tokenizer(batch["image"])
+        with self.tapped() as seen:
+            outputs = self.tokenizer(batch["image"])
+        outputs |= seen
         for name, term in self.terms.items():
             self.note_validation(name, term(batch, outputs), len(batch["image"]))
-        return {"image": outputs["image"].float(), "ids": outputs["ids"]}
+        return reconstructed(self.tokenizer, batch, outputs)
 
     test_step = validation_step
 
 
-def merge_over_processes(statistics: Any) -> Any:
-    """Statistics of all processes, merged in the order of ranks, so that every process gets the same."""
-    gathered = {name: all_stack(value) for name, value in vars(statistics).items()}
-    ranks = len(next(iter(gathered.values())))
-    parts = [type(statistics)(**{name: value[rank] for name, value in gathered.items()}) for rank in range(ranks)]
-    return functools.reduce(lambda a, b: a.merge(b), parts)
+def reconstructed(tokenizer: Tokenizer, batch: dict[str, Tensor], outputs: dict[str, Any]) -> dict[str, Tensor]:
+    """What validation measures: "image" float32 and "ids", from the tokenizer's outputs for a batch."""
+    image = outputs["image"]
+    if tokenizer.decoder.generative:  # what it trains on is no reconstruction
+        image = tokenizer.decode(outputs["ids"], indices=batch["index"].tolist())
+    return {"image": image.float(), "ids": outputs["ids"]}
 
 
 def mean_over_processes(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
