@@ -15,7 +15,7 @@ import yaml
 from alitok.commands.changes import check_changes
 from alitok.common.build import build, import_class, is_class_block
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file
+from alitok.common.files import check_readable_name, write_text
 from alitok.config import DEFAULTS, compose_run, resolve
 
 TAKES_OVERRIDES = True
@@ -62,6 +62,7 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         KeyboardInterrupt: Ctrl-C.
     """
     root = Path(config["trainer"]["default_root_dir"])
+    check_readable_name(root)
     total = total_steps(config)
     config = {key: value for key, value in config.items() if key != "define"}
     if verb == "fit" and finished(root, total):
@@ -76,8 +77,7 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         if checkpoint is not None:
             _announce_changes(checkpoint, module.configuration, allow_changes)
         if _is_main():
-            with atomic_file(root / "config.yaml") as file:
-                file.write_text(yaml.safe_dump(config, sort_keys=False))
+            write_text(root / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     if checkpoint is not None:
         config["ckpt_path"] = str(checkpoint)
     try:
