@@ -1,5 +1,6 @@
 """What the bytes of a picture hold besides pixels: how it lies, whether it was stored without loss, and metadata."""
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 JPEG = b"\xff\xd8"
 START_OF_SCAN = 0xDA
+AVIF, AVIF_EXIF = b"ftypavif", re.compile(rb"(infe\x02.{7})Exif", re.DOTALL)  # an item and its type
 WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # chunk -> its flag in the chunk VP8X
 # what pixels are decoded with, and how the picture lies
 TIFF_PIXELS = {*range(256, 260), 262, 266, 273, ORIENTATION, *range(277, 280), 284, 292, 293, 317, 320}
@@ -47,9 +49,9 @@ def is_lossless(content: bytes) -> bool:
 
 
 def without_metadata(content: bytes) -> tuple[bytes, Info] | None:
-    """A JPEG, PNG, WebP or TIFF file without what its pixels do not need, and its EXIF data and XMP as Pillow has them.
+    """A picture's file without what its pixels do not need, and its EXIF data and XMP for Pillow's `info`.
 
-    None for other files.
+    None for other files than JPEG, PNG, WebP, TIFF and AVIF.
     """
     if content[:4] in TIFF:
         return _bare_tiff(content), {}
@@ -60,6 +62,8 @@ def without_metadata(content: bytes) -> tuple[bytes, Info] | None:
         kept = (content[start:end] for name, start, end in chunks if name in PNG_PIXELS)
         exif = [content[start + 8 : end - 4] for name, start, end in chunks if name == b"eXIf"]
         return PNG + b"".join(kept), {"exif": exif[0]} if exif else {}
+    if content[4:12] == AVIF:
+        return AVIF_EXIF.sub(rb"\1none", content), {}  # how it lies is in the image's own properties too
     return _bare_webp(content) if _is_webp(content) else None
 
 
