@@ -1,4 +1,4 @@
-"""What the bytes of a picture hold besides pixels: how it lies, whether it was stored without loss, and metadata."""
+"""What the bytes of a picture hold besides pixels: its orientation, whether it was stored without loss, metadata."""
 
 import re
 import struct
@@ -11,9 +11,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 JPEG = b"\xff\xd8"
 START_OF_SCAN = 0xDA
-AVIF, AVIF_EXIF = b"ftypavif", re.compile(rb"(infe\x02.{7})Exif", re.DOTALL)  # an item and its type
+AVIF, AVIF_EXIF = b"ftypavif", re.compile(rb"(infe\x02.{7})Exif", re.DOTALL)  # an item, up to its type
 WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # chunk -> its flag in the chunk VP8X
-# what pixels are decoded with, and how the picture lies
+# what the decoder needs, and the orientation
 TIFF_PIXELS = {*range(256, 260), 262, 266, 273, ORIENTATION, *range(277, 280), 284, 292, 293, 317, 320}
 TIFF_PIXELS |= {*range(322, 326), 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
 TIFF_NUMBERS = {1: "B", 3: "H", 4: "I"}  # type of an entry -> its form
@@ -63,7 +63,7 @@ def without_metadata(content: bytes) -> tuple[bytes, Info] | None:
         exif = [content[start + 8 : end - 4] for name, start, end in chunks if name == b"eXIf"]
         return PNG + b"".join(kept), {"exif": exif[0]} if exif else {}
     if content[4:12] == AVIF:
-        return AVIF_EXIF.sub(rb"\1none", content), {}  # how it lies is in the image's own properties too
+        return AVIF_EXIF.sub(rb"\1none", content), {}  # the orientation is in the image's own properties too
     return _bare_webp(content) if _is_webp(content) else None
 
 
@@ -78,7 +78,7 @@ def _tiff_entries(content: bytes) -> tuple[str, range]:
 
 
 def _bare_tiff(content: bytes) -> bytes:
-    """With a directory of the same length whose other entries are zero; they come last, and are not counted."""
+    """The other entries of the directory become zeros behind its end, so that no place in the file moves."""
     order, entries = _tiff_entries(content)
     kept = [
         content[place : place + 12]
@@ -105,7 +105,7 @@ def _bare_jpeg(content: bytes) -> tuple[bytes, Info]:
             info.setdefault("exif", body)
         elif marker == 0xE1 and body.startswith(XMP):
             info["xmp"] = body.removeprefix(XMP)
-        # the decoder takes the form of the colors from these two
+        # from these two the decoder knows how colors are coded
         colors = (marker == 0xE0 and body.startswith(b"JFIF\0")) or (marker == 0xEE and body.startswith(b"Adobe"))
         if (colors and len(body) >= 12) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(content[place:end])

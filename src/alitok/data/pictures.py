@@ -57,8 +57,8 @@ def read_file(path: str | Path, name: str) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UnreadableImage(f"Image {name} is missing; it was there when the data set was listed.") from error
-    except OSError as error:
-        raise UnreadableImage(f"Cannot read the image {name}: {error.strerror}; replace or remove it.") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise UnreadableImage(f"Cannot read the image {name}: {error}; replace or remove it.") from error
 
 
 def _decode(encoded: bytes, **info: bytes) -> Image.Image:
@@ -86,7 +86,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    image.info = {}  # it must not be turned twice
+    image.info = {}  # a second call would turn it again
     return image
 
 

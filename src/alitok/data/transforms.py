@@ -84,7 +84,7 @@ def ten_views(pictures: Tensor, size: int) -> Tensor:
 
 
 def _scaled(
-    image: Image.Image, target: tuple[int, int], filter: Image.Resampling, corner: tuple[int, int], size: int
+    image: Image.Image, target: tuple[int, int], resample: Image.Resampling, corner: tuple[int, int], size: int
 ) -> Image.Image:
     """The `size` x `size` pixels at `corner` (left, top) of the picture scaled to `target` (width, height).
 
@@ -92,14 +92,14 @@ def _scaled(
     """
     left, top = corner
     if target[0] * target[1] <= LARGEST_SCALED:
-        whole = image if target == image.size else image.resize(target, filter)
+        whole = image if target == image.size else image.resize(target, resample)
         return whole if whole.size == (size, size) else whole.crop((left, top, left + size, top + size))
     (x, x0, x1), (y, y0, y1) = (_part(*side, size) for side in zip(image.size, target, corner, strict=True))
     # cut first: Pillow has the box as 32-bit floats, which are too coarse far from 0
     near = image.crop((x.start, y.start, x.stop, y.stop))
     # rows first, as Pillow enlarges a whole picture: it rounds in between
-    rows = near.resize((size, near.height), filter, box=(x0, 0, x1, near.height))
-    return rows.resize((size, size), filter, box=(0, y0, size, y1))
+    rows = near.resize((size, near.height), resample, box=(x0, 0, x1, near.height))
+    return rows.resize((size, size), resample, box=(0, y0, size, y1))
 
 
 def _part(length: int, target: int, start: int, size: int) -> tuple[range, float, float]:
