@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     its output is gone, 1 for a fault of ours.
     """
     raise_on_sigterm()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -256,11 +256,12 @@ def test_another_size_is_a_reason(sets: Path) -> None:
     assert any("48 pixels" in reason for reason in against(sets, "shapes", "large.npz")["reasons"])
 
 
-def test_jpeg_is_a_reason(sets: Path) -> None:
-    (sets / "jpeg").mkdir()
-    for index, image in enumerate(shapes("val", 5)):
-        Image.fromarray(image).save(sets / "jpeg" / f"{index}.jpg")
-    assert any("losslessly" in reason for reason in against(sets, "jpeg", "shapes.npz")["reasons"])
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_jpeg_is_a_reason(sets: Path, ending: str) -> None:
+    folder = save_pngs(sets / f"jpeg-{ending}", shapes("val", 5))
+    Image.open(folder / "003.png").save(folder / f"003.{ending}", "JPEG")
+    assert any("losslessly" in reason for reason in against(sets, folder.name, "shapes.npz")["reasons"])
+    assert not any("losslessly" in reason for reason in against(sets, "shapes", "shapes.npz")["reasons"])
 
 
 @pytest.mark.parametrize(
@@ -271,10 +272,9 @@ def test_jpeg_is_a_reason(sets: Path) -> None:
         ("named.npz", "shapes", [], "no array 'arr_0', only images"),
         ("float.npz", "shapes", [], "must be uint8"),
         ("empty", "shapes", [], "holds no PNG"),
-        ("broken", "shapes", [], r"007\.png is no readable PNG"),
-        ("shapes", "broken", [], r"007\.png is no readable PNG"),
+        ("broken", "shapes", [], r"Cannot read the image .*007\.png"),
+        ("shapes", "broken", [], r"Cannot read the image .*007\.png"),
         ("mixed", "shapes", [], r"012\.png has 40 x 40 pixels"),
-        ("deep", "shapes", [], r"007\.png has 16 bits a channel"),
         ("shapes", "words.npz", [], "mu and sigma must be numbers"),
         ("shapes", "holes.npz", [], "mu or sigma holds NaN"),
         ("shapes", "wide.npz", [], "of 20 features, but classifier gives 16"),
@@ -311,7 +311,6 @@ def test_bad_input_is_one_line_and_status_2(
         np.savez("wide.npz", mu=np.zeros(20), sigma=np.eye(20))
         np.savez("words.npz", mu=np.array(["a"] * 16), sigma=np.eye(16))
         np.savez("holes.npz", mu=np.full(16, np.nan), sigma=np.eye(16))
-        Image.fromarray(images[0, :, :, 0].astype(np.uint16)).save(save_pngs(sets / "deep", images) / "007.png")
         (sets / "empty").mkdir()
         (save_pngs(sets / "broken", images) / "007.png").write_bytes(b"no picture")
         save_pngs(sets / "mixed", [*images, np.zeros((40, 40, 3), np.uint8)])

@@ -212,7 +212,7 @@ def test_interrupted_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "report.html"
     path.write_text("old")
 
-    def half(self: Path, text: str, encoding: str | None = None) -> int:
+    def half(self: Path, text: str, **options: str) -> int:
         with open(self, "w") as file:
             file.write(text[:100])
         raise OSError(28, "No space left on device")

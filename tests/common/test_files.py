@@ -1,10 +1,22 @@
 import json
+import os
 import stat
 
 import pytest
 
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file, atomic_folder, find_weights, hub_checkpoints, sha256, write_json
+from alitok.common.files import (
+    atomic_file,
+    atomic_folder,
+    check_readable_name,
+    find_weights,
+    hub_checkpoints,
+    sha256,
+    write_json,
+    write_text,
+)
+
+ODD = os.fsdecode(b"caf\xe9")  # Latin-1, no UTF-8
 
 
 def fail(path):
@@ -59,6 +71,19 @@ def test_json_is_strict_and_whole(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("inf")})
     assert json.loads(path.read_text()) == {"a": [1, None, "é"]}
+
+
+def test_names_that_are_no_utf8_are_written(tmp_path):
+    write_json(tmp_path / f"{ODD}.json", {"é": ODD})
+    assert json.loads((tmp_path / f"{ODD}.json").read_text("utf-8")) == {"é": ODD}
+    write_text(tmp_path / "a.txt", f"é {ODD}")
+    assert (tmp_path / "a.txt").read_text("utf-8") == "é caf\\udce9"
+
+
+def test_names_that_are_no_utf8_are_refused_where_they_could_not_be_read(tmp_path):
+    check_readable_name(tmp_path / "café")
+    with pytest.raises(BadInput, match="no valid UTF-8; name another folder"):
+        check_readable_name(tmp_path / ODD)
 
 
 def test_sha256(tmp_path):

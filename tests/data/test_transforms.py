@@ -5,7 +5,8 @@ import torchvision.transforms.functional as F
 from PIL import Image
 
 from alitok.common.random import stream
-from alitok.data.transforms import center_crop, resize_shorter, ten_crop, to_tensor, train_crop
+from alitok.data import transforms
+from alitok.data.transforms import center_crop, ten_crop, to_tensor, train_crop
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -16,8 +17,11 @@ def picture(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(50, 37), (37, 50), (20, 91), (32, 32)])
 def test_resize_is_torchvisions(size):
     image = picture(*size)
-    expected = F.resize(image, 32, F.InterpolationMode.BILINEAR)
-    assert np.array_equal(np.asarray(resize_shorter(image, 32)), np.asarray(expected))
+    whole = to_tensor(F.resize(image, 32, F.InterpolationMode.BILINEAR))
+    top, left, _ = torch.rand(3, generator=stream(0), dtype=torch.float64).tolist()
+    top, left = int(top * (whole.shape[1] - 31)), int(left * (whole.shape[2] - 31))
+    expected = whole[:, top : top + 32, left : left + 32]
+    assert torch.equal(train_crop(image, 32, stream(0), flip=False), expected)
 
 
 def test_train_crop_is_a_function_of_the_generator():
@@ -80,3 +84,30 @@ def test_ten_crop_of_another_size():
     assert ten_crop(picture(80, 70), 32).shape == (10, 3, 32, 32)
     views = ten_crop(picture(80, 70), 32, resize=32)
     assert torch.equal(views[0], views[4])
+
+
+CROPS = {
+    "center": lambda image: to_tensor(center_crop(image, 32)),
+    "random": lambda image: train_crop(image, 32, stream(3), flip=False),
+    "ten": lambda image: ten_crop(image, 32),
+}
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (7, 300), (310, 31), (32, 400), (20, 20)])
+def test_the_part_of_a_thin_picture_is_that_of_the_whole(crop, size, monkeypatch):
+    image = picture(*size)
+    whole = CROPS[crop](image)
+    monkeypatch.setattr(transforms, "LARGEST_SCALED", 0)
+    assert (CROPS[crop](image).int() - whole.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1), (3, 900_000)])
+def test_a_thin_picture_takes_no_gigabytes(crop, size, monkeypatch):
+    scaled = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *a, **k: scaled.append(a[1]) or resize(*a, **k))
+    ramp = Image.linear_gradient("L").convert("RGB").resize(size)
+    assert CROPS[crop](ramp).shape[-2:] == (32, 32)
+    assert all(width * height <= transforms.LARGEST_SCALED for width, height in scaled)

@@ -1,5 +1,6 @@
 """Image sets: the two forms that are read, and a sentence for each that cannot be."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
+from alitok.data.sources import open_source
+from alitok.data.transforms import to_tensor
 from alitok.evaluation.image_sets import Reader, SourceImages, array_names, holds_images, open_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
@@ -100,7 +103,7 @@ def test_folders_of_other_pictures(tmp_path: Path) -> None:
         open_images(save_pngs(tmp_path / "wide", [IMAGES[0, :12]]))
     broken = save_pngs(tmp_path / "broken")
     (broken / "004.png").write_bytes(b"no picture")
-    with pytest.raises(BadInput, match=r"004\.png is no readable PNG"):
+    with pytest.raises(BadInput, match=r"Cannot read the image .*004\.png"):
         list(Reader(open_images(broken), 2))
 
 
@@ -108,14 +111,71 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     pngs = save_pngs(tmp_path / "pngs")
     assert holds_images(pngs)
     Image.fromarray(IMAGES[0]).save(pngs / "zzz.jpg")
-    images = open_images(pngs)
-    assert images.count == 8
-    assert not images.lossless
+    assert open_images(pngs).count == 8
     (tmp_path / "classes" / "cat").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     assert not holds_images(tmp_path / "classes")
     assert holds_images(tmp_path / "empty")  # an empty folder is a folder of PNG with none in it
     assert not holds_images(tmp_path / "none")
+
+
+def stored(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PICTURE = Image.fromarray(IMAGES[0])
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lossless"),
+    [
+        ("z.png", stored(PICTURE, "PNG"), True),
+        ("z.PNG", stored(PICTURE, "PNG"), True),
+        ("z.jpg", stored(PICTURE, "PNG"), True),
+        ("z.jpg", stored(PICTURE, "JPEG"), False),
+        ("z.png", stored(PICTURE, "JPEG"), False),
+        ("z.webp", stored(PICTURE, "WEBP", lossless=True), True),
+        ("z.WEBP", stored(PICTURE, "WEBP"), False),
+        ("z.png", stored(PICTURE, "WEBP"), False),
+        ("z.tiff", stored(PICTURE, "TIFF"), True),
+        ("z.TIF", stored(PICTURE, "TIFF", compression="jpeg"), False),
+    ],
+)
+def test_content_says_whether_a_folder_is_lossless(tmp_path: Path, name: str, content: bytes, lossless: bool) -> None:
+    folder = save_pngs(tmp_path / "set")
+    (folder / name).write_bytes(content)
+    reader = Reader(open_images(folder), 3)
+    assert sum(len(part) for part, _ in reader) == 8
+    assert reader.lossless() is lossless
+
+
+FORMS = {
+    "RGB": stored(PICTURE, "PNG"),
+    "transparent": stored(Image.new("RGBA", (16, 16), (9, 9, 9, 0)), "PNG"),
+    "palette": stored(PICTURE.quantize(), "PNG", transparency=0),
+    "grey and alpha": stored(PICTURE.convert("LA"), "PNG"),
+    "16 bits": stored(Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257), "PNG"),
+    "turned PNG": stored(PICTURE, "PNG", exif=TURNED),
+    "turned JPEG": stored(PICTURE, "JPEG", exif=TURNED),
+    "CMYK": stored(PICTURE.convert("CMYK"), "JPEG"),
+    "JPEG": stored(PICTURE, "JPEG"),
+    "WebP": stored(PICTURE, "WEBP"),
+    "GIF": stored(PICTURE, "GIF"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_picture_is_the_same_in_a_flat_and_in_a_class_folder(tmp_path: Path, form: str) -> None:
+    for place in (tmp_path / "flat" / "0.png", tmp_path / "classes" / "x" / "0.png"):
+        place.parent.mkdir(parents=True)
+        place.write_bytes(FORMS[form])
+    source = open_source(str(tmp_path / "classes"), val_fraction=0)
+    flat = open_images(tmp_path / "flat").load(range(1))
+    assert torch.equal(flat[0], to_tensor(source[0][0]))
 
 
 def digest(images: Any, batch: int) -> str:

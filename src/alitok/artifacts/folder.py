@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from alitok.artifacts.digest import module_digest, tokenizer_digest
 from alitok.common.build import build, import_class, is_class_block
 from alitok.common.errors import BadInput, first_line
-from alitok.common.files import atomic_folder
+from alitok.common.files import atomic_folder, check_readable_name
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
 
@@ -59,6 +59,7 @@ def save_artifact(
         BadInput: the folder holds something else than an artifact, or cannot be written.
     """
     folder = Path(folder)
+    check_readable_name(folder)
     if card.get("kind") not in KINDS:
         raise ValueError(f"an artifact's card needs a kind of {KINDS}, not {card.get('kind')!r}")
     if folder.exists() and not (folder / CARD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -79,7 +80,7 @@ def save_artifact(
         for name, (extra_block, extra_module) in (extra or {}).items():
             _write(temporary, f"{name}.yaml", f"{name}.safetensors", extra_block, extra_module)
         # numbers of numpy and torch become floats
-        (temporary / CARD).write_text(json.dumps(full, indent=2, ensure_ascii=False, default=float) + "\n", "utf-8")
+        (temporary / CARD).write_text(json.dumps(full, indent=2, default=float) + "\n", "utf-8")
     return full
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from alitok.commands.ablation_settings import LADDER
 from alitok.commands.provenance import command, machine
 from alitok.commands.runs import read_json, spread
-from alitok.common.files import atomic_file, write_json
+from alitok.common.files import atomic_file, write_json, write_text
 
 # key of a row -> head of its column, how it is written, factor
 COLUMNS: dict[str, tuple[str, str, float]] = {
@@ -46,8 +46,7 @@ def write_results(out: Path, path: Path, facts: Mapping[str, Any]) -> None:
     content = {"rows": rows, **facts, "command": command(), "machine": machine(), "details": details}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_name(f"{path.name}.json"), content)
-    with atomic_file(path.with_name(f"{path.name}.md")) as file:
-        file.write_text(markdown(content, path.name), encoding="utf-8")
+    write_text(path.with_name(f"{path.name}.md"), markdown(content, path.name))
     draw(rows, details, path.with_name(f"{path.name}.png"))
     for name, title in SHEETS.items():
         pictures = {

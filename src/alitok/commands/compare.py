@@ -77,7 +77,7 @@ def write_page(
     from alitok.commands.device import pick_device
     from alitok.commands.report import section
     from alitok.commands.runs import group, group_names, open_runs
-    from alitok.common.files import atomic_file
+    from alitok.common.files import write_text
 
     groups = group(open_runs(folders))
     names = group_names(groups)
@@ -105,8 +105,7 @@ def write_page(
         sections="".join(sections),
         command="alitok compare",
     )
-    with atomic_file(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return notes
 
 

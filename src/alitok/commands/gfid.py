@@ -79,7 +79,7 @@ def evaluate_samples(args: argparse.Namespace, device: torch.device) -> Evaluati
     reasons = reasons_against(
         samples=samples.count,
         labels=samples.labels if labels is None else labels,
-        lossless=samples.lossless,
+        lossless=measured.lossless,
         sample_size=samples.size,
         reference_keys=reference.keys if reference else frozenset(),
         reference_size=reference.size if reference else None,
@@ -115,7 +115,7 @@ def compare_statistics(args: argparse.Namespace, device: torch.device) -> Evalua
     reference = reference.measured(extractor, args.batch, features=False, progress=bar("Reference"))
     assert samples.pooled is not None
     assert reference.pooled is not None
-    measured = Measured(samples.pooled, samples.spatial, None, None, samples.digest)
+    measured = Measured(samples.pooled, samples.spatial, None, None, samples.digest, lossless=False)
     results: dict[str, Any] = distances(measured, reference.pooled, reference.spatial, None)
     reasons = ["of the samples only stored statistics are given, so nothing about them can be checked"]
     if samples.pooled.count not in (None, PUBLISHED_SAMPLES):

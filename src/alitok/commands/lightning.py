@@ -16,7 +16,7 @@ from alitok.commands.changes import check_changes
 from alitok.common.build import build, import_class, is_class_block
 from alitok.common.ends import Terminated, alone_in
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file
+from alitok.common.files import check_readable_name, write_text
 from alitok.config import DEFAULTS, compose_run, resolve
 
 TAKES_OVERRIDES = True
@@ -62,12 +62,13 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         BadInput: what the run needs is missing, a checkpoint that does not belong to it, a disk that is full.
         KeyboardInterrupt: Ctrl-C.
     """
+    root = Path(config["trainer"]["default_root_dir"])
+    check_readable_name(root)
     total = total_steps(config)
     if verb == "fit" and finished(config, total):
         _say(f"{artifact_folder(config)} is finished ({total:,} steps); name another folder to train anew.", sys.stdout)
         return
     config = {key: value for key, value in config.items() if key != "define"}
-    root = Path(config["trainer"]["default_root_dir"])
     if not weights_checked:
         check_weight_files(config)
     checkpoint = _resume_point(verb, config.pop("ckpt_path", None), root)
@@ -81,8 +82,7 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         _announce_changes(checkpoint, module.configuration, allow_changes)
     with alone_in(root) if _is_main() else nullcontext():
         if _is_main():
-            with atomic_file(root / "config.yaml") as file:
-                file.write_text(yaml.safe_dump(config, sort_keys=False))
+            write_text(root / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         _lightning_cli(verb, arguments, total, module, data)
 
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from alitok.commands.charts import Curve, chart, number
-from alitok.common.files import atomic_file
+from alitok.common.files import write_text
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import psnr
 
@@ -158,8 +158,7 @@ def write_report(
             "ol",
         ),
     )
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def section(name: str, title: str, lead: str, body: str, style: str = "", tag: str = "div") -> str:

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     from alitok.commands.device import pick_device
     from alitok.commands.image_specs import read_all
+    from alitok.common.files import check_readable_name
     from alitok.data.sources import open_source
 
     if args.out.exists():
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     for name, least in (("size", 16), ("width", 1), ("steps", 1)):
         if getattr(args, name) < least:
             raise BadInput(f"--{name} must be at least {least}, not {getattr(args, name)}.")
+    check_readable_name(args.out)
     device = pick_device(args.device)
     source = open_source(args.data, "train", size=args.size, count=args.count)
     held_out = open_source(args.data, "val", size=args.size, count=args.count)

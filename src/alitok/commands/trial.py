@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.lightning import run as launch
     from alitok.commands.provenance import command, machine
     from alitok.commands.runs import open_runs, parse_seeds, training_seconds
-    from alitok.common.files import atomic_file, write_json
+    from alitok.common.files import write_json, write_text
 
     plans = compose_all(args.config, args.idea, parse_seeds(args.seeds), args.out, args.overrides)
     for number, (name, seed, config) in enumerate(plans, start=1):
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     write_json(args.out / "trial.json", {"rows": rows, "command": command(), "machine": machine()})
     text = table(rows)
-    with atomic_file(args.out / "trial.md") as file:
-        file.write_text(f"{text}\n\nCommand: `{command()}`. Machine: {machine()}.\n", encoding="utf-8")
+    write_text(args.out / "trial.md", f"{text}\n\nCommand: `{command()}`. Machine: {machine()}.\n")
     Console().print(Markdown(text))
     for note in write_page(folders, args.out / "compare.html"):
         print(f"note: {note}")

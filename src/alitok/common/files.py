@@ -68,9 +68,29 @@ def write_json(path: str | Path, content: Any) -> None:
         BadInput: the folder cannot be written.
         ValueError: a number that is not finite, which JSON does not know.
     """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def check_readable_name(path: str | Path) -> None:
+    """Refuses a folder that the readers of weights, tables and logs could not open: its name must be UTF-8.
+
+    Raises:
+        BadInput: it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"Cannot write {path}: the name is no valid UTF-8; name another folder.") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8, whole or not at all; bytes of a name that are no UTF-8 become escapes (`\\udce9`).
+
+    Raises:
+        BadInput: the folder cannot be written.
+    """
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _umask() -> int:

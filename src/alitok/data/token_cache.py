@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alitok.common.errors import BadInput, first_line
-from alitok.common.files import atomic_folder
+from alitok.common.files import atomic_folder, write_json
 
 METADATA_FILE = "alitok.json"
 DATA_FILE = "data-00000-of-00001.arrow"
@@ -109,11 +109,10 @@ def write_metadata(
     }
     try:
         datasets.DatasetInfo(features=features).write_to_directory(str(folder))
-        (folder / "state.json").write_text(json.dumps(state, indent=2))
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / METADATA_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"Cannot write {folder}: {error.strerror or error}.") from error
+    write_json(folder / "state.json", state)
+    write_json(folder / METADATA_FILE, content)
 
 
 def _write_rows(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from alitok.common.distributed import all_or_none, rank, world_size
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file, write_json
+from alitok.common.files import atomic_file, check_readable_name, write_json
 from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
 
 IMAGES_PER_SHARD = 4096
@@ -48,7 +48,7 @@ class TokenShards:
         class_names: of the source.
 
     Raises:
-        BadInput: a shard of less than one image.
+        BadInput: a shard of less than one image, or a folder whose name is no UTF-8.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class TokenShards:
         class_names: list[str],
         images_per_shard: int = IMAGES_PER_SHARD,
     ) -> None:
+        check_readable_name(folder)
         if images_per_shard < 1:
             raise BadInput(f"A shard must hold at least 1 image, not {images_per_shard}.")
         self.folder, self.total, self.images_per_shard = folder, total, images_per_shard

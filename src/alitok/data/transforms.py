@@ -1,25 +1,19 @@
 """Crops and flips of the tokenizer recipe, of evaluation and of the token cache; PIL in, uint8 tensors out."""
 
+from math import ceil, floor
+
 import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
 from torch import Generator, Tensor
 
+LARGEST_SCALED = 2**26  # pixels; Pillow takes four bytes a pixel: 256 MB
+
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture -> (3, H, W) uint8."""
     return rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w").contiguous()
-
-
-def resize_shorter(image: Image.Image, size: int) -> Image.Image:
-    """Scales the shorter side to `size` (PIL bilinear, antialiased); the longer side is rounded down."""
-    width, height = image.size
-    short = min(width, height)
-    if short == size:
-        return image
-    target = (int(size * width / short), int(size * height / short))
-    return image.resize(target, Image.Resampling.BILINEAR)
 
 
 def train_crop(image: Image.Image, size: int, generator: Generator, *, crop: bool = True, flip: bool = True) -> Tensor:
@@ -35,9 +29,10 @@ def train_crop(image: Image.Image, size: int, generator: Generator, *, crop: boo
     # three draws whatever the options, so that one option does not move the numbers of another
     top, left, mirror = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     if crop:
-        image = resize_shorter(image, size)
-        width, height = image.size
-        image = _cut(image, int(top * (height - size + 1)), int(left * (width - size + 1)), size)
+        short = min(image.size)
+        width, height = target = int(size * image.width / short), int(size * image.height / short)
+        corner = int(left * (width - size + 1)), int(top * (height - size + 1))
+        image = _scaled(image, target, Image.Resampling.BILINEAR, corner, size)
     else:
         image = center_crop(image, size)
     if flip and mirror < 0.5:
@@ -50,8 +45,8 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    return _cut(image, (image.height - size) // 2, (image.width - size) // 2, size)
+    width, height = target = round(image.width * scale), round(image.height * scale)
+    return _scaled(image, target, Image.Resampling.BICUBIC, ((width - size) // 2, (height - size) // 2), size)
 
 
 def ten_crop(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
@@ -88,7 +83,29 @@ def ten_views(pictures: Tensor, size: int) -> Tensor:
     return torch.stack(cut, dim=-4)
 
 
-def _cut(image: Image.Image, top: int, left: int, size: int) -> Image.Image:
-    if image.size == (size, size):
-        return image
-    return image.crop((left, top, left + size, top + size))
+def _scaled(
+    image: Image.Image, target: tuple[int, int], resample: Image.Resampling, corner: tuple[int, int], size: int
+) -> Image.Image:
+    """The `size` x `size` pixels at `corner` (left, top) of the picture scaled to `target` (width, height).
+
+    If the scaled picture is above `LARGEST_SCALED`, only this part is made; it differs from the whole by rounding.
+    """
+    left, top = corner
+    if target[0] * target[1] <= LARGEST_SCALED:
+        whole = image if target == image.size else image.resize(target, resample)
+        return whole if whole.size == (size, size) else whole.crop((left, top, left + size, top + size))
+    (x, x0, x1), (y, y0, y1) = (_part(*side, size) for side in zip(image.size, target, corner, strict=True))
+    # cut first: Pillow has the box as 32-bit floats, which are too coarse far from 0
+    near = image.crop((x.start, y.start, x.stop, y.stop))
+    # rows first, as Pillow enlarges a whole picture: it rounds in between
+    rows = near.resize((size, near.height), resample, box=(x0, 0, x1, near.height))
+    return rows.resize((size, size), resample, box=(0, y0, size, y1))
+
+
+def _part(length: int, target: int, start: int, size: int) -> tuple[range, float, float]:
+    """Of one side: the pixels that `size` scaled ones from `start` on are made of, and where these lie in them."""
+    scale = length / target
+    reach = 2 * max(scale, 1) + 1  # of a bicubic filter
+    first, last = start * scale, (start + size) * scale
+    pixels = range(max(0, floor(first - reach)), min(length, ceil(last + reach)))
+    return pixels, first - pixels.start, min(last, length) - pixels.start

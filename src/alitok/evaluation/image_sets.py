@@ -18,10 +18,11 @@ from torch import Tensor
 from alitok.common import distributed
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
+from alitok.data.encoded import is_lossless
+from alitok.data.pictures import IMAGE_ENDINGS, read_file, read_picture
+from alitok.data.transforms import to_tensor
 
 ARRAY, LABELS = "arr_0", "arr_1"
-LOSSLESS = (".png",)
-LOSSY = (".jpg", ".jpeg", ".webp")
 READERS = min(4, os.cpu_count() or 1)
 
 T = TypeVar("T")
@@ -31,9 +32,9 @@ Batch = tuple[Tensor, Tensor]  # positions in the set (B,) int64, uint8 images (
 class ImageSet(Protocol):
     """Square images of one size in a fixed order.
 
-    `lossless`: never stored as JPEG or the like, nor resampled; `file`: the one file that holds them, if any;
-    `labels` (count,) int64, where they are known; `readers`: threads that may call `load` at a time (with one, the
-    calls come in ascending order).
+    `lossless`: nothing that was read so far was stored as JPEG or the like, or resampled; `file`: the one file that
+    holds them, if any; `labels` (count,) int64, where they are known; `readers`: threads that may call `load` at a time
+    (with one, the calls come in ascending order).
     """
 
     name: str
@@ -89,6 +90,10 @@ class Reader:
         finally:
             self.images.close()
 
+    def lossless(self) -> bool:
+        """Whether the set is lossless, once read. A collective."""
+        return not distributed.all_sum(torch.tensor(int(not self.images.lossless)))
+
     def _task(self, rows: range) -> Callable[[], tuple[range, Tensor, Tensor]]:
         def task() -> tuple[range, Tensor, Tensor]:
             images = self.images.load(rows)
@@ -138,13 +143,14 @@ def holds_images(path: Path) -> bool:
         return path.is_file()
     entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
     files = [entry.name.lower() for entry in entries if entry.is_file()]
-    return not entries or any(name.endswith((*LOSSLESS, *LOSSY)) for name in files)
+    return not entries or any(name.endswith(IMAGE_ENDINGS) for name in files)
 
 
 def open_images(path: Path) -> ImageSet:
     """An .npz with `arr_0` (count, H, W, 3) uint8 (and labels `arr_1`, if it has them), or a folder of PNG files.
 
-    A folder may hold JPEG or WebP files too; it is then not lossless. Other files in it are left alone.
+    A folder may hold other pictures too; with one that was stored with loss it is not lossless. Other files in it are
+    left alone.
 
     Raises:
         BadInput: neither, an array of another name, type or shape, or an empty folder.
@@ -209,20 +215,20 @@ class FolderImages:
             files = sorted(
                 Path(entry.path)
                 for entry in entries
-                if entry.name.lower().endswith((*LOSSLESS, *LOSSY)) and not entry.name.startswith(".")
+                if entry.name.lower().endswith(IMAGE_ENDINGS) and not entry.name.startswith(".")
             )
         if not files:
             raise BadInput(f"{path} holds no PNG file: give the folder that the samples were written to.")
         self.files, self.count, self.name = files, len(files), path.name
-        self.lossless = all(file.suffix.lower() in LOSSLESS for file in files)
-        height, width = _read_picture(files[0]).shape[-2:]
+        self.lossless = True
+        height, width = self._read(files[0]).shape[-2:]
         _check_square(height, width, files[0])
         self.size = height
 
     def load(self, rows: range) -> Tensor:
         images = []
         for file in self.files[rows.start : rows.stop]:
-            image = _read_picture(file)
+            image = self._read(file)
             if image.shape[-2:] != (self.size, self.size):
                 raise BadInput(
                     f"{file} has {image.shape[-1]} x {image.shape[-2]} pixels,"
@@ -230,6 +236,12 @@ class FolderImages:
                 )
             images.append(image)
         return torch.stack(images)
+
+    def _read(self, file: Path) -> Tensor:
+        encoded = read_file(file, str(file))
+        if not is_lossless(encoded):
+            self.lossless = False
+        return to_tensor(read_picture(encoded, str(file)))
 
     def close(self) -> None: ...
 
@@ -305,15 +317,3 @@ def _npz_labels(path: Path, count: int) -> Tensor | None:
 def _check_square(height: int, width: int, path: Path) -> None:
     if height != width:
         raise BadInput(f"{path}: images of {height} x {width} are not square; crop them first.")
-
-
-def _read_picture(file: Path) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_image
-
-    try:
-        image = decode_image(str(file), ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise BadInput(f"{file} is no readable PNG: replace or remove it.") from error
-    if image.dtype != torch.uint8:
-        raise BadInput(f"{file} has 16 bits a channel: save it with 8.")
-    return image

@@ -22,7 +22,8 @@ class Measured:
     """A set in numbers, equal on every process.
 
     `spatial` and `score` are None where the extractor has no spatial features or classes; `features` (M, F) float32 in
-    the order of the set, M at most `KEPT`; `digest` of the images.
+    the order of the set, M at most `KEPT`; `digest` of the images, and whether they are
+    `lossless`.
     """
 
     pooled: FeatureStatistics
@@ -30,6 +31,7 @@ class Measured:
     score: float | None
     features: Tensor | None
     digest: str
+    lossless: bool
 
 
 def measure(
@@ -79,6 +81,7 @@ def measure(
         score=score.compute()["inception_score"] if has_score else None,
         features=all_sum(features) if keep else None,
         digest=reader.digest(),
+        lossless=reader.lossless(),
     )
 
 

@@ -97,11 +97,11 @@ class SampleSet:
     def write(self, start: int, images: Tensor) -> None:
         """Keeps images start, start + 1, ...: uint8 (B, 3, H, W)."""
         if self.kind == "folder":
-            from torchvision.io import write_png
+            from torchvision.io import encode_png
 
             for index, image in enumerate(images.cpu(), start):
                 with atomic_file(self.partial / f"{index:06d}.png") as temporary:
-                    write_png(image, str(temporary))
+                    temporary.write_bytes(encode_png(image).numpy().tobytes())
             return
         with atomic_file(self.partial / f"{start:08d}-{start + len(images):08d}.npy") as temporary:
             np.save(temporary, images.permute(0, 2, 3, 1).cpu().numpy())
