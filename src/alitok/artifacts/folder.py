@@ -125,7 +125,7 @@ def load_extra(path: str | Path, name: str) -> nn.Module | None:
     return module
 
 
-def check_pair(generator: nn.Module, tokenizer: nn.Module) -> None:
+def check_pair(generator: Generator, tokenizer: Tokenizer) -> None:
     """Refuses a tokenizer whose tokens are not those that the generator was trained on.
 
     A generator whose card names no tokenizer (published weights) is only held to the number of tokens and codes. It may
@@ -134,16 +134,19 @@ def check_pair(generator: nn.Module, tokenizer: nn.Module) -> None:
     Raises:
         BadInput: they do not belong together.
     """
-    wanted = (getattr(generator, "card", None) or {}).get("tokenizer")
+    wanted = generator.card.get("tokenizer")
     if wanted is not None and (digest := tokenizer_digest(tokenizer)) != wanted:
         raise BadInput(
             f"The generator was trained on tokens of tokenizer {wanted[:12]}, but this tokenizer is {digest[:12]}; "
             "give the tokenizer (of stage 1 or 2) that made its token cache."
         )
-    held = (("codebook_size", "codes"), ("num_tokens", "tokens an image"), ("sub_codes", "sub-codes a token"))
-    for name, words in held:
-        ours, theirs = (getattr(model, name, None) or 1 for model in (generator, tokenizer))
-        if ours != theirs and not (name == "num_tokens" and ours < theirs and getattr(tokenizer, "any_length", False)):
+    for words, ours, theirs in (
+        ("codes", generator.codebook_size, tokenizer.codebook_size),
+        ("tokens an image", generator.num_tokens, tokenizer.num_tokens),
+        ("sub-codes a token", generator.sub_codes, tokenizer.sub_codes),
+    ):
+        shorter = words == "tokens an image" and ours < theirs and tokenizer.any_length
+        if ours != theirs and not shorter:
             raise BadInput(
                 f"The generator knows {ours} {words} and the tokenizer has {theirs}; give a pair that fits together."
             )

@@ -87,7 +87,7 @@ class Health(Callback):
 
     def _count(self, module: TrainingModule, ids: list[Tensor]) -> None:
         tokenizer: Any = module.model
-        groups, size = getattr(tokenizer.quantizer, "sub_codes", None) or 1, tokenizer.codebook_size
+        groups, size = tokenizer.sub_codes, tokenizer.codebook_size
         if self.counts is None:
             self.counts = torch.zeros(groups * size, dtype=torch.int64, device=ids[0].device)
         for part in ids:

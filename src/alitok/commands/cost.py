@@ -162,7 +162,7 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
         beside = {name: _count(network) for name, network in networks.items()}
         if (discriminator := getattr(module, "discriminator", None)) is not None:
             beside["discriminator"] = _count(discriminator)
-        tokens, codes, sub_codes = model.num_tokens, model.codebook_size, model.sub_codes or 1
+        tokens, codes, sub_codes = model.num_tokens, model.codebook_size, model.sub_codes
         turns = _turns(module.schedule, config["trainer"].get("max_steps"))
     for turn in turns:
         _rehearse(turn, config, layout, precision, share, micro_batch)

@@ -161,9 +161,9 @@ def probe(
         "held_out": len(held),
         "tokens": tokens.num_tokens,
         "codebook_size": codebook,
-        "sub_codes": tokens.sub_codes or 1,
-        "bits_per_token": (tokens.sub_codes or 1) * math.log2(codebook),
-        "bits_per_picture": tokens.num_tokens * (tokens.sub_codes or 1) * math.log2(codebook),
+        "sub_codes": tokens.sub_codes,
+        "bits_per_token": tokens.sub_codes * math.log2(codebook),
+        "bits_per_picture": tokens.num_tokens * tokens.sub_codes * math.log2(codebook),
         "codebook_size_known": tokens.codebook_size is not None,
         **statistics,
         "generator": {
@@ -234,7 +234,7 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
     import torch
 
     labels = cache.labels[images]
-    sub_codes = cache.sub_codes or 1
+    sub_codes = cache.sub_codes
     counts = torch.zeros(sub_codes, codebook_size, dtype=torch.int64)
     class_entropy = class_bias = 0.0
     for label in labels.unique().tolist():  # a class at a time: C x V counts would not fit for large codebooks
@@ -289,7 +289,7 @@ def plug_in_entropy(counts: "Tensor") -> tuple[float, float]:
 def train_generator(
     data: "ImageNetDataModule",
     codebook_size: int,
-    sub_codes: int | None,
+    sub_codes: int,
     num_prefix: int,
     side: int,
     steps: int,
@@ -310,11 +310,11 @@ def train_generator(
 
     quiet()
     place = pick_device(device)
-    kind = "generator.Generator" if sub_codes is None else "sub_code_generator.SubCodeGenerator"
+    kind = "generator.Generator" if sub_codes == 1 else "sub_code_generator.SubCodeGenerator"
     block = {
         "class_path": f"alitok.models.{kind}",
         "init_args": {
-            **({} if sub_codes is None else {"sub_codes": sub_codes}),
+            **({} if sub_codes == 1 else {"sub_codes": sub_codes}),
             "codebook_size": codebook_size,
             "num_classes": data.num_classes,
             "num_prefix": num_prefix,

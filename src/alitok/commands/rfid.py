@@ -29,7 +29,7 @@ from alitok.evaluation.reference import (
     set_reference,
 )
 from alitok.models.perturbation import check_swappable, nearest_codes, swap_ids
-from alitok.models.quantizer import QuantizerOutput
+from alitok.models.seams import Quantized
 from alitok.models.tokenizer import Tokenizer
 
 SHOWN = 8  # pictures of --picture
@@ -45,7 +45,7 @@ def perturb(
     Returns:
         uint8 (B, 3, H, W) of the mildest and of the harshest setting.
     """
-    encoded: QuantizerOutput = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
+    encoded: Quantized = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
     ids = encoded.ids
     near = nearest_codes(encoded.latents, tokenizer.quantizer, max(metric.deltas))
     drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]

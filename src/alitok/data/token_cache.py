@@ -164,7 +164,7 @@ class TokenCache:
     `codebook_size` are then None, and classes are named by their numbers.
 
     Attributes:
-        views: per image. num_tokens: that are read of each, N. sub_codes: S, or None where a token is one id.
+        views: per image. num_tokens: that are read of each, N. sub_codes: S, ids of a token.
         labels: (images,) int64.
         recipe: how the views were cut; empty if not known. metadata: all that is written beside the ids.
 
@@ -187,7 +187,7 @@ class TokenCache:
         if len(shape) not in (2, 3):
             raise BadInput(f"Token cache {folder} must hold views x tokens (x sub-codes) per image, not {shape}.")
         self.views, self.num_tokens = int(shape[0]), int(shape[1])
-        self.sub_codes: int | None = int(shape[2]) if len(shape) == 3 else None
+        self.sub_codes = int(shape[2]) if len(shape) == 3 else 1
         if keep is not None:
             if not 1 <= keep <= self.num_tokens:
                 raise BadInput(f"Token cache {folder} has {self.num_tokens} tokens an image; it cannot keep {keep}.")
@@ -233,7 +233,7 @@ class TokenCache:
             raise IndexError(f"image indices must be in [0, {len(self)})")
         places = np.searchsorted(self._starts, numbers, side="right") - 1
         rows = numbers - self._starts[places]
-        shape = (self.num_tokens,) if self.sub_codes is None else (self.num_tokens, self.sub_codes)
+        shape = (self.num_tokens,) if self.sub_codes == 1 else (self.num_tokens, self.sub_codes)
         ids = np.empty((len(numbers), *shape), dtype=np.int64)
         for target, place, row, view in zip(ids, places, rows, chosen, strict=True):
             target[...] = self._blocks[place][row, view, : self.num_tokens]

@@ -13,13 +13,13 @@ class CodebookUsage:
     With S sub-codes per token every sub-code has counts of its own, and the two numbers are means over them.
     """
 
-    def __init__(self, codebook_size: int, sub_codes: int | None = None) -> None:
+    def __init__(self, codebook_size: int, sub_codes: int = 1) -> None:
         self.codebook_size = codebook_size
         self.sub_codes = sub_codes
         self.reset()
 
     def reset(self) -> None:
-        self.counts = torch.zeros(self.sub_codes or 1, self.codebook_size, dtype=torch.int64)
+        self.counts = torch.zeros(self.sub_codes, self.codebook_size, dtype=torch.int64)
 
     def update(self, ids: Tensor) -> None:
         """Adds ids (B, N) or, with sub-codes, (B, N, S), in [0, V).
@@ -27,7 +27,7 @@ class CodebookUsage:
         Raises:
             BadInput: an id outside the codebook, or another number of sub-codes.
         """
-        if self.sub_codes is not None and (ids.ndim != 3 or ids.shape[-1] != self.sub_codes):
+        if self.sub_codes > 1 and (ids.ndim != 3 or ids.shape[-1] != self.sub_codes):
             raise BadInput(f"Ids have shape {tuple(ids.shape)}, expected (B, N, {self.sub_codes}) with sub-codes.")
         if ids.numel() == 0:
             return
@@ -36,7 +36,7 @@ class CodebookUsage:
                 f"Ids run from {int(ids.min())} to {int(ids.max())}, the codebook holds {self.codebook_size}: "
                 "use the tokenizer that made them."
             )
-        groups = self.sub_codes or 1
+        groups = self.sub_codes
         flat = ids.detach().long().reshape(-1, groups) + torch.arange(groups, device=ids.device) * self.codebook_size
         counts = torch.bincount(flat.flatten(), minlength=groups * self.codebook_size)
         self.counts += counts.view(groups, -1).cpu()

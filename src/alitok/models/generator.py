@@ -1,5 +1,6 @@
 """The autoregressive generator: a plain decoder-only transformer over token ids."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -139,7 +140,7 @@ class Generator(Part):
     ordered = False
     entries = ("losses",)
     block: dict[str, Any]  # class block and card of the artifact that it was read from
-    card: dict[str, Any]
+    card: Mapping[str, Any] = {}  # noqa: RUF012 - never written to
 
     def __init__(
         self,

@@ -124,7 +124,9 @@ class LatentPerturbation(Bottleneck):
             return [Decoding(latents=tokens.decodable)]
         ratio, latents, ids = self.ratio(step.progress), tokens.latents[:count], tokens.ids[:count]
         delta = max(1, floor(ratio * self.delta + 1e-9))
-        drawn = [torch.rand(ids.shape[1], 2, generator=step.stream("perturbation", place)) for place in step.places[:count]]
+        drawn = [
+            torch.rand(ids.shape[1], 2, generator=step.stream("perturbation", place)) for place in step.places[:count]
+        ]
         with torch.no_grad():
             near = nearest_codes(latents, quantizer, delta)
             swapped = swap_ids(ids, near, ratio * self.alpha, send(torch.stack(drawn), ids.device))

@@ -149,11 +149,13 @@ class Decoder(Part):
     Attributes:
         any_length: it takes the first k latents, for any k.
         num_latents: N that it takes; None for any.
+        length: of its longest sequence inside, for estimates of memory; None for N.
         generative: `decode` draws or integrates, so an image of `forward` is no reconstruction.
     """
 
     any_length = False
     num_latents: int | None = None
+    length: int | None = None
     generative = False
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:

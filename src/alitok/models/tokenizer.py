@@ -1,6 +1,6 @@
 """The tokenizer: encoder, quantizer, an optional bottleneck, decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ class Tokenizer(nn.Module):
     bottleneck: Bottleneck | None
     decoder: Decoder
     block: dict[str, Any]  # class block and card of the artifact that it was read from
-    card: dict[str, Any]
+    card: Mapping[str, Any] = {}  # noqa: RUF012 - never written to
 
     def __init__(
         self,

@@ -59,7 +59,9 @@ class Decoding:
             weighted=self.value_weights is not None,
         )
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.uniforms = torch.zeros(batch, steps, *generator.output.noise_shape, dtype=widest_float(device), device=device)
+        self.uniforms = torch.zeros(
+            batch, steps, *generator.output.noise_shape, dtype=widest_float(device), device=device
+        )
         self.confidence = torch.zeros(batch, steps, device=device)
         self.ids = torch.zeros(batch, *generator.id_shape, dtype=torch.int64, device=device)
         self.given = torch.zeros_like(self.ids) if forced else None
@@ -238,7 +240,7 @@ def recommended(
     generator: Generator, guidance: float | None = None, power: float | None = None, schedule: str | None = None
 ) -> tuple[str, float, float]:
     """(schedule, scale, power): what is given, else what the generator's card recommends, else no guidance."""
-    card = getattr(generator, "card", None) or {}
+    card = generator.card
     scale = (card.get("guidance") or 0.0) if guidance is None else guidance
     power = float(card.get("power") or 1.0) if power is None else power
     return schedule or card.get("schedule") or DEFAULT_SCHEDULE, float(scale), float(power)

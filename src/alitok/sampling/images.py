@@ -136,9 +136,9 @@ def largest_batch(
     rows, tokens = 2 if guided else 1, generator.num_tokens
     width = generator.heads * generator.head_dim
     cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[precision].itemsize
-    logits = generator.codebook_size * (generator.sub_codes or 1) * (rows * 3 * 4 + 3 * 8)
+    logits = generator.codebook_size * generator.sub_codes * (rows * 3 * 4 + 3 * 8)
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
-    length = getattr(tokenizer.decoder, "length", tokenizer.num_tokens)
+    length = tokenizer.decoder.length or tokenizer.num_tokens
     decoder = 4 * 4 * widest * length + 3 * 3 * 4 * tokenizer.image_size**2
     most = max(1, min(LARGEST_BATCH, int(SHARE_OF_MEMORY * free_bytes) // (cache + logits + decoder)))
     return most // STEP_OF_BATCH * STEP_OF_BATCH or most

@@ -185,7 +185,9 @@ class GeneratorTraining(TrainingModule):
             raise BadInput(f"start_from {path}: no layer fits this configuration's generator; give it the same sizes.")
         self.generator.load_state_dict(fits, strict=False)
         fresh = sorted(set(own) - set(fits))
-        classes = "" if parent.num_classes == self.generator.num_classes else f"; {self.generator.num_classes} new classes"
+        classes = (
+            "" if parent.num_classes == self.generator.num_classes else f"; {self.generator.num_classes} new classes"
+        )
         if self.global_rank == 0:
             print(f"start_from {path}: {len(fits)} of {len(own)} tensors carry over{classes}.", flush=True)
             if fresh:
