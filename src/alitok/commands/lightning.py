@@ -24,13 +24,13 @@ OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --
 _runs = itertools.count()
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
+def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The option -c, for every verb that composes a configuration."""
     parser.add_argument(
         "-c",
         "--config",
         action="append",
-        required=True,
+        required=required,
         metavar="FILE",
         help="YAML; give several to lay one over another",
     )
@@ -71,6 +71,8 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         check_weight_files(config)
     checkpoint = _resume_point(verb, config.pop("ckpt_path", None), root)
     module, data = _build(verb, config)
+    for line in data.found.lines():
+        _say(line, sys.stdout)
     if verb == "fit":
         module.configuration = {**config, "data found": data.descriptions["train"]}
         if checkpoint is not None:
