@@ -157,6 +157,12 @@ def test_missing_folder_names_the_variable(spec, tmp_path, monkeypatch):
         open_source(spec)
 
 
+@pytest.mark.parametrize("spec", ["~no-such-user/x", "x" * 5000, "a" * 300 + "/x"])
+def test_paths_that_cannot_be(spec):
+    with pytest.raises(BadInput, match=r"Cannot look for the data '|does not exist"):
+        open_source(spec)
+
+
 def test_wrong_arguments():
     with pytest.raises(BadInput, match="'train' or 'val'"):
         open_source("shapes", "test")

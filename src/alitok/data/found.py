@@ -88,7 +88,8 @@ class Found:
     def lines(self) -> Iterator[str]:
         """Two lines for people: what is read, and what is not."""
         counts = ", ".join(f"{count:,} of {name}" for name, count in self.splits.items())
-        names = ", ".join(self.class_names[:SHOWN]) + ", ..." * (len(self.class_names) > SHOWN)
+        more = len(self.class_names) - SHOWN
+        names = ", ".join(self.class_names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
         columns = "" if self.columns is None else "; columns {image} and {label}".format(**self.columns)
         line = (
             f"Data {self.spec}: {self.layout}; images: {counts}; {len(self.class_names):,} classes: {names}{columns}."

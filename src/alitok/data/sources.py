@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
 from alitok.common.random import stream
 from alitok.data.found import Described, PassedOver
 
@@ -104,14 +104,14 @@ def open_source(
         shapes.origin = shapes.origin.noting(*_unused(columns, streaming=streaming))
         return shapes
 
-    path = Path(spec).expanduser()
+    path, is_folder = _place(spec)
     source: Source
     tables, hidden = _tables_of(path, wanted=streaming or any(columns.values()))
     if tables:
         source, whole = open_tables(path, split, split_name, image_column, label_column, streaming)
     elif streaming and not _is_hub_name(spec):
         raise BadInput(f"{spec} cannot be streamed: only a hub name or a folder of parquet files can.")
-    elif path.is_dir():
+    elif is_folder:
         source, whole = open_folder(path, split, split_name)
         source.origin = source.origin.noting(*hidden, *_unused(columns))
     elif _is_hub_name(spec):
@@ -125,6 +125,15 @@ def open_source(
     if not whole:
         source = hold_out(source, split, val_fraction, seed)
     return source if count is None else limit(source, count, seed)
+
+
+def _place(spec: str) -> tuple[Path, bool]:
+    """The path that a spec would be, and whether a folder is there."""
+    try:
+        path = Path(spec).expanduser()
+        return path, path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, no right to look
+        raise BadInput(f"Cannot look for the data {spec!r}: {first_line(error)}.") from error
 
 
 def _unused(columns: Mapping[str, str | None], streaming: bool = False) -> list[PassedOver]:

@@ -238,7 +238,8 @@ def _features(dataset: Any) -> Any:
 
 def _source(dataset: Any, *arguments: Any) -> TableSource | StreamedSource:
     streamed = isinstance(dataset, ParquetRows)
-    return StreamedSource(dataset, *arguments) if streamed else TableSource(dataset, *arguments)
+    with _or_bad_input(f"Cannot read the labels of {arguments[0]}"):
+        return StreamedSource(dataset, *arguments) if streamed else TableSource(dataset, *arguments)
 
 
 def _stream(files: Sequence[Any], name: str) -> ParquetRows:
