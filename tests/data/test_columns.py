@@ -85,16 +85,16 @@ def read(values, feature=INT, classes=None, guessed=()):
 @pytest.mark.parametrize(
     ("values", "feature", "count", "numbers"),
     [
-        ([1, 2, 3, 4, 4], INT, 5, "numbers 0 of 0 to 4"),
+        ([1, 2, 3, 4, 4], INT, 5, "number 0 of 0 to 4"),
         ([0, 5, 900, 0], INT, 901, "numbers 1-4, 6-899 of 0 to 900"),
-        ([1, 1, 1], NAMED, 2, "numbers 0 of 0 to 1"),
+        ([1, 1, 1], NAMED, 2, "number 0 of 0 to 1"),
     ],
 )
 def test_classes_without_a_picture_are_named(values, feature, count, numbers):
     classes, labels, (note,) = read(values, feature)
     assert (len(classes), labels.tolist()) == (count, values)
     assert (note.what, note.count) == ("classes without a picture", count - len(set(values)))
-    assert note.why == f"{numbers} have none, and sampling draws them all the same"
+    assert note.why == f"{numbers}; sampling draws them all the same"
 
 
 @pytest.mark.parametrize("values", [[0, 1, 2], ["a", "b", "c"]])

@@ -231,7 +231,7 @@ def test_what_was_found_is_in_the_description_for_the_card(folder, tmp_path):
     (folder / "a" / "notes.txt").touch()
     data = module(source=str(folder), val_fraction=0.25, count=5, val_count=None)
     assert [note.what for note in data.found.passed_over] == ["files that are no pictures [.txt 1]", "images", "images"]
-    assert [note.why[:11] for note in data.found.passed_over[1:]] == ["held out of", "5 of 6 are "]
+    assert [note.why[:11] for note in data.found.passed_over[1:]] == ["2 of 8 imag", "5 of 6 are "]
     assert data.description.endswith(", .pgm")  # held out and asked for are in the counts
     assert "notes" not in data.descriptions["train"]  # which a resumed run compares
     assert [note.what for note in module(source=str(folder), val_fraction=0).found.notes][-1] == "validation"
@@ -242,7 +242,7 @@ def test_what_was_found_in_a_cache(cache, tmp_path):
     data = module(cache=cache, count=None, val_count=None, val_fraction=0.2)
     assert data.found.splits == {"train": 16, "val": 4}
     assert [str(note) for note in data.found.passed_over] == [
-        "images (4): held out of 20 for validation, because there is no val_cache"
+        "images (4): 4 of 20 held out for validation, because there is no val_cache"
     ]
     rows = [(0, np.zeros((1, 6), dtype=np.int64))] * 3
     options = {"codebook_size": 50, "class_names": ["a", "b", "c"], "recipe": {}, "total": 3}

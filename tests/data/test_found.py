@@ -37,11 +37,11 @@ def test_the_same_note_of_both_splits_is_said_once(tmp_path):
     ("labels", "classes", "train", "expected"),
     [
         ([0, 1, 1], 2, True, []),
-        ([0, 2, 2], 3, True, ["numbers 1 of 0 to 2 have none, and sampling draws them all the same"]),
-        ([0, 2, 2], 3, False, ["numbers 1 of 0 to 2 have none, and validation cannot measure them"]),
+        ([0, 2, 2], 3, True, ["number 1 of 0 to 2; sampling draws them all the same"]),
+        ([0, 2, 2], 3, False, ["number 1 of 0 to 2; validation cannot measure them"]),
         ([0, 1, 2], 3, False, []),
         ([0, 1, 2], 3, True, ["there are as many classes as pictures, as if a row's number were its label"]),
-        (list(range(0, 20, 2)) * 2, 20, True, ["numbers 1, 3, 5, 7, 9, 11, ... of 0 to 19 have none"]),
+        (list(range(0, 20, 2)) * 2, 20, True, ["numbers 1, 3, 5, 7, 9, 11, ... of 0 to 19; sampling"]),
     ],
 )
 def test_labels_that_are_odd(labels, classes, train, expected):

@@ -214,7 +214,12 @@ def test_folders_that_are_guessed_or_passed_over_are_named(tmp_path):
     (tmp_path / "quiz" / "notes.txt").touch()
     source = open_source(str(tmp_path))
     lines = " | ".join(told(source))
-    for words in ("folders test: taken for classes", "pictures directly in", "[.txt 1]", "images: held out of 20"):
+    for words in (
+        "folders test: taken for classes",
+        "pictures directly in",
+        "[.txt 1]",
+        "images: 1 of 20 images held out",
+    ):
         assert words in lines
     assert "held out" not in describe_source(source).removeprefix(source.description)
     assert "taken for classes" in describe_source(source)

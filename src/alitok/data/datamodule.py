@@ -169,8 +169,9 @@ class ImageNetDataModule(LightningDataModule):
         elif self.val_fraction > 0:
             mask = held_out(len(cache), self.val_fraction, 0)
             chosen = {"train": (cache, everything[~mask]), "val": (cache, everything[mask])}
-            why = f"held out of {len(cache):,} for validation, because there is no val_cache"
-            aside.append(PassedOver("images", int(mask.sum()), why))
+            number = int(mask.sum())
+            why = f"{number:,} of {len(cache):,} held out for validation, because there is no val_cache"
+            aside.append(PassedOver("images", number, why))
         for split, (part, images) in chosen.items():
             count = self.count if split == "train" else self.val_count
             parts = list(aside)

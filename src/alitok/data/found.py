@@ -128,8 +128,8 @@ def label_notes(labels: np.ndarray, classes: int, train: bool) -> list[PassedOve
     notes = []
     if len(empty):
         drawn = "sampling draws them all the same" if train else "validation cannot measure them"
-        numbers = f"{_ranges(empty)} of 0 to {classes - 1:,} have none, and {drawn}"
-        notes.append(PassedOver("classes without a picture", len(empty), f"numbers {numbers}"))
+        numbers = f"number{'s' * (len(empty) > 1)} {_ranges(empty)} of 0 to {classes - 1}"
+        notes.append(PassedOver("classes without a picture", len(empty), f"{numbers}; {drawn}"))
     if train and 1 < len(labels) == classes - len(empty):
         why = "there are as many classes as pictures, as if a row's number were its label"
         notes.append(PassedOver("classes of one picture", len(labels), why))

@@ -195,10 +195,8 @@ def hold_out(source: Source, split: Split, fraction: float, seed: int) -> Source
     chosen = mask if split == "val" else ~mask
     part = "the" if split == "val" else "all but the"
     share = f"{number:,} of {len(source):,} images held out for validation ({fraction:.3g} of train, seed {seed})"
-    why = f"held out of {len(source):,} for validation, which has no split ({fraction:.3g} of train, seed {seed})"
-    subset = Subset(
-        source, chosen.nonzero().flatten(), f"{source.description}: {part} {share}", PassedOver("images", number, why)
-    )
+    where = chosen.nonzero().flatten()
+    subset = Subset(source, where, f"{source.description}: {part} {share}", PassedOver("images", number, share))
     labels = getattr(source, "labels", None)  # which a streamed source with names of classes has not read
     if split == "train" and labels is not None:
         lost = np.setdiff1d(labels, labels[chosen.numpy()])

@@ -44,7 +44,7 @@ def readable_names(classes: Sequence[str], places: Sequence[Path]) -> list[str]:
 def name_notes(names: Sequence[str]) -> list[PassedOver]:
     """That some classes go by their WordNet ids, if they do."""
     bare = sum(WORDNET_ID.fullmatch(name) is not None for name in names)
-    why = f"called by their WordNet ids, which no {', '.join(NAME_FILES)} beside the data gives a name"
+    why = f"called by their WordNet ids, because none of {', '.join(NAME_FILES)} beside the data names them"
     return [PassedOver("names of classes", bare, why)] if bare else []
 
 
