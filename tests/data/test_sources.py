@@ -206,6 +206,9 @@ def test_valid_goes_before_test_and_what_is_not_read_is_named(tmp_path):
     assert values(source) == [45, 46, 47, 48]
     extra = open_source(str(tmp_path), "val", split_name="extra")
     assert [line.split(":")[0] for line in told(extra)] == ["folder test"]
+    (tmp_path / "valid").rename(tmp_path / "old")
+    named = open_source(str(tmp_path), "val", split_name="test")
+    assert [line.split(":")[0] for line in told(named)] == ["folder extra", "folder old"]
 
 
 def test_folders_that_are_guessed_or_passed_over_are_named(tmp_path):

@@ -180,7 +180,7 @@ def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FileSou
     parts = dict.fromkeys(name for name in (train, None if flat else validation, chosen) if name not in (None, flat))
     layout = f"{tree}class folders in {' and '.join(f'{name}/' for name in parts)}"
     notes = loose_notes(root)
-    if read is not None and role_of(read) == "test":
+    if read is not None and role_of(read) == "test" and split_name is None:
         notes.append(
             PassedOver(f"folder {read}", 1, "taken for validation, because there is no val, validation or valid")
         )
