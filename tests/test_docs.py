@@ -168,7 +168,8 @@ def understood(verb: str, words: list[str]) -> argparse.Namespace:
     if not getattr(module, "TAKES_OVERRIDES", False):
         return parser.parse_args(words)
     args, overrides = parser.parse_known_args(words)
-    compose_run(args.config, overrides)
+    if args.config is not None:  # `describe --data` has none
+        compose_run(args.config, overrides)
     return args
 
 

@@ -21,7 +21,7 @@ VERBS = {
     "fit": "train what a configuration describes (Lightning CLI)",
     "validate": "measure a trained run on the validation split (Lightning CLI)",
     "test": "the same on another split: --data.val_split test (Lightning CLI)",
-    "describe": "what a run would cost: parameters, FLOPs, memory, hours; allocates nothing",
+    "describe": "what a run would cost (FLOPs, memory, hours; allocates nothing); --data: what a data set is taken for",
     "tokenize": "encode a data set to a token cache",
     "pairs": "what a generator writes along real images, for the post-training of a decoder",
     "sample": "draw pictures from a generator",

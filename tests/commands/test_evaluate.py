@@ -221,14 +221,20 @@ def test_a_class_folder_is_taken_whole_and_cropped_to_the_other_set(sets: Path) 
     assert against(sets, "classes", "classes", "--size", 24)["fid"] == pytest.approx(0, abs=1e-4)
 
 
-def test_what_a_data_spec_is_made_of_is_told_only_where_it_is_known(sets: Path) -> None:
+def test_what_a_data_spec_is_made_of_is_told_only_where_it_is_known(
+    sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for index, image in enumerate(shapes("val", 12)):
         folder = sets / "unsplit" / f"class{index % 3}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
     for split, made_of in (("val", "unknown"), ("train", "training images")):
         saved = sets / f"unsplit-{split}.npz"
+        capsys.readouterr()
         evaluate(sets, sets / "unsplit", "--split", split, "--size", 32, "--save-statistics", saved)
+        first, second = capsys.readouterr().out.splitlines()[:2]
+        assert first.endswith(f"class folders; images: 12 of {split}; 3 classes: class0, class1, class2.")
+        assert ("all pictures are measured, because there is no split" in second) == (split == "val")
         with np.load(saved) as file:
             assert json.loads(str(file["about"]))["made_of"] == made_of
         assert against(sets, "shapes.npz", saved.name)["fid"] > 0
@@ -338,9 +344,12 @@ def test_wrong_usage(sets: Path) -> None:
             evaluate(sets, *words)
 
 
-def test_reconstruction_is_measured_against_its_own_images(sets: Path, artifacts: Path) -> None:
+def test_reconstruction_is_measured_against_its_own_images(
+    sets: Path, artifacts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 20]
     record = evaluate(sets, *words, "--batch", 7)
+    assert capsys.readouterr().out.startswith("Data shapes: drawn shapes; images: 20 of val; 10 classes: circle,")
     assert record["measure"] == "rFID"
     assert record["rfid"] > 0
     assert record["fid"] is None

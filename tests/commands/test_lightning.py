@@ -57,6 +57,7 @@ def test_a_finished_fit_asks_for_nothing_and_weight_files_are_looked_for_once(
     monkeypatch.setattr(lightning, "check_weight_files", lambda config: asked.append(1))
     main(["fit", "-c", str(config)])
     assert asked == [1]
+    assert capsys.readouterr().out.splitlines()[1] == "Passed over or guessed: nothing."
     main(["fit", "-c", str(config)])
     assert asked == [1]
     assert "is finished (4 steps)" in capsys.readouterr().out

@@ -23,7 +23,10 @@ def tokenize(artifacts: Path, out: Path, *more: object, data: object = "shapes",
 
 def test_ten_crops_of_the_shapes(artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenize(artifacts, tmp_path / "cache", "--count", 12, "--batch", 50)  # 5 images at a time, the last 2
-    assert "12 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "12 images" in said
+    assert said.startswith("Data shapes: drawn shapes; images: 12 of train; 10 classes: circle,")
+    assert said.splitlines()[1] == "Passed over or guessed: nothing."
     cache, tokenizer = TokenCache(tmp_path / "cache"), load_tokenizer(artifacts / "tokenizer")
     assert (len(cache), cache.views, cache.num_tokens, cache.codebook_size) == (12, 10, 21, 24)
     assert cache.digest == tokenizer.card["digest"]

@@ -18,7 +18,7 @@ def train(out: Path, more: str) -> None:
 def test_it_learns_says_how_well_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path / "a", "--count 600 --steps 60")
     said = capsys.readouterr().out
-    share = float(said.split("; ")[1].split("%")[0])
+    share = float(said.splitlines()[-1].split("; ")[1].split("%")[0])
     assert share > 20, said  # chance is 10
     network = Classifier.load(tmp_path / "a")
     assert (network.num_classes, network.num_features) == (10, 32)

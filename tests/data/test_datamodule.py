@@ -227,6 +227,31 @@ def test_without_validation(folder):
     assert sum(len(batch["index"]) for batch in held.val_dataloader()) == 2
 
 
+def test_what_was_found_is_in_the_description_for_the_card(folder, tmp_path):
+    (folder / "a" / "notes.txt").touch()
+    data = module(source=str(folder), val_fraction=0.25, count=5, val_count=None)
+    assert [note.what for note in data.found.passed_over] == ["files that are no pictures [.txt 1]", "images", "images"]
+    assert [note.why[:11] for note in data.found.passed_over[1:]] == ["2 of 8 imag", "5 of 6 are "]
+    assert data.description.endswith(", .pgm")  # held out and asked for are in the counts
+    assert "notes" not in data.descriptions["train"]  # which a resumed run compares
+    assert [note.what for note in module(source=str(folder), val_fraction=0).found.notes][-1] == "validation"
+    assert ImageNetDataModule().description == ""
+
+
+def test_what_was_found_in_a_cache(cache, tmp_path):
+    data = module(cache=cache, count=None, val_count=None, val_fraction=0.2)
+    assert data.found.splits == {"train": 16, "val": 4}
+    assert [str(note) for note in data.found.passed_over] == [
+        "images (4): 4 of 20 held out for validation, because there is no val_cache"
+    ]
+    rows = [(0, np.zeros((1, 6), dtype=np.int64))] * 3
+    options = {"codebook_size": 50, "class_names": ["a", "b", "c"], "recipe": {}, "total": 3}
+    write_token_cache(tmp_path / "gaps", rows, digest="d", **options)
+    gaps = module(cache=str(tmp_path / "gaps"), count=2, val_fraction=0)
+    assert "classes without a picture (2): numbers 1-2 of 0 to 2" in gaps.description
+    assert any(note.why == "2 of the 3 of train are asked for" for note in gaps.found.passed_over)
+
+
 class Recorder(lightning.LightningModule):
     """Keeps the positions and indices that it is given."""
 

@@ -94,6 +94,9 @@ def test_lists_that_cannot_be_used(tree):
     with pytest.raises(BadInput, match=r"LOC_val_solution\.csv.*one folder per class"):
         open_source(str(tree), "val")
     assert len(open_source(str(tree), "train")) == 3
+    (tree / "LOC_val_solution.csv").write_text("x" * 200_000)  # more than a field of the csv module holds
+    with pytest.raises(BadInput, match=r"Cannot read .*LOC_val_solution\.csv"):
+        open_source(str(tree), "val")
     write_solution(tree, TRUTH[:-1])
     with pytest.raises(BadInput, match=r"does not name the class of ILSVRC2012_val_00000005\.JPEG"):
         open_source(str(tree), "val")
@@ -104,6 +107,7 @@ def test_lists_that_cannot_be_used(tree):
         ("n02123045\n" * 4 + "n99999999", "'n99999999' that the training split does not have"),
         ("cat\n" * 5, "must have a WordNet id"),
         ("", "must have a WordNet id"),
+        ("²\n" * 5, "must have a WordNet id"),
     ]:
         truth.write_text(content)
         with pytest.raises(BadInput, match=message):
@@ -115,6 +119,13 @@ def test_lists_that_cannot_be_used(tree):
     (truth.parent / "meta.mat").write_bytes(b"nothing")
     with pytest.raises(BadInput, match=r"Cannot read the devkit's list"):
         open_source(str(tree), "val")
+
+
+def test_the_list_that_is_used_is_named(tree):
+    write_solution(tree, [*TRUTH, "cat", "cat"])
+    notes = [str(note) for note in open_source(str(tree), "val").origin.passed_over]
+    assert f"classes of validation pictures (5): taken from {tree / 'LOC_val_solution.csv'}" in notes
+    assert any(note.startswith("pictures that") and "(2): they are not in" in note for note in notes)
 
 
 def test_an_empty_validation_folder_is_none(tree):

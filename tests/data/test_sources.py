@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ from PIL import Image
 
 from alitok.common.errors import BadInput
 from alitok.data.folders import FolderSource
-from alitok.data.sources import NoValidation, open_source
+from alitok.data.found import Found
+from alitok.data.sources import NoValidation, describe_source, open_source
+from alitok.data.splits import NAMES
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +157,12 @@ def test_missing_folder_names_the_variable(spec, tmp_path, monkeypatch):
         open_source(spec)
 
 
+@pytest.mark.parametrize("spec", ["~no-such-user/x", "x" * 5000, "a" * 300 + "/x"])
+def test_paths_that_cannot_be(spec):
+    with pytest.raises(BadInput, match=r"Cannot look for the data '|does not exist"):
+        open_source(spec)
+
+
 def test_wrong_arguments():
     with pytest.raises(BadInput, match="'train' or 'val'"):
         open_source("shapes", "test")
@@ -161,7 +170,206 @@ def test_wrong_arguments():
         open_source("shapes", count=0)
 
 
+def told(source) -> list[str]:
+    return list(map(str, Found("spec", {"train": source}).passed_over))
+
+
+@pytest.mark.parametrize("name", [name for role in ("val", "test") for name in NAMES[role]])
+@pytest.mark.parametrize("spelled", [str.lower, str.capitalize])
+def test_every_validation_folder_is_found(tmp_path, name, spelled):
+    class_folders(tmp_path / "train", ["a", "b"], 2)
+    class_folders(tmp_path / spelled(name), ["b"], 3, first=50)
+    val = open_source(str(tmp_path), "val")
+    assert values(val) == [50, 51, 52]
+    assert val[0][1] == 1
+    assert len(open_source(str(tmp_path), "train")) == 4
+    assert any("taken for validation" in line for line in told(val)) == (name in NAMES["test"])
+
+
+@pytest.mark.parametrize("name", [name.capitalize() for name in NAMES["train"]])
+def test_other_spellings_of_train(tmp_path, name):
+    class_folders(tmp_path / name, ["a", "b"], 2)
+    class_folders(tmp_path / "Val", ["a"], 1, first=50)
+    assert values(open_source(str(tmp_path), "train")) == [0, 1, 2, 3]
+    assert values(open_source(str(tmp_path), "val")) == [50]
+    class_folders(tmp_path / "car" / "photos", [""], 1)  # among other folders it is a class
+    assert open_source(str(tmp_path), "train").class_names == sorted(["Val", name, "car"])
+
+
+def test_valid_goes_before_test_and_what_is_not_read_is_named(tmp_path):
+    for name in ("train", "valid", "test", "extra"):
+        class_folders(tmp_path / name, ["a", "b"], 2, first=len(name) * 9)
+    for split in ("train", "val"):
+        source = open_source(str(tmp_path), split)
+        assert source.origin.layout == "class folders in train/ and valid/"
+        assert [line.split(":")[0] for line in told(source)] == ["folder extra", "folder test"]
+    assert values(source) == [45, 46, 47, 48]
+    extra = open_source(str(tmp_path), "val", split_name="extra")
+    assert [line.split(":")[0] for line in told(extra)] == ["folder test"]
+    (tmp_path / "valid").rename(tmp_path / "old")
+    named = open_source(str(tmp_path), "val", split_name="test")
+    assert [line.split(":")[0] for line in told(named)] == ["folder extra", "folder old"]
+
+
+def test_folders_that_are_guessed_or_passed_over_are_named(tmp_path):
+    class_folders(tmp_path, ["quiz", "test"], 10)
+    (tmp_path / "loose.png").write_bytes(png(0))
+    (tmp_path / "quiz" / "notes.txt").touch()
+    source = open_source(str(tmp_path))
+    lines = " | ".join(told(source))
+    for words in (
+        "folders test: taken for classes",
+        "pictures directly in",
+        "[.txt 1]",
+        "images: 1 of 20 images held out",
+    ):
+        assert words in lines
+    assert "held out" not in describe_source(source).removeprefix(source.description)
+    assert "taken for classes" in describe_source(source)
+    class_folders(tmp_path / "nested" / "PetImages", ["Cat", "Dog"], 5)
+    assert "if Cat, Dog below it are the classes" in " ".join(told(open_source(str(tmp_path / "nested"))))
+
+
+def test_a_class_that_is_held_out_whole_is_named(tmp_path):
+    class_folders(tmp_path, list("abcdef"), 1)
+    lines = told(open_source(str(tmp_path), "train", val_fraction=0.3))
+    assert any(line.startswith("classes without a picture to train on (2)") for line in lines)
+    assert any(line.startswith("classes of one picture (6)") for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["class folder", "class", "flat"])
+def test_links_in_class_folders_and_validation(tmp_path, kind):
+    class_folders(tmp_path / "train", ["n00000001", "n00000002"], 1)
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in (1, 2):
+        (more / f"ILSVRC2012_val_{number:08d}.png").write_bytes(png(80 + number))
+    if kind == "flat":
+        (tmp_path / "val").symlink_to("more")
+        (tmp_path / "validation_ground_truth.txt").write_text("n00000001\nn00000002")
+        assert values(open_source(str(tmp_path), "val")) == [81, 82]
+        return
+    name = "n00000002/more" if kind == "class folder" else "n00000003"
+    (tmp_path / "train" / name).symlink_to(os.path.relpath(more, (tmp_path / "train" / name).parent))
+    (tmp_path / "train" / "n00000001" / "loop").symlink_to("../..")
+    source = open_source(str(tmp_path / "train"), val_fraction=0)
+    assert values(source) == [0, 1, 81, 82]
+    assert "links to a folder above: following them would never end" in told(source)
+
+
+@pytest.mark.parametrize("place", ["", "data", "train", "Val", "validation", "test"])
+@pytest.mark.parametrize("ending", ["tar", "parquet", "arrow"])
+@pytest.mark.parametrize("splits", [True, False])
+def test_class_folders_go_before_what_lies_beside_them(tmp_path, place, ending, splits):
+    class_folders(tmp_path / ("train" if splits else ""), ["a", "b"], 3)
+    (tmp_path / place).mkdir(exist_ok=True)
+    if not splits and place:
+        (tmp_path / place / "0.png").write_bytes(png(90))
+    (tmp_path / place / f"n01440764.{ending}").write_bytes(b"no table")
+    source = open_source(str(tmp_path), val_fraction=0)
+    assert set(source.class_names) >= {"a", "b"}
+    assert f"files ending in .{ending}: class folders are read in their place" in told(source)
+    with pytest.raises(BadInput, match=r"Cannot read|parquet files|no split"):  # asked for, they are read
+        open_source(str(tmp_path), streaming=True)
+
+
+def test_tables_go_before_one_folder_of_pictures(tmp_path):
+    parquet(tmp_path / "data" / "train.parquet", 0, 4, label=pa.array([0, 1, 0, 1]))
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "logo.png").write_bytes(png(99))
+    (tmp_path / "more.tar").touch()
+    source = open_source(str(tmp_path), val_fraction=0)
+    assert values(source) == [0, 1, 2, 3]
+    assert [line.split(":")[0] for line in told(source)] == ["files ending in .tar", "folder assets"]
+
+
+def test_options_that_do_nothing_are_named():
+    lines = told(open_source("shapes", count=4, image_column="x", streaming=True))
+    assert lines == ["image_column x: only tables have columns", "streaming: shapes are drawn, not read"]
+    with pytest.raises(BadInput, match="shapes has the splits train and val, no 'test'"):
+        open_source("shapes", "val", split_name="test")
+
+
 # tables
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_label_is_not_taken_by_its_type_alone(tmp_path, streaming):
+    parquet(tmp_path / "t" / "train.parquet", 0, 8, id=pa.array(range(8)), label=pa.array(["cat", "dog"] * 4))
+    source = open_source(str(tmp_path / "t"), val_fraction=0, streaming=streaming)
+    assert source.class_names == ["cat", "dog"]
+    assert source.origin.columns == {"image": "img", "label": "label"}
+    parquet(tmp_path / "ids" / "train.parquet", 0, 8, id=pa.array(range(8)))
+    with pytest.raises(BadInput, match="column id holds another number in every row"):
+        open_source(str(tmp_path / "ids"), val_fraction=0, streaming=streaming)
+    parquet(tmp_path / "kind" / "train.parquet", 0, 4, kind=pa.array([0, 3, 0, 3]))
+    lines = told(open_source(str(tmp_path / "kind"), val_fraction=0, streaming=streaming))
+    assert [line.split(":")[0] for line in lines] == ["column kind", "classes without a picture (2)"]
+    parquet(tmp_path / "lists" / "train.parquet", 0, 2, label=pa.array([[0], [1]]))
+    with pytest.raises(BadInput, match=r"'label' of .* holds list"):
+        open_source(str(tmp_path / "lists"), label_column="label", streaming=streaming)
+
+
+def with_names(path: Path, names: list[str] | None, labels: list[object], ending: str = "parquet") -> None:
+    """A table of two pictures with named, or plain, labels."""
+    images = pa.array([{"bytes": png(i), "path": None} for i in range(2)])
+    table = pa.table({"image": images, "label": labels})
+    if names is not None:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        with (
+            pa.ipc.new_stream(str(path), table.schema)
+            if ending == "stream"
+            else pa.ipc.new_file(str(path), table.schema) as file
+        ):
+            file.write_table(table)
+
+
+@pytest.mark.parametrize("other", [(["dog", "cat"], [0, 1]), (None, [0, 1]), (None, ["cat", "dog"])])
+@pytest.mark.parametrize("form", ["parquet", "streamed", "stream", "file"])
+def test_files_of_a_split_with_other_classes_are_refused(tmp_path, other, form):
+    ending = "parquet" if form == "streamed" else form
+    suffix = "parquet" if ending == "parquet" else "arrow"
+    with_names(tmp_path / f"train-0.{suffix}", ["cat", "dog"], [0, 1], ending)
+    with_names(tmp_path / f"train-1.{suffix}", *other, ending)
+    with pytest.raises(BadInput, match=r"Column 'label' is cat, dog in .*train-0.*write all with one schema\.$"):
+        open_source(str(tmp_path), streaming=form == "streamed")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_labels_of_two_types(tmp_path, streaming):
+    with_names(tmp_path / "files" / "train-0.parquet", None, [0, 1])
+    with_names(tmp_path / "files" / "train-1.parquet", None, ["cat", "dog"])
+    with pytest.raises(BadInput, match=r"is integers in .*, but words in"):
+        open_source(str(tmp_path / "files"), streaming=streaming)
+    with_names(tmp_path / "splits" / "train.parquet", None, ["cat", "dog"])
+    with_names(tmp_path / "splits" / "val.parquet", None, [1, 0])
+    with pytest.raises(BadInput, match="holds words in train, but integers in val"):
+        open_source(str(tmp_path / "splits"), "val", streaming=streaming)
+    with_names(tmp_path / "widths" / "train-0.parquet", None, pa.array([0, 1], pa.int32()))
+    with_names(tmp_path / "widths" / "train-1.parquet", None, pa.array([2, 0], pa.int64()))
+    source = open_source(str(tmp_path / "widths"), val_fraction=0, streaming=streaming)
+    assert [source[i][1] for i in range(4)] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("name", NAMES["val"])
+def test_tables_know_the_same_splits(tmp_path, name):
+    parquet(tmp_path / "train.parquet", 0, 4, label=pa.array([0, 1, 0, 1]))
+    parquet(tmp_path / name / "0.parquet", 50, 1, label=pa.array([1]))
+    parquet(tmp_path / "test.parquet", 70, 1, label=pa.array([1]))
+    assert values(open_source(str(tmp_path), "val")) == [50]
+    assert "split test: val is read in its place" in told(open_source(str(tmp_path), "train"))
+
+
+def test_guessed_splits_of_tables_are_named(tmp_path):
+    parquet(tmp_path / "part-0.parquet", 0, 4, label=pa.array([0, 1, 0, 1]))
+    parquet(tmp_path / "test.parquet", 70, 1, label=pa.array([1]))
+    lines = told(open_source(str(tmp_path), "val"))
+    assert [line.split(":")[0] for line in lines][:2] == ["files like part-0.parquet", "split test"]
 
 
 def test_parquet_by_file_name_with_class_names(tmp_path):

@@ -1,4 +1,7 @@
-"""What a run would be: parameters, tokens, FLOPs a step, memory per device, images seen, hours. Allocates no model."""
+"""What a run would be: parameters, tokens, FLOPs a step, memory per device, images seen, hours. Allocates no model.
+
+With --data SPEC in place of -c: what a data spec is taken for, with what is passed over and why.
+"""
 
 import argparse
 from collections import defaultdict
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from alitok.commands.data_description import add_data_arguments, check_data_arguments, describe_data
 from alitok.commands.lightning import add_config_argument
 from alitok.common.errors import BadInput
 
@@ -20,7 +24,7 @@ NAMES = ("H100", "A100", "H200", "RTX 4090", "cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_argument(parser)
+    add_config_argument(parser, required=False)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs, instead of a table")
     parser.add_argument(
         "--hardware",
@@ -37,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=int, metavar="N", help="images of the data set, for epochs (default: data.count or ImageNet's)"
     )
+    add_data_arguments(parser)
     parser.epilog = (
-        "example:\n"
+        "examples:\n"
+        "  alitok describe --data data/pets --picture pets.png\n"
         "  alitok describe -c experiments/imagenet256/generator.yaml -c experiments/imagenet256/sizes/662M.yaml \\\n"
         "    -c experiments/strategies/fsdp.yaml --trainer.devices 8 --hardware H100\n"
         "any --key value overrides the files"
@@ -46,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_data_arguments(args)
+    if args.data is not None:
+        describe_data(args)
+        return
     if not 0 < args.utilisation <= 1:
         raise BadInput(f"--utilisation is a share of the peak between 0 and 1, not {args.utilisation}.")
     if args.images is not None and args.images < 1:

@@ -13,6 +13,7 @@ from rich.progress import Progress, track
 
 from alitok.common.distributed import rank
 from alitok.common.errors import BadInput
+from alitok.data.found import PassedOver, announce
 from alitok.data.sources import NoValidation, Source, open_source
 from alitok.data.transforms import center_crop, to_tensor
 from alitok.evaluation.clean_fid import CleanFidExtractor
@@ -53,10 +54,13 @@ def open_spec(spec: str, split: str, size: int | None, count: int | None = None)
             f"The pictures of {spec} are cropped to the size of the other set, which is not known: give --size."
         )
     made_of = TRAINING if split == "train" else VALIDATION
+    guesses = []
     try:
         source = open_source(spec, "train" if split == "train" else "val", size=size, count=count, val_fraction=0)
     except NoValidation:
         source, made_of = open_source(spec, "train", size=size, count=count, val_fraction=0), UNKNOWN
+        guesses = [PassedOver("validation", 1, "all pictures are measured, because there is no split for it")]
+    announce(spec, {split: source}, *guesses)
     return SourceImages(source, size, crop), made_of
 
 

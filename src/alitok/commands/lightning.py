@@ -25,13 +25,13 @@ OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --
 _runs = itertools.count()
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
+def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The option -c, for every verb that composes a configuration."""
     parser.add_argument(
         "-c",
         "--config",
         action="append",
-        required=True,
+        required=required,
         metavar="FILE",
         help="YAML; give several to lay one over another",
     )
@@ -73,6 +73,8 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         check_weight_files(config)
     checkpoint = _resume_point(verb, config.pop("ckpt_path", None), root)
     module, data = _build(verb, config)
+    for line in data.found.lines():
+        _say(line, sys.stdout)
     arguments = config if checkpoint is None else {**config, "ckpt_path": str(checkpoint)}
     if verb != "fit":
         _lightning_cli(verb, arguments, total, module, data)

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.sample_set import Draw, common_batch, set_settings
     from alitok.commands.tokenize import is_finished, job
     from alitok.common.distributed import all_or_none, process_group, rank
-    from alitok.data.sources import open_source
+    from alitok.data.found import announce
+    from alitok.data.sources import describe_source, open_source
     from alitok.data.token_shards import TokenShards
     from alitok.sampling.mixed import check_sigma
 
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
             generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)
             check_pair(generator, tokenizer)
             source = open_source(args.data, "train", size=tokenizer.image_size, count=args.count)
+            announce(args.data, {"train": source})
             check_classes(source.class_names, generator, args)
             names = (Path(args.generator).name, Path(args.tokenizer).name)
             draw = Draw(
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
                 make(shards, mine, generator, tokenizer, source, settings, args.sigma, batch)
             with all_or_none():
                 if rank() == 0:
-                    shards.finish({**wanted, "source_description": source.description})
+                    shards.finish({**wanted, "source_description": describe_source(source)})
         if rank() == 0:
             print(f"{args.out}: {len(source):,} pairs" + (", all there already" if finished else ""))
 

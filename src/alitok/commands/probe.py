@@ -89,12 +89,14 @@ def encode(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
     from alitok.artifacts.folder import load_tokenizer
     from alitok.commands.device import pick_device
     from alitok.commands.tokenize import tokenize
+    from alitok.data.found import announce
     from alitok.data.sources import open_source
 
     tokenizer = load_tokenizer(args.tokenizer, pick_device(args.device))
     size = tokenizer.image_size
     train = open_source(args.data, "train", size=size, count=args.images)
     val = open_source(args.data, "val", size=size, count=args.held_out)
+    announce(args.data, {"train": train, "val": val})
     for name, source in (("train", train), ("val", val)):
         tokenize(tokenizer, source, folder / name, crops="center")
     return str(folder / "train"), str(folder / "val")

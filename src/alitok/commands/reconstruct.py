@@ -144,7 +144,7 @@ def find_pictures(given: list[Path]) -> list[Path]:
     Raises:
         BadInput: a path that is not there, or a folder without pictures.
     """
-    from alitok.data.folders import image_files
+    from alitok.data.listing import image_files
     from alitok.data.pictures import IMAGE_ENDINGS
 
     paths: list[Path] = []

@@ -14,6 +14,7 @@ from alitok.callbacks.pictures import save_grid
 from alitok.commands.image_specs import bar, crop, is_spec, open_spec, pick_extractor
 from alitok.common.distributed import all_or_none, rank
 from alitok.common.random import stream
+from alitok.data.found import announce
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.image_sets import Reader, SourceImages
@@ -85,6 +86,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
         source = open_source(args.data, "val", size=size, count=args.count, val_fraction=0)
     except NoValidation:
         source, held_out = open_source(args.data, "val", size=size, count=args.count), True
+    announce(args.data, {"val": source})
     images = SourceImages(source, size, crop)
     quantisation: Quantisation = "round" if args.quantisation == "rounded" else "truncate"
     metrics = ReconstructionMetrics(extractor, quantisation, None if reference is None else reference.pooled)

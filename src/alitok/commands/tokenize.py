@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.device import pick_device
     from alitok.common.distributed import all_or_none, process_group, rank
     from alitok.common.errors import BadInput
+    from alitok.data.found import announce
     from alitok.data.sources import open_source
 
     for name, least in (("batch", 1), ("images_per_shard", 1), ("max_skipped", 0), ("workers", 0)):
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
                 count=args.count,
                 streaming=args.streaming,
             )
+            announce(args.data, {args.split: source})
             finished = is_finished(out, job(tokenizer, source, args.crops, args.precision), source)
         if finished:
             if rank() == 0:
@@ -196,6 +198,7 @@ def tokenize(
     """
     from alitok.common.devices import float32_products
     from alitok.common.distributed import all_or_none, rank
+    from alitok.data.sources import describe_source
     from alitok.data.token_shards import TokenShards
 
     wanted = job(tokenizer, source, crops, precision)
@@ -217,7 +220,7 @@ def tokenize(
     with all_or_none():
         _check_skipped(len(skipped), max_skipped, skipped[-1].reason if skipped else "")
         if rank() == 0:
-            shards.finish({**wanted, "source_description": source.description})
+            shards.finish({**wanted, "source_description": describe_source(source)})
     return Pace(crop_count, seconds, waiting, len(skipped))
 
 

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.device import pick_device
     from alitok.commands.image_specs import read_all
     from alitok.common.files import check_readable_name
+    from alitok.data.found import announce
     from alitok.data.sources import open_source
 
     if args.out.exists():
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     source = open_source(args.data, "train", size=args.size, count=args.count)
     held_out = open_source(args.data, "val", size=args.size, count=args.count)
+    announce(args.data, {"train": source, "val": held_out})
     images, labels = read_all(source, args.size)
     classes = len(source.class_names)
     network = train(images, labels, classes, args.out, args.steps, args.width, device, seed=args.seed)

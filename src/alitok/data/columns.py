@@ -1,13 +1,16 @@
 """Which columns of a table hold image and label, and what its labels are."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from alitok.common.errors import BadInput
+from alitok.data.found import PassedOver, label_notes
 
 LABEL_NAMES = ("label", "labels", "cls", "class", "target", "class_id")
+MOST_CLASSES = 1_000_000
 
 
 def _is_image(feature: Any) -> bool:
@@ -19,73 +22,146 @@ def _is_image(feature: Any) -> bool:
     return binary or isinstance(feature, datasets.Image)
 
 
-def _is_label(feature: Any) -> bool:
+def label_kind(feature: Any) -> str | tuple[str, ...] | None:
+    """What a column's labels are: names of classes, "integers" or "words"; None if it cannot hold labels."""
     import datasets
 
-    integer = isinstance(feature, datasets.Value) and "int" in feature.dtype
-    return integer or isinstance(feature, datasets.ClassLabel)
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names or ()) or "integers"
+    if not isinstance(feature, datasets.Value):
+        return None
+    if re.fullmatch(r"u?int\d+", feature.dtype):
+        return "integers"
+    return "words" if feature.dtype in ("string", "large_string", "string_view", "bool") else None
 
 
-def _choose(features: Any, given: str | None, what: str, fits: Callable[[Any], bool], name: str) -> str:
-    """The column given, or the only one of the right type; among labels, class labels and usual names go first."""
-    columns = list(features)
-    if given is not None:
-        if given not in columns:
-            raise BadInput(f"{name} has no column {given!r}; its columns are {', '.join(columns)}.")
-        return given
-    fitting = [column for column in columns if fits(features[column])]
-    if what == "label" and len(fitting) > 1:
-        named = [column for column in fitting if hasattr(features[column], "names")]
-        usual = [column for column in fitting if column.lower() in LABEL_NAMES]
-        fitting = named or usual or fitting
-    if len(fitting) != 1:
-        found = "none" if not fitting else "several: " + ", ".join(fitting)
-        raise BadInput(
-            f"{name} needs one {what} column and has {found} (columns: {', '.join(columns)}); "
-            f"name it with {what}_column."
-        )
-    return fitting[0]
+def choose_columns(features: Any, image: str | None, label: str | None, name: str) -> tuple[str, str, list[PassedOver]]:
+    """The image and the label column, as given or found, and what was guessed.
 
-
-def choose_columns(features: Any, image: str | None, label: str | None, name: str) -> tuple[str, str]:
-    """The image and the label column: as given, or found by type.
+    The image column is the only one of an image's type. The label column is class labels, or has a label's name and
+    holds integers or words; failing that it is the only column of integers, which is a guess.
 
     Raises:
         BadInput: there is none, or a choice.
     """
-    return _choose(features, image, "image", _is_image, name), choose_label(features, label, name)
+    images = [column for column in features if _is_image(features[column])]
+    return _given_or_only(features, image, images, "image", name), *choose_label(features, label, name)
 
 
-def choose_label(features: Any, label: str | None, name: str) -> str:
-    """The label column, as `choose_columns` finds it."""
-    return _choose(features, label, "label", _is_label, name)
+def choose_label(features: Any, label: str | None, name: str) -> tuple[str, list[PassedOver]]:
+    """The label column and what was guessed, as `choose_columns` finds it."""
+    kinds = {column: label_kind(features[column]) for column in features}
+    usual = [column for column in features if column.lower() in LABEL_NAMES]
+    named = [column for column in usual if kinds[column] is not None]
+    named = [column for column in named if kinds[column] != "words"] or named  # words may only spell the number out
+    classes = [column for column in features if isinstance(kinds[column], tuple)]
+    fitting = list(dict.fromkeys([*named, *classes]))
+    if len(both := [column for column in named if column in classes]) == 1:
+        fitting = both
+    notes = []
+    if label is None and not fitting:
+        # a column with a label's name that cannot be read is refused below rather than passed by
+        fitting = usual or [column for column in features if kinds[column] == "integers"]
+        if len(fitting) == 1 and not usual:
+            why = "taken for the label, because no other column can be one; label_column names another"
+            notes.append(PassedOver(f"column {fitting[0]}", 1, why))
+    chosen = _given_or_only(features, label, fitting, "label", name)
+    if kinds[chosen] is None:
+        raise BadInput(
+            f"The column {chosen!r} of {name} holds {_content(features[chosen])}, not integers or words; "
+            "name a column of labels with label_column."
+        )
+    return chosen, notes
 
 
-def read_labels(column: Any, feature: Any, classes: list[str] | None, name: str) -> tuple[list[str], np.ndarray]:
-    """Classes and labels (rows,) int64 of a column of numbers or words.
+def _given_or_only(features: Any, given: str | None, fitting: Sequence[str], what: str, name: str) -> str:
+    columns = ", ".join(features)
+    if given is not None:
+        if given not in features:
+            raise BadInput(f"{name} has no column {given!r}; its columns are {columns}.")
+        return given
+    if len(fitting) != 1:
+        found = "none" if not fitting else "several: " + ", ".join(fitting)
+        raise BadInput(
+            f"{name} needs one {what} column and has {found} (columns: {columns}); name it with {what}_column."
+        )
+    return fitting[0]
+
+
+def _content(feature: Any) -> str:
+    """What a column holds, in a word: "list", "float64", ..."""
+    return str(getattr(feature, "dtype", None) or type(feature).__name__).lower()
+
+
+def check_same(files: Sequence[str], features: Sequence[Any], image: str, label: str) -> None:
+    """Whether all files of a split have the columns of the first, with the same kind of labels.
+
+    Raises:
+        BadInput: one lacks a column, or has other classes or another kind of label; the first file's would be taken.
+    """
+    first = features[0]
+    for file, other in zip(files[1:], features[1:], strict=True):
+        if missing := [column for column in (image, label) if column not in other]:
+            raise BadInput(f"{file} has no column {missing[0]!r}, which {files[0]} has; write them with one schema.")
+        kinds = [label_kind(found[label]) for found in (first, other)]
+        if kinds[0] != kinds[1]:
+            words = [", ".join(kind) if isinstance(kind, tuple) else kind or "no labels" for kind in kinds]
+            raise BadInput(
+                f"Column {label!r} is {words[0]} in {files[0]}, but {words[1]} in {file}; write all with one schema."
+            )
+
+
+def read_labels(
+    column: Any, feature: Any, classes: list[str] | None, name: str, guessed: Sequence[PassedOver] = ()
+) -> tuple[list[str], np.ndarray, list[PassedOver]]:
+    """Classes, labels (rows,) int64 and what is odd about them, of a column of numbers or words.
 
     Args:
         column: a pyarrow column.
         classes: of the training split, None = from the column.
+        guessed: what `choose_label` guessed.
 
     Raises:
-        BadInput: rows without a label, or with an unknown one.
+        BadInput: rows without a label, or with an unknown one; a guessed column of a number for each row.
     """
     if column.null_count:
         raise BadInput(f"{name} has {column.null_count:,} rows without a label.")
-    labels = column.to_numpy()
-    if labels.dtype.kind not in "iu":
-        words = labels.astype(str)
-        classes = sorted(set(words)) if classes is None else classes
-        numbers = {word: number for number, word in enumerate(classes)}
-        strangers = sorted(set(words) - set(numbers))
-        if strangers:
-            raise BadInput(f"{name} has a class {strangers[0]!r} that the training split does not have.")
-        return classes, np.array([numbers[word] for word in words], dtype=np.int64)
-    if labels.min() < 0:
-        raise BadInput(f"{name} has images without a class (label {labels.min()}); use a labelled split.")
+    values = column.to_numpy()
+    train = classes is None
+    if values.dtype.kind not in "iu":
+        classes, labels = _from_words(values.astype(str), classes, name)
+    else:
+        classes, labels = _from_integers(values, feature, classes, name)
+    notes = label_notes(labels, len(classes), train)
+    if train and guessed and 1 < len(labels) == len(np.unique(labels)):
+        raise BadInput(
+            f"{name} has no column with a label's name ({', '.join(LABEL_NAMES)}), and {guessed[0].what} holds another "
+            "number in every row; name the column of labels with label_column."
+        )
+    return classes, labels, [*guessed, *notes]
+
+
+def _from_words(words: np.ndarray, classes: list[str] | None, name: str) -> tuple[list[str], np.ndarray]:
+    classes = sorted(set(words)) if classes is None else classes
+    numbers = {word: number for number, word in enumerate(classes)}
+    if strangers := sorted(set(words) - set(numbers)):
+        raise BadInput(f"{name} has a class {strangers[0]!r} that the training split does not have.")
+    return classes, np.array([numbers[word] for word in words], dtype=np.int64)
+
+
+def _from_integers(
+    values: np.ndarray, feature: Any, classes: list[str] | None, name: str
+) -> tuple[list[str], np.ndarray]:
+    least, most = int(values.min()), int(values.max())
+    if least < 0:
+        raise BadInput(f"{name} has images without a class (label {least}); use a labelled split.")
     if classes is None:
-        classes = list(getattr(feature, "names", None) or map(str, range(int(labels.max()) + 1)))
-    if labels.max() >= len(classes):
-        raise BadInput(f"{name} has the label {labels.max()}, but there are only {len(classes)} classes.")
-    return classes, labels.astype(np.int64)
+        named = getattr(feature, "names", None)
+        if not named and most >= MOST_CLASSES:
+            raise BadInput(
+                f"{name} has the label {most}, no number of a class; number the classes from 0, or use words."
+            )
+        classes = list(named or map(str, range(most + 1)))
+    if most >= len(classes):
+        raise BadInput(f"{name} has the label {most}, but there are only {len(classes)} classes.")
+    return classes, values.astype(np.int64)

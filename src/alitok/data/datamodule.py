@@ -1,5 +1,6 @@
 """The one DataModule: images of any data spec, or tokens of a cache."""
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -15,8 +16,26 @@ from alitok.data.batches import (
     TrainOrder,
     ValidationOrder,
 )
+from alitok.data.found import Described, Found, Origin, PassedOver, label_notes
 from alitok.data.sources import NoValidation, Source, Split, blocks_of, draw_some, held_out, open_source
 from alitok.data.token_cache import TokenCache
+
+
+class CachedImages:
+    """Which images of a token cache a split is made of, for the description of the data."""
+
+    def __init__(self, cache: TokenCache, chosen: Tensor, train: bool, parts: list[PassedOver]) -> None:
+        self.class_names, self._labels = cache.class_names, cache.labels[chosen].numpy()
+        notes = label_notes(self._labels, len(self.class_names), train)
+        if skipped := len(cache.metadata.get("skipped", [])):
+            notes.append(PassedOver("images", skipped, "left out when the cache was made: they could not be read"))
+        self.origin = Origin("token cache", str(cache.folder), passed_over=tuple(notes), parts=tuple(parts))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def class_labels(self) -> np.ndarray:
+        return self._labels
 
 
 class ImageNetDataModule(LightningDataModule):
@@ -96,6 +115,7 @@ class ImageNetDataModule(LightningDataModule):
         self.start_step = 0
         self.splits: dict[Split, ImageBatches | TokenBatches] = {}
         self.descriptions: dict[Split, str] = {}
+        self.sources: dict[str, Described] = {}
         self.loaders: dict[Split, Loader] = {}
         self.token_cache: TokenCache | None = None
         self._class_names: list[str] = []
@@ -132,12 +152,13 @@ class ImageNetDataModule(LightningDataModule):
         if self._class_names and source.class_names != self._class_names:
             raise BadInput(f"The splits of {source.name} do not have the same classes; put that right in the data.")
         self._class_names = source.class_names
-        self.descriptions[split] = source.description
+        self.descriptions[split], self.sources[split] = source.description, source
         return source
 
     def _open_caches(self, folder: str) -> None:
         cache = TokenCache(folder, self.keep)
         everything = torch.arange(len(cache))
+        aside: list[PassedOver] = []
         chosen: dict[Split, tuple[TokenCache, Tensor]] = {"train": (cache, everything)}
         if self.val_cache is not None:
             other = TokenCache(self.val_cache, self.keep)
@@ -148,10 +169,17 @@ class ImageNetDataModule(LightningDataModule):
         elif self.val_fraction > 0:
             mask = held_out(len(cache), self.val_fraction, 0)
             chosen = {"train": (cache, everything[~mask]), "val": (cache, everything[mask])}
+            number = int(mask.sum())
+            why = f"{number:,} of {len(cache):,} held out for validation, because there is no val_cache"
+            aside.append(PassedOver("images", number, why))
         for split, (part, images) in chosen.items():
             count = self.count if split == "train" else self.val_count
+            parts = list(aside)
             if count is not None and count < len(images):
+                why = f"{count:,} of the {len(images):,} of {split} are asked for"
+                parts.append(PassedOver("images", len(images) - count, why))
                 images = images[draw_some(len(images), count, 0)]
+            self.sources[split] = CachedImages(part, images, split == "train", parts)
             self.splits[split] = TokenBatches(part, images, self.seed, self.global_batch if split == "train" else None)
             self.descriptions[split] = f"{len(images):,} of {len(part):,} images in token cache {part.folder}"
         self.token_cache, self._class_names = cache, cache.class_names
@@ -210,8 +238,17 @@ class ImageNetDataModule(LightningDataModule):
 
     @property
     def description(self) -> str:
-        """What is trained and validated on, with what is held out, in one line."""
-        return "; ".join(f"{split}: {text}" for split, text in self.descriptions.items())
+        """What is trained and validated on, with what is held out and what was passed over, in one line."""
+        notes = self.found.notes if self.sources else []
+        return "; ".join([*(f"{split}: {text}" for split, text in self.descriptions.items()), *map(str, notes)])
+
+    @property
+    def found(self) -> Found:
+        """What the data was taken for; known once `setup` has opened it."""
+        missing = PassedOver(
+            "validation", 1, "left out: there is no split for it, and val_fraction 0 holds nothing out"
+        )
+        return Found(self.cache or self.source, self.sources, *([] if "val" in self.sources else [missing]))
 
     def _total(self, split: Split) -> int:
         data = self.splits[split]

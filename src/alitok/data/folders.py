@@ -1,17 +1,20 @@
 """Class folders of image files, with or without splits; ImageNet's own tree."""
 
 import os
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from alitok.common.errors import BadInput
+from alitok.data.found import Origin, PassedOver, label_notes
 from alitok.data.ilsvrc import validation_classes
+from alitok.data.listing import Listing, has_pictures, image_files, loose_notes, subfolders
 from alitok.data.pictures import IMAGE_ENDINGS, read_picture
-from alitok.data.wordnet import readable_names
+from alitok.data.splits import beside, pick, role_of
+from alitok.data.wordnet import name_notes, readable_names
 
-VALIDATION_FOLDERS = ("val", "validation", "test")
 ILSVRC_FOLDERS = ("Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 
 
@@ -36,6 +39,7 @@ class FileSource:
         self.labels = np.array(labels, dtype=np.int64)
         self.name = str(folder)
         self.description = f"{len(paths):,} images of {len(classes):,} classes in {folder}"
+        self.origin = Origin("class folders", passed_over=tuple(name_notes(class_names)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,6 +50,10 @@ class FileSource:
             raise IndexError(index)
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._paths[start : self._ends[index]])
+
+    def class_labels(self) -> np.ndarray:
+        """(images,) int64."""
+        return self.labels
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path = self.path(index)
@@ -67,22 +75,26 @@ class FolderSource(FileSource):
         own = subfolders(folder)
         if not own:
             raise BadInput(f"Data folder {folder} has no class folders; put one folder of images per class there.")
-        known = own if classes is None else classes
-        strangers = sorted(set(own) - set(known))
+        known, present = own if classes is None else classes, set(own)
+        strangers = sorted(present - set(known))
         if strangers:
             raise BadInput(f"{folder} has a class {strangers[0]!r} that the training split does not have.")
-        paths: list[bytes] = []
+        listing = Listing()
         labels: list[int] = []
         for label, name in enumerate(known):
-            files = image_files(folder / name)
-            if not files and classes is None:
+            count = listing.add(folder / name) if name in present else 0
+            if not count and classes is None:
                 raise BadInput(
                     f"Class folder {folder / name} has no images ({', '.join(IMAGE_ENDINGS)}); "
                     "add some or remove the folder."
                 )
-            paths += files
-            labels += [label] * len(files)
-        super().__init__(folder, paths, labels, known, readable_names(known, list_places(folder)))
+            labels += [label] * count
+        super().__init__(folder, listing.paths, labels, known, readable_names(known, list_places(folder)))
+        notes = [*loose_notes(folder), *listing.passed_over(), *label_notes(self.labels, len(known), classes is None)]
+        if len(known) == 1 and (below := subfolders(folder / known[0])):
+            why = f"the only one; if {', '.join(below[:3])} below it are the classes, name this folder as the data"
+            notes.append(PassedOver(f"class {known[0]}", 1, why))
+        self.origin = self.origin.noting(*notes)
 
 
 class FlatSource(FileSource):
@@ -97,20 +109,36 @@ class FlatSource(FileSource):
     """
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
-        paths = image_files(folder)
+        listing = Listing()
+        listing.add(folder)
+        paths = listing.paths
         names = [os.fsdecode(os.path.basename(path)) for path in paths]
-        found = validation_classes(names, list_places(folder), folder)
+        found, notes = validation_classes(names, list_places(folder), folder)
         numbers = {name: number for number, name in enumerate(classes)}
         strangers = sorted(set(found) - set(numbers))
         if strangers:
             raise BadInput(f"{folder} has a class {strangers[0]!r} that the training split does not have.")
         labels = [numbers[name] for name in found]
         super().__init__(folder, paths, labels, classes, readable_names(classes, list_places(folder)))
+        self.origin = self.origin.noting(*notes, *listing.passed_over(), *label_notes(self.labels, len(classes), False))
 
 
 def list_places(folder: Path) -> list[Path]:
     """Where the lists of a data set may lie: a split's folder and the folders above it, up to Kaggle's top folder."""
     return [folder, *folder.parents[:4]]
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether pictures lie in class folders: in those of a split, or in at least two folders of `root` itself.
+
+    One folder of pictures may well lie beside tables: what a data set's page shows.
+    """
+    root, _ = _below(root)
+    names = subfolders(root)
+    splits = [name for name in names if role_of(name) is not None]
+    if any(has_pictures(root / name / below) for name in splits for below in subfolders(root / name)):
+        return True
+    return len(list(islice((name for name in names if has_pictures(root / name)), 2))) == 2
 
 
 def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FileSource, bool]:
@@ -119,54 +147,53 @@ def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FileSou
     Raises:
         BadInput: as `FolderSource` and `FlatSource`; a named split that is not there.
     """
-    root = next((root / below for below in ILSVRC_FOLDERS if (root / below).is_dir()), root)
+    root, tree = _below(root)
     names = subfolders(root)
-    train = root / "train"
-    if split_name is not None:
-        if split_name not in names:
-            raise BadInput(f"{root} has no folder {split_name!r}; its folders are {', '.join(names) or 'none'}.")
-        known = subfolders(train) if split == "val" and split_name != "train" else []
-        return FolderSource(root / split_name, known or None), True
+    if split_name is not None and split_name not in names:
+        raise BadInput(f"{root} has no folder {split_name!r}; its folders are {', '.join(names) or 'none'}.")
+    with_classes = [name for name in names if role_of(name) is not None and subfolders(root / name)]
+    others = [name for name in names if role_of(name) is None]
+    # a class may well be called Train: other spellings count only if every folder has the name of a split
+    train = "train" if "train" in with_classes else None
+    if not others:
+        train = train or pick(with_classes, "train") or pick(names, "train")
+    if train is None and split_name is None and (others or not names):
+        source: FileSource = FolderSource(root)
+        if taken := [name for name in names if role_of(name) is not None]:
+            why = "taken for classes, because no train/ has class folders"
+            source.origin = source.origin.noting(PassedOver(f"folders {', '.join(taken)}", len(taken), why))
+        return source, False
 
-    with_classes = [name for name in ("train", *VALIDATION_FOLDERS) if name in names and subfolders(root / name)]
-    others = set(names) - {"train", *VALIDATION_FOLDERS}
-    if "train" not in with_classes and (others or not names or names == ["train"]):
-        if not others and names:
-            raise BadInput(f"{train} has no class folders; put one folder of images per class there.")
-        return FolderSource(root), False  # a class may well be called train or test
-
-    validation = next((name for name in VALIDATION_FOLDERS if name in with_classes), None)
-    flat = next((name for name in ("val", "validation") if name not in with_classes and image_files(root / name)), None)
-    if split == "train":
-        if "train" not in names:
-            raise BadInput(f"{root} has {', '.join(names)} but no folder train.")
-        return FolderSource(train), validation is not None or flat is not None
-    if validation is None and flat is not None:
-        return FlatSource(root / flat, subfolders(train)), True
-    if validation is None:
-        return FolderSource(train), False
-    return FolderSource(root / validation, subfolders(train) or None), True
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the folders below, hidden ones left out; empty where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise BadInput(f"Cannot list {folder}: {error.strerror or error}.") from error
+    validation = pick(with_classes, "val", "test")
+    flat = None
+    if validation is None or role_of(validation) == "test":
+        flat = pick((name for name in names if name not in with_classes and image_files(root / name)), "val")
+    chosen = split_name or (train if split == "train" else flat or validation or train)
+    if chosen is None:
+        raise BadInput(f"{root} has {', '.join(names)} but no folder train.")
+    known = subfolders(root / (train or "train")) if split == "val" and chosen != train else []
+    if chosen == flat and split_name is None:
+        source = FlatSource(root / chosen, known)
+    else:
+        source = FolderSource(root / chosen, known or None)
+    read = flat or validation
+    parts = dict.fromkeys(name for name in (train, None if flat else validation, chosen) if name not in (None, flat))
+    layout = f"{tree}class folders in {' and '.join(f'{name}/' for name in parts)}"
+    notes = loose_notes(root)
+    if read is not None and role_of(read) == "test" and split_name is None:
+        notes.append(
+            PassedOver(f"folder {read}", 1, "taken for validation, because there is no val, validation or valid")
+        )
+    source.origin = Origin(
+        layout + f"; pictures in {flat}/ with a list of their classes" * (flat is not None),
+        chosen,
+        beside=beside(names, train, read, "folder"),
+        passed_over=(*notes, *source.origin.passed_over),
+    )
+    return source, split_name is not None or read is not None
 
 
-def image_files(folder: Path) -> list[bytes]:
-    """Image files below a folder, to any depth, in sorted order, as file system bytes."""
-    found: list[bytes] = []
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        found += [
-            os.fsencode(os.path.join(parent, name))
-            for name in sorted(files)
-            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
-        ]
-    return found
+def _below(root: Path) -> tuple[Path, str]:
+    """The folder that holds the splits, and what it is called if it is not `root` itself."""
+    below = next((below for below in ILSVRC_FOLDERS if (root / below).is_dir()), None)
+    return (root, "") if below is None else (root / below, f"the ILSVRC tree {below}: ")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alitok.common.errors import BadInput
+from alitok.data.found import PassedOver
 from alitok.data.wordnet import WORDNET_ID
 
 SOLUTION = "LOC_val_solution.csv"
@@ -18,8 +19,8 @@ TRUTHS = (
 DEVKITS = ("", "devkit/data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit/data", "devkit", "ILSVRC2012_devkit_t12")
 
 
-def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path) -> list[str]:
-    """The WordNet id of each validation image.
+def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path) -> tuple[list[str], list[PassedOver]]:
+    """The WordNet id of each validation image, and which list it is from.
 
     Two forms are known: Kaggle's `LOC_val_solution.csv` (image name, then its id), and a ground-truth file with a
     line for each image in the order of their numbers. Its lines are WordNet ids, or numbers from 1 in the devkit's own
@@ -40,7 +41,10 @@ def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path
         missing = [name for name in files if Path(name).stem not in known]
         if missing:
             raise BadInput(f"{solution} does not name the class of {missing[0]} in {where}.")
-        return [known[Path(name).stem] for name in files]
+        notes = [PassedOver("classes of validation pictures", len(files), f"taken from {solution}")]
+        if absent := len(known) - len({Path(name).stem for name in files}):
+            notes.append(PassedOver(f"pictures that {solution} names", absent, f"they are not in {where}"))
+        return [known[Path(name).stem] for name in files], notes
     truth = next((folder / name for folder in folders for name in TRUTHS if (folder / name).is_file()), None)
     if truth is None:
         raise BadInput(
@@ -54,15 +58,16 @@ def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path
             f"{truth} has {len(classes):,} lines, but {where} does not hold the images numbered 1 to {len(classes):,} "
             f"({len(files):,} images); put the whole validation set there."
         )
-    return [classes[number - 1] for number in numbers]
+    note = PassedOver("classes of validation pictures", len(files), f"taken from {truth}")
+    return [classes[number - 1] for number in numbers], [note]
 
 
 def _read_solution(file: Path) -> dict[str, str]:
-    known = {}
-    for row in csv.reader(_lines(file)):
-        if len(row) >= 2 and WORDNET_ID.match(row[1]):
-            known[row[0]] = row[1].split()[0]
-    return known
+    try:
+        rows = list(csv.reader(_lines(file)))
+    except csv.Error as error:
+        raise BadInput(f"Cannot read {file}: {error}; download it again.") from error
+    return {row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and WORDNET_ID.match(row[1])}
 
 
 def _read_truth(file: Path) -> list[str]:
@@ -70,7 +75,7 @@ def _read_truth(file: Path) -> list[str]:
     lines = [line.strip() for line in _lines(file) if line.strip()]
     if lines and all(WORDNET_ID.fullmatch(line) for line in lines):
         return lines
-    if not lines or not all(line.isdigit() for line in lines):
+    if not lines or not all(line.isdecimal() for line in lines):
         raise BadInput(f"{file} must have a WordNet id (n01440764), or a number of the devkit, on each line.")
     meanings = _devkit_numbers(file)
     try:
@@ -84,7 +89,7 @@ def _devkit_numbers(truth: Path) -> dict[int, str]:
     matlab, text = truth.parent / "meta.mat", truth.parent / "map_clsloc.txt"
     if text.is_file():
         rows = [line.split() for line in _lines(text)]
-        return {int(row[1]): row[0] for row in rows if len(row) >= 2 and row[1].isdigit()}
+        return {int(row[1]): row[0] for row in rows if len(row) >= 2 and row[1].isdecimal()}
     if matlab.is_file():
         from scipy.io import loadmat
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from alitok.common.errors import BadInput
 from alitok.common.random import derive_seed
+from alitok.data.found import Origin
 
 Array = NDArray[np.float32]
 
@@ -39,9 +40,14 @@ class Shapes:
         self.name = "shapes"
         self.class_names = list(SHAPES)
         self.description = f"{count:,} drawn shapes ({split}) of {size} x {size} in {len(SHAPES)} classes"
+        self.origin = Origin("drawn shapes", split)
 
     def __len__(self) -> int:
         return self.count
+
+    def class_labels(self) -> np.ndarray:
+        """(images,) int64."""
+        return np.arange(self.count) % len(self.class_names)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Image `index` (RGB) and its label."""

@@ -2,27 +2,28 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
 from alitok.common.random import stream
+from alitok.data.found import Described, PassedOver
 
 Split = Literal["train", "val"]
 
 
-class Source(Protocol):
+class Source(Described, Protocol):
     """A list of (RGB picture, label) with the names of its classes."""
 
     name: str
     description: str
-    class_names: list[str]
-
-    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
 
@@ -32,11 +33,16 @@ class NoValidation(BadInput):
 
 
 class Subset:
-    """Some images of a source, under new numbers 0 .. len - 1."""
+    """Some images of a source, under new numbers 0 .. len - 1.
 
-    def __init__(self, source: Source, indices: Tensor, description: str) -> None:
+    Args:
+        part: what was set aside.
+    """
+
+    def __init__(self, source: Source, indices: Tensor, description: str, part: PassedOver) -> None:
         self.source, self.indices, self.description = source, indices, description
         self.name, self.class_names = source.name, source.class_names
+        self.origin = replace(source.origin, parts=(*source.origin.parts, part))
         blocks = blocks_of(source)
         self.blocks = None if blocks is None else blocks[indices]
 
@@ -45,6 +51,9 @@ class Subset:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.source[int(self.indices[index])]
+
+    def class_labels(self) -> np.ndarray:
+        return self.source.class_labels()[self.indices.numpy()]
 
 
 def open_source(
@@ -67,7 +76,7 @@ def open_source(
             Hugging Face dataset.
         split: "train" or "val". Where there is no validation split, a share of train drawn with `seed` is held out.
         image_column, label_column: for tables, where the types leave a choice.
-        split_name: the data set's own name of the split to open; it is then taken whole.
+        split_name: the data set's own name of the split to open; it is then read whole.
         val_fraction: share of train that is held out; 0 holds nothing out, and "val" is then bad input.
         seed: of the share held out, of a `count`, and of the shapes.
         size: side in pixels at which shapes are drawn; other pictures keep their own.
@@ -81,23 +90,30 @@ def open_source(
     # imported here because these lead back to this file or to heavy libraries
     from alitok.data.folders import open_folder
     from alitok.data.shapes import Shapes
-    from alitok.data.tables import has_tables, open_hub, open_tables
+    from alitok.data.tables import open_hub, open_tables
 
     if split not in ("train", "val"):
         raise BadInput(f"A split is 'train' or 'val', not {split!r}; split_name names one of the data set's own.")
     if count is not None and count < 1:
         raise BadInput(f"The number of images must be at least 1, not {count}.")
+    columns = {"image_column": image_column, "label_column": label_column}
     if spec == "shapes":
-        return Shapes(split, size, count, seed)
+        if split_name not in (None, "train", "val"):
+            raise BadInput(f"shapes has the splits train and val, no {split_name!r}.")
+        shapes = Shapes(split_name or split, size, count, seed)
+        shapes.origin = shapes.origin.noting(*_unused(columns, streaming=streaming))
+        return shapes
 
-    path = Path(spec).expanduser()
+    path, is_folder = _place(spec)
     source: Source
-    if path.is_dir() and has_tables(path):
+    tables, hidden = _tables_of(path, wanted=streaming or any(columns.values()))
+    if tables:
         source, whole = open_tables(path, split, split_name, image_column, label_column, streaming)
     elif streaming and not _is_hub_name(spec):
         raise BadInput(f"{spec} cannot be streamed: only a hub name or a folder of parquet files can.")
-    elif path.is_dir():
+    elif is_folder:
         source, whole = open_folder(path, split, split_name)
+        source.origin = source.origin.noting(*hidden, *_unused(columns))
     elif _is_hub_name(spec):
         source, whole = open_hub(spec, split, split_name, image_column, label_column, streaming)
     else:
@@ -109,6 +125,45 @@ def open_source(
     if not whole:
         source = hold_out(source, split, val_fraction, seed)
     return source if count is None else limit(source, count, seed)
+
+
+def _place(spec: str) -> tuple[Path, bool]:
+    """The path that a spec would be, and whether a folder is there."""
+    try:
+        path = Path(spec).expanduser()
+        return path, path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, no right to look
+        raise BadInput(f"Cannot look for the data {spec!r}: {first_line(error)}.") from error
+
+
+def _unused(columns: Mapping[str, str | None], streaming: bool = False) -> list[PassedOver]:
+    """Options of tables that were given for something else."""
+    notes = [PassedOver(f"{name} {value}", 1, "only tables have columns") for name, value in columns.items() if value]
+    return notes + [PassedOver("streaming", 1, "shapes are drawn, not read")] * streaming
+
+
+def describe_source(source: Source) -> str:
+    """Which images a source holds and what was passed over, in one line for a card."""
+    return "; ".join([source.description, *map(str, source.origin.passed_over)])
+
+
+def _tables_of(path: Path, wanted: bool) -> tuple[bool, list[PassedOver]]:
+    """Whether a folder is one of tables; if not, the tables and archives that lie beside its class folders.
+
+    Archives are often left where they were unpacked, so class folders go first, unless tables are `wanted`.
+    """
+    from alitok.data.folders import has_class_folders
+    from alitok.data.tables import is_saved, table_files
+
+    if not path.is_dir():
+        return False, []
+    if is_saved(path):
+        return True, []
+    found = table_files(path)
+    if not found or wanted or not has_class_folders(path):
+        return bool(found), []
+    why = "class folders are read in their place"
+    return False, [PassedOver(f"files ending in {ending}", len(files), why) for ending, files in found.items()]
 
 
 def held_out(total: int, fraction: float, seed: int) -> Tensor:
@@ -140,7 +195,15 @@ def hold_out(source: Source, split: Split, fraction: float, seed: int) -> Source
     chosen = mask if split == "val" else ~mask
     part = "the" if split == "val" else "all but the"
     share = f"{number:,} of {len(source):,} images held out for validation ({fraction:.3g} of train, seed {seed})"
-    return Subset(source, chosen.nonzero().flatten(), f"{source.description}: {part} {share}")
+    where = chosen.nonzero().flatten()
+    subset = Subset(source, where, f"{source.description}: {part} {share}", PassedOver("images", number, share))
+    labels = getattr(source, "labels", None)  # which a streamed source with names of classes has not read
+    if split == "train" and labels is not None:
+        lost = np.setdiff1d(labels, labels[chosen.numpy()])
+        why = f"all of their images are held out for validation: {', '.join(source.class_names[i] for i in lost[:6])}"
+        if len(lost):
+            subset.origin = subset.origin.noting(PassedOver("classes without a picture to train on", len(lost), why))
+    return subset
 
 
 def limit(source: Source, count: int, seed: int) -> Source:
@@ -148,7 +211,8 @@ def limit(source: Source, count: int, seed: int) -> Source:
     if count >= len(source):
         return source
     chosen = draw_some(len(source), count, seed)
-    return Subset(source, chosen, f"{source.description}: {count:,} of {len(source):,} images (seed {seed})")
+    part = PassedOver("images", len(source) - count, f"{count:,} of {len(source):,} are asked for (seed {seed})")
+    return Subset(source, chosen, f"{source.description}: {count:,} of {len(source):,} images (seed {seed})", part)
 
 
 def draw_some(total: int, count: int, seed: int) -> Tensor:

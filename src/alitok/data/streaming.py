@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alitok.common.errors import BadInput
-from alitok.data.columns import choose_columns, read_labels
+from alitok.common.errors import BadInput, first_line
+from alitok.data.columns import check_same, choose_columns, read_labels
+from alitok.data.found import Origin
 from alitok.data.pictures import UnreadableImage, read_picture
-from alitok.data.wordnet import readable_names
+from alitok.data.wordnet import name_notes, readable_names
 
 WINDOW = 4096  # images among which a streamed training order is mixed
 
@@ -29,17 +30,15 @@ class ParquetRows:
         files: paths or addresses that fsspec opens (hf://...).
 
     Attributes:
+        features: of each file.
         blocks: (rows,) int64, the row group of each row.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
-        import datasets
-
         self.files = list(files)
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(_read_footer, self.files))
-        schema = footers[0].schema.to_arrow_schema()
-        self.features = datasets.Features.from_arrow_schema(schema)
+        self.features = features_of([footer.schema.to_arrow_schema() for footer in footers])
         self.groups = [(file, group) for file, footer in enumerate(footers) for group in range(footer.num_row_groups)]
         sizes = [footers[file].row_group(group).num_rows for file, group in self.groups]
         self.starts = np.cumsum([0, *sizes])
@@ -63,10 +62,19 @@ class ParquetRows:
         return self._tables[block].slice(index - int(self.starts[block]), 1).to_pylist()[0]
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A whole column of all files."""
-        with ThreadPoolExecutor(16) as pool:
-            tables = list(pool.map(lambda file: _open(file).read([name], use_threads=False), self.files))
-        return pa.concat_tables(tables).column(name)
+        """A whole column of all files.
+
+        Raises:
+            BadInput: a file that cannot be read, or columns that cannot be one.
+        """
+        try:
+            with ThreadPoolExecutor(16) as pool:
+                tables = list(pool.map(lambda file: _open(file).read([name], use_threads=False), self.files))
+            return pa.concat_tables(tables, promote_options="permissive").column(name)
+        except Exception as error:  # pyarrow, fsspec and what lies below them raise dozens of kinds
+            raise BadInput(
+                f"Cannot read the column {name!r} of {self.files[0]} and the rest: {first_line(error)}."
+            ) from error
 
     def _read(self, block: int, columns: list[str]) -> pa.Table:
         file, group = self.groups[block]
@@ -104,19 +112,33 @@ class StreamedSource:
         classes: list[str] | None = None,
     ) -> None:
         self.rows, self.name, self.blocks = rows, name, rows.blocks
-        self.image_column, self.label_column = choose_columns(rows.features, image_column, label_column, name)
+        features = rows.features[0]
+        self.image_column, self.label_column, notes = choose_columns(features, image_column, label_column, name)
+        check_same(rows.files, rows.features, self.image_column, self.label_column)
         self.labels: np.ndarray | None = None
-        named = getattr(rows.features[self.label_column], "names", None)
+        named = getattr(features[self.label_column], "names", None)
         if named:
             self.classes = list(named)  # with names in the files there is no need to read every label at first
         else:
             column = rows.column(self.label_column)
-            self.classes, self.labels = read_labels(column, rows.features[self.label_column], classes, name)
+            self.classes, self.labels, notes = read_labels(column, features[self.label_column], classes, name, notes)
         self.class_names = readable_names(self.classes, [Path(name)])
+        self.origin = Origin(
+            "streamed parquet files",
+            columns={"image": self.image_column, "label": self.label_column},
+            passed_over=(*name_notes(self.class_names), *notes),
+        )
         self.description = f"{len(rows):,} images of {len(self.classes):,} classes in {name} (streamed)"
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def class_labels(self) -> np.ndarray:
+        """(images,) int64; reads the label column of all files if that was not needed so far."""
+        if self.labels is not None:
+            return self.labels
+        feature = self.rows.features[0][self.label_column]
+        return read_labels(self.rows.column(self.label_column), feature, self.classes, self.name)[1]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         if not 0 <= index < len(self):
@@ -124,8 +146,9 @@ class StreamedSource:
         where = f"in row {index:,} of {self.name}"
         try:
             row = self.rows.row(index, [self.image_column, self.label_column])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise BadInput(f"Cannot read the row group {where}: {error}; check the connection or the file.") from error
+        except Exception as error:  # as in `column`
+            reason = first_line(error)
+            raise BadInput(f"Cannot read the row group {where}: {reason}; check the connection or the file.") from error
         value = row[self.image_column]
         if isinstance(value, dict):
             value = value["bytes"]
@@ -154,6 +177,17 @@ def mixed(total: int, blocks: Tensor | None, generator: torch.Generator) -> Tens
     ranks = torch.randperm(int(blocks.max()) + 1, generator=generator)
     spread = torch.rand(total, generator=generator, dtype=torch.float64)
     return (ranks[blocks] + window_blocks(blocks) * spread).argsort()
+
+
+def features_of(schemas: Sequence[pa.Schema]) -> list[Any]:
+    """The `datasets.Features` of each schema; equal schemas share theirs."""
+    import datasets
+
+    first = datasets.Features.from_arrow_schema(schemas[0])
+    return [
+        first if schema.equals(schemas[0], check_metadata=True) else datasets.Features.from_arrow_schema(schema)
+        for schema in schemas
+    ]
 
 
 def _open(file: str) -> pq.ParquetFile:

@@ -2,19 +2,27 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from alitok.common.errors import BadInput, first_line
-from alitok.data.columns import choose_columns, choose_label, read_labels
+from alitok.data.columns import check_same, choose_columns, choose_label, label_kind, read_labels
+from alitok.data.found import Origin, PassedOver
+from alitok.data.listing import subfolders
 from alitok.data.pictures import UnreadableImage, read_picture
-from alitok.data.streaming import ParquetRows, StreamedSource
-from alitok.data.wordnet import readable_names
+from alitok.data.splits import beside, pick, role_of, role_of_file
+from alitok.data.streaming import ParquetRows, StreamedSource, features_of
+from alitok.data.wordnet import name_notes, readable_names
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-SPLIT_FOLDERS = ("data", "train", "val", "validation", "test")
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 Load = Callable[[str], Any]  # the name of a split -> datasets.Dataset
 
@@ -43,13 +51,19 @@ class TableSource:
         if len(dataset) == 0:
             raise BadInput(f"{name} has no rows.")
         self.name = name
-        self.image_column, label_column = choose_columns(dataset.features, image_column, label_column, name)
+        self.image_column, label_column, notes = choose_columns(dataset.features, image_column, label_column, name)
         # a selection of rows is read row by row, a whole table without a copy
         column = (
             dataset.with_format("arrow")[:][label_column] if dataset._indices else dataset.data.column(label_column)
         )
-        self.classes, self.labels = read_labels(column, dataset.features[label_column], classes, name)
+        feature = dataset.features[label_column]
+        self.classes, self.labels, notes = read_labels(column, feature, classes, name, notes)
         self.class_names = readable_names(self.classes, [Path(name)])
+        self.origin = Origin(
+            "table",
+            columns={"image": self.image_column, "label": label_column},
+            passed_over=(*name_notes(self.class_names), *notes),
+        )
         self.rows = dataset.select_columns([self.image_column])
         if isinstance(dataset.features[self.image_column], datasets.Image):
             self.rows = self.rows.cast_column(self.image_column, datasets.Image(decode=False))
@@ -58,21 +72,34 @@ class TableSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def class_labels(self) -> np.ndarray:
+        """(images,) int64."""
+        return self.labels
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        value = self.rows[index][self.image_column]
+        where = f"in row {index:,} of {self.name}"
+        with _or_bad_input(f"Cannot read what is {where}"):
+            value = self.rows[index][self.image_column]
         if isinstance(value, dict):
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-        where = f"in row {index:,} of {self.name}"
         if value is None:
             raise UnreadableImage(f"There is no image {where}; replace or remove the row.")
         return read_picture(value, where), int(self.labels[index])
 
 
-def has_tables(folder: Path) -> bool:
-    """Whether a folder is one of table files rather than of class folders."""
-    return bool(_table_files(folder)[1]) or (folder / "dataset_dict.json").is_file()
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by `datasets.save_to_disk`."""
+    return any((folder / name).is_file() for name in SAVED)
+
+
+def table_files(folder: Path) -> dict[str, list[Path]]:
+    """Table files and archives by their ending, in a folder and in those below it that may hold shards of a split."""
+    # only these are listed: looking into a thousand class folders takes seconds
+    places = [folder, *(folder / name for name in subfolders(folder) if name == "data" or role_of(name) is not None)]
+    found = {ending: [path for place in places for path in sorted(place.glob(f"*{ending}"))] for ending in BUILDERS}
+    return {ending: files for ending, files in found.items() if files}
 
 
 def open_tables(
@@ -95,23 +122,35 @@ def open_tables(
     import datasets
 
     columns = (image_column, label_column)
-    if not streaming and ((folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()):
+    if not streaming and is_saved(folder):
         with _or_bad_input(f"Cannot open the saved dataset {folder}"):
             saved = datasets.load_from_disk(str(folder))
         groups = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        return _open(lambda name: groups[name], list(groups), str(folder), split, split_name, columns)
+        found = Origin("saved dataset", passed_over=_unread(set(subfolders(folder)) - set(groups)))
+        return _open(lambda name: groups[name], list(groups), str(folder), found, split, split_name, columns)
 
-    ending, files = _table_files(folder)
-    by_split = _group(folder, files, split_name)
+    found_files = table_files(folder)
+    if not found_files:
+        raise BadInput(f"{folder} is a saved dataset, which cannot be streamed; leave out streaming.")
+    (ending, files), *others = found_files.items()
+    by_split, guesses = _group(folder, files, split_name)
+    for other, left in others:
+        guesses.append(PassedOver(f"files ending in {other}", len(left), f"the {ending} files are read"))
+    guesses += _unread(set(subfolders(folder)) - {path.parent.name for path in files})
 
     def load(name: str) -> Any:
         if streaming:
             return _stream(by_split[name], str(folder))
         paths = [str(path) for path in by_split[name]]
         with _or_bad_input(f"Cannot read the {ending} files of {folder}"):
+            if len(paths) > 1 and ending in SCHEMAS:  # `datasets` reads all of them by the first one's schema
+                features = features_of([SCHEMAS[ending](path) for path in paths])
+                image, label, _ = choose_columns(features[0], *columns, str(folder))
+                check_same(paths, features, image, label)
             return datasets.load_dataset(BUILDERS[ending], data_files={"train": paths}, split="train")
 
-    return _open(load, list(by_split), str(folder), split, split_name, columns)
+    found = Origin(f"{ending} files" + ", streamed" * streaming, passed_over=tuple(guesses))
+    return _open(load, list(by_split), str(folder), found, split, split_name, columns)
 
 
 def open_hub(
@@ -146,35 +185,61 @@ def open_hub(
             files = datasets.load_dataset_builder(name).config.data_files
             return _stream(files[part] if files else [], name)
 
-    return _open(load, available, name, split, split_name, (image_column, label_column))
+    found = Origin("Hugging Face dataset" + ", streamed" * streaming)
+    return _open(load, available, name, found, split, split_name, (image_column, label_column))
 
 
 def _open(
     load: Load,
     available: Sequence[str],
     name: str,
+    found: Origin,
     split: str,
     split_name: str | None,
     columns: tuple[str | None, str | None],
 ) -> tuple[TableSource | StreamedSource, bool]:
-    validation = next((part for part in ("validation", "val", "valid", "test") if part in available), None)
-    chosen = split_name or ("train" if split == "train" or validation is None else validation)
-    if chosen not in available:
-        raise BadInput(f"{name} has no split {chosen!r}; it has {', '.join(available)}.")
+    train, validation = pick(available, "train"), pick(available, "val", "test")
+    chosen = split_name or (train if split == "train" or validation is None else validation)
+    if chosen is None or chosen not in available:
+        raise BadInput(f"{name} has no split {chosen or 'train'!r}; it has {', '.join(available)}.")
     dataset = load(chosen)
     classes = None
-    if split == "val" and chosen != "train" and "train" in available:
+    if split == "val" and chosen != train and train is not None:
         # numbers or words as labels: which classes there are is what training says
-        label_column = choose_label(dataset.features, columns[1], name)
-        if not hasattr(dataset.features[label_column], "names"):
-            classes = _source(load("train"), name, columns[0], label_column).classes
+        features = _features(dataset)
+        label_column, _ = choose_label(features, columns[1], name)
+        if not hasattr(features[label_column], "names"):
+            training = load(train)
+            classes = _source(training, name, columns[0], label_column).classes
+            kinds = [label_kind(_features(part)[label_column]) for part in (training, dataset)]
+            if kinds == ["words", "integers"]:
+                raise BadInput(
+                    f"The column {label_column!r} of {name} holds words in {train}, but integers in {chosen}."
+                )
     source = _source(dataset, name, *columns, classes)
+    notes = list(found.passed_over)
+    if validation is not None and role_of(validation) == "test" and split_name is None:
+        notes.append(
+            PassedOver(f"split {validation}", 1, "taken for validation, because there is no validation, val or valid")
+        )
+    source.origin = replace(
+        source.origin,
+        layout=found.layout,
+        split=chosen,
+        beside=beside(available, train, validation, "split"),
+        passed_over=(*notes, *source.origin.passed_over),
+    )
     return source, split_name is not None or validation is not None
+
+
+def _features(dataset: Any) -> Any:
+    return dataset.features[0] if isinstance(dataset, ParquetRows) else dataset.features
 
 
 def _source(dataset: Any, *arguments: Any) -> TableSource | StreamedSource:
     streamed = isinstance(dataset, ParquetRows)
-    return StreamedSource(dataset, *arguments) if streamed else TableSource(dataset, *arguments)
+    with _or_bad_input(f"Cannot read the labels of {arguments[0]}"):
+        return StreamedSource(dataset, *arguments) if streamed else TableSource(dataset, *arguments)
 
 
 def _stream(files: Sequence[Any], name: str) -> ParquetRows:
@@ -188,32 +253,43 @@ def _stream(files: Sequence[Any], name: str) -> ParquetRows:
     return rows
 
 
-def _table_files(folder: Path) -> tuple[str, list[Path]]:
-    # only folders that may hold shards are listed: looking into a thousand class folders takes seconds
-    places = [folder, *(folder / name for name in SPLIT_FOLDERS)]
-    for ending in BUILDERS:
-        files = [path for place in places if place.is_dir() for path in sorted(place.glob(f"*{ending}"))]
-        if files:
-            return ending, files
-    return "", []
+def _unread(folders: set[str]) -> tuple[PassedOver, ...]:
+    """Folders beside tables in which no part of them was found."""
+    why = "it is no part of the tables beside it, by its name or content"
+    return tuple(PassedOver(f"folder {name}", 1, why) for name in sorted(folders))
 
 
-def _group(folder: Path, files: list[Path], split_name: str | None) -> dict[str, list[Path]]:
-    """Files by split, from the beginnings of the names of file and folder."""
-    words = {"train": "train", "val": "val", "test": "test"}
-    if split_name is not None:
-        words = {split_name: split_name, **words}
+def _arrow_schema(path: str) -> pa.Schema:
+    with pa.memory_map(path) as file:
+        try:
+            return pa.ipc.open_stream(file).schema
+        except pa.ArrowInvalid:  # not the streaming format
+            return pa.ipc.open_file(file).schema
+
+
+SCHEMAS: dict[str, Callable[[str], pa.Schema]] = {".parquet": pq.read_schema, ".arrow": _arrow_schema}
+
+
+def _group(folder: Path, files: list[Path], split_name: str | None) -> tuple[dict[str, list[Path]], list[PassedOver]]:
+    """Files by split, from the beginnings of the names of file and folder, and what was guessed of the others."""
     groups: dict[str, list[Path]] = {}
     rest: list[Path] = []
     for path in files:
-        parts = [part.lower() for part in reversed(path.relative_to(folder).parts)]
-        found = next((words[word] for part in parts for word in words if part.startswith(word.lower())), None)
+        found = next(
+            filter(None, map(partial(_split_of, given=split_name), reversed(path.relative_to(folder).parts))), None
+        )
         (rest if found is None else groups.setdefault(found, [])).append(path)
     if rest and "train" in groups:
         raise BadInput(f"Cannot tell the split of {rest[0]}; let its name begin with train, val or test.")
-    if rest:
-        groups["train"] = rest
-    return groups
+    if not rest:
+        return groups, []
+    why = "taken for the training split, because their names begin with no split"
+    return {**groups, "train": rest}, [PassedOver(f"files like {rest[0].name}", len(rest), why)]
+
+
+def _split_of(part: str, given: str | None) -> str | None:
+    """The split that the name of a file or folder begins with; the one asked for goes first."""
+    return given if given and part.lower().startswith(given.lower()) else role_of_file(part)
 
 
 @contextmanager

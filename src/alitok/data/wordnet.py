@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alitok.common.errors import BadInput
+from alitok.data.found import PassedOver
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
@@ -38,6 +39,13 @@ def readable_names(classes: Sequence[str], places: Sequence[Path]) -> list[str]:
     names = [words.get(name, name) for name in classes]
     times = Counter(names)
     return [name if times[name] == 1 else f"{name} ({key})" for name, key in zip(names, classes, strict=True)]
+
+
+def name_notes(names: Sequence[str]) -> list[PassedOver]:
+    """That some classes go by their WordNet ids, if they do."""
+    bare = sum(WORDNET_ID.fullmatch(name) is not None for name in names)
+    why = f"called by their WordNet ids, because none of {', '.join(NAME_FILES)} beside the data names them"
+    return [PassedOver("names of classes", bare, why)] if bare else []
 
 
 def imagenet_names() -> list[str]:

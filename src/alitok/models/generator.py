@@ -140,7 +140,7 @@ class Generator(Part):
     ordered = False
     entries = ("losses",)
     block: dict[str, Any]  # class block and card of the artifact that it was read from
-    card: Mapping[str, Any] = {}  # noqa: RUF012 - never written to
+    card: Mapping[str, Any] = {}
 
     def __init__(
         self,

@@ -5,8 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from alitok.common.errors import BadInput
 from alitok.common.devices import send
+from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 

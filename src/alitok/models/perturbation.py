@@ -1,6 +1,7 @@
 """Latent perturbation: some tokens become codes near to theirs, so that a decoder learns to live with wrong ones."""
 
 from math import floor
+
 import torch
 from torch import Tensor
 

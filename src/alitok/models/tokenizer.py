@@ -32,7 +32,7 @@ class Tokenizer(nn.Module):
     bottleneck: Bottleneck | None
     decoder: Decoder
     block: dict[str, Any]  # class block and card of the artifact that it was read from
-    card: Mapping[str, Any] = {}  # noqa: RUF012 - never written to
+    card: Mapping[str, Any] = {}
 
     def __init__(
         self,

@@ -107,6 +107,6 @@ def for_inference(module: M, precision: Precision = "float32", leave: tuple[str,
         if isinstance(child, nn.Linear) and top not in leave:
             parent = result.get_submodule(name.rpartition(".")[0])
             dtype = torch.float32 if top in KEPT_IN_FLOAT32 else PRECISION[precision]
-            kind = InferenceHead if isinstance(child, Categorical) else Projection
-            setattr(parent, name.rpartition(".")[2], kind(child, dtype))
+            layer = InferenceHead(child, dtype) if isinstance(child, Categorical) else Projection(child, dtype)
+            setattr(parent, name.rpartition(".")[2], layer)
     return result

@@ -1,12 +1,12 @@
 """What all LightningModules share: one training step is one global batch, split into micro-batches."""
 
-import functools
 import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import lightning as L
@@ -183,8 +183,8 @@ class TrainingModule(L.LightningModule):
     def update_terms(self) -> None:
         """Hands each term the statistics of the global batch, unless the step is bad."""
         for name, parts in self.record.statistics.items():
-            merged, term = merge_over_processes(parts), self.terms[name]
-            self.unless_bad(term.head or nn.Module(), lambda term=term, merged=merged: term.update(merged))
+            term = self.terms[name]
+            self.unless_bad(term.head or nn.Module(), partial(term.update, merge_over_processes(parts)))
 
     @property
     def model(self) -> nn.Module:
@@ -427,11 +427,11 @@ def tapped(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]
 
 def merge_over_processes(parts: list[Any]) -> Any:
     """Statistics of all micro-batches and processes, merged in their order, so that every process gets the same."""
-    statistics = functools.reduce(lambda a, b: a.merge(b), parts)
+    statistics = reduce(lambda a, b: a.merge(b), parts)
     gathered = {name: all_stack(value) for name, value in vars(statistics).items()}
     ranks = len(next(iter(gathered.values())))
     parts = [type(statistics)(**{name: value[rank] for name, value in gathered.items()}) for rank in range(ranks)]
-    return functools.reduce(lambda a, b: a.merge(b), parts)
+    return reduce(lambda a, b: a.merge(b), parts)
 
 
 def built_as(kind: type[T], block: Mapping[str, Any], where: str) -> T:

@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from alitok.common.devices import send
 from alitok.artifacts.folder import load_generator, load_tokenizer
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
@@ -75,8 +74,8 @@ class GeneratorTraining(TrainingModule):
         self.order: Order | None = built_as(Order, order, "order") if order else None
         if self.order is not None and not self.generator.ordered:
             raise BadInput(
-                f"model.order needs a generator that can write in any order, and {type(self.generator).__name__} cannot;"
-                " lay the idea's own generator over the configuration."
+                f"model.order needs a generator that writes in any order, not {type(self.generator).__name__}; lay the"
+                " idea's own generator over the configuration."
             )
         self.tokenizer_path = tokenizer
         self.start_from = start_from
@@ -144,8 +143,9 @@ class GeneratorTraining(TrainingModule):
         quantizer = load_tokenizer(self.tokenizer_path).quantizer.requires_grad_(False)
         if quantizer.codebook_size != self.generator.codebook_size or quantizer.sub_codes != self.generator.sub_codes:
             raise BadInput(
-                f"model.tokenizer {self.tokenizer_path} has {quantizer.sub_codes} x {quantizer.codebook_size} codes, the"
-                f" generator {self.generator.sub_codes} x {self.generator.codebook_size}; give the tokenizer of the cache."
+                f"model.tokenizer {self.tokenizer_path} has {quantizer.sub_codes} x {quantizer.codebook_size} codes,"
+                f" the generator {self.generator.sub_codes} x {self.generator.codebook_size}; give the tokenizer of the"
+                " cache."
             )
         for name in asking:
             self.terms[name].use_codebook(quantizer.to(self.trainer.strategy.root_device))
@@ -174,24 +174,20 @@ class GeneratorTraining(TrainingModule):
         parent = load_generator(path)
         carried, own = parent.state_dict(), self.generator.state_dict()
         fits = {name: tensor for name, tensor in carried.items() if name in own and own[name].shape == tensor.shape}
-        codes = self.generator.embeddings.num_embeddings - self.generator.num_classes - 2
-        if codes == parent.embeddings.num_embeddings - parent.num_classes - 2 and "embeddings.weight" not in fits:
-            if carried["embeddings.weight"].shape[1] == own["embeddings.weight"].shape[1]:
-                rows = own["embeddings.weight"].clone()
-                rows[: codes + 1] = carried["embeddings.weight"][: codes + 1]
-                rows[-1] = carried["embeddings.weight"][-1]  # "no class"
-                fits["embeddings.weight"] = rows
+        old, new = carried["embeddings.weight"], own["embeddings.weight"].clone()
+        codes = len(new) - self.generator.num_classes - 2
+        as_before = (len(old) - parent.num_classes - 2, old.shape[1]) == (codes, new.shape[1])
+        if as_before and "embeddings.weight" not in fits:
+            new[: codes + 1], new[-1] = old[: codes + 1], old[-1]  # the last row is "no class"
+            fits["embeddings.weight"] = new
         if not any(name.startswith("blocks.") for name in fits):
             raise BadInput(f"start_from {path}: no layer fits this configuration's generator; give it the same sizes.")
         self.generator.load_state_dict(fits, strict=False)
         fresh = sorted(set(own) - set(fits))
-        classes = (
-            "" if parent.num_classes == self.generator.num_classes else f"; {self.generator.num_classes} new classes"
-        )
         if self.global_rank == 0:
-            print(f"start_from {path}: {len(fits)} of {len(own)} tensors carry over{classes}.", flush=True)
-            if fresh:
-                print(f"start_from: new are {', '.join(fresh[:8])}{' ...' if len(fresh) > 8 else ''}.", flush=True)
+            classes = f"; {self.generator.num_classes} new classes" * (parent.num_classes != self.generator.num_classes)
+            new_ones = f"; new are {', '.join(fresh[:8])}{' ...' * (len(fresh) > 8)}" * bool(fresh)
+            print(f"start_from {path}: {len(fits)} of {len(own)} tensors carry over{classes}{new_ones}.", flush=True)
         self.parents["start_from"] = parent.card["digest"]
 
     def configure_optimizers(self) -> AdamW:
@@ -209,7 +205,7 @@ class GeneratorTraining(TrainingModule):
             labels = self._drop_classes(part.batch, step)
             places = None if ordering is None else send(ordering.places, tokens.device)
             with self.tapped() as seen:
-                outputs = self.generator.losses(tokens, labels, inputs, places, part.step)
+                outputs: dict[str, Any] = dict(self.generator.losses(tokens, labels, inputs, places, part.step))
             if self._reference:
                 with torch.no_grad():
                     outputs["reference"] = self._reference[0].losses(tokens, labels, inputs, places, part.step)
