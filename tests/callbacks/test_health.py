@@ -32,7 +32,7 @@ class Poison(LossTerm):
     images: tuple[int, ...] = ()
     place = "loss"
 
-    def compute(self, batch: Any, outputs: Any) -> Tensor:
+    def compute(self, batch: Any, outputs: Any, step: Any) -> Tensor:
         hit = torch.isin(batch["index"], torch.tensor(self.images or (-1,))).any()
         value = outputs["latents"].square().mean() * 0.0
         if self.place == "gradient" and bool(hit):

@@ -17,6 +17,7 @@ from alitok.callbacks.pictures import SampleGrid
 from alitok.cli import main
 from alitok.common.build import build
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
 from alitok.data import shapes
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.classifier import Classifier
@@ -168,11 +169,11 @@ def test_post_training_keeps_a_tokenizer_of_any_length(small_tokenizer_block: An
     block["init_args"]["bottleneck"] = NESTED
     tokenizer = golden.randomise(build(block)).train()
     images, ids = torch.rand(6, 3, 32, 32), torch.randint(24, (6, 21))
-    tokenizer.bottleneck.begin_step(seed=0, step=1, steps=2, first=0, size=6)
-    cut = tokenizer(images, ids=ids)["image"]
+    step = Step(0, 1, 2, 6, range(6))
+    cut = tokenizer(images, ids=ids, step=step)["image"]
     whole = tokenizer.eval()(images, ids=ids)["image"]
     same = [torch.equal(*pair) for pair in zip(cut, whole, strict=True)]
-    kept = [tokenizer.bottleneck.kept(place, 21) for place in range(6)]
+    kept = [tokenizer.bottleneck.kept(step, place, 21) for place in range(6)]
     assert same == [count == 21 for count in kept]
     assert not all(same)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from alitok.artifacts.folder import load_generator, save_artifact
 from alitok.common.build import import_class
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
 from alitok.config import load_yaml
 from alitok.data.pairs import PairedDataModule
 from alitok.sampling.generate import generate
@@ -64,17 +65,15 @@ class Pair:
         self.paired = issubclass(import_class(self.config["data"]["class_path"]), PairedDataModule)
         if hasattr(self.module, "tokenizer"):
             self.images = torch.rand(IMAGES, 3, self.model.image_size, self.model.image_size, generator=generator)
-            shape = (IMAGES, self.model.num_tokens, *([self.model.sub_codes] if self.model.sub_codes else []))
+            shape = (IMAGES, self.model.num_tokens, *([self.model.sub_codes] if self.model.sub_codes > 1 else []))
             self.ids = torch.randint(self.model.codebook_size, shape, generator=generator)
 
     @torch.no_grad()
     def image(self, paired: bool | None = None) -> Tensor:
         """What the decoder makes in training, of given tokens in post-training."""
-        for part in (self.model.quantizer, self.model.bottleneck):
-            if hasattr(part, "begin_step"):
-                part.begin_step(seed=0, step=0, steps=10, first=0, size=10 * IMAGES)
         ids = self.ids if (self.paired if paired is None else paired) else None
-        return self.model.train()(self.images, ids=ids)["image"]
+        step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
+        return self.model.train()(self.images, ids=ids, step=step)["image"]
 
 
 def changes(pair: Pair, without: AbstractContextManager[Any]) -> bool:
@@ -107,7 +106,9 @@ def quantizer(name: str, codes: int) -> Callable[[Pair, Path], bool]:
         width = model.quantizer(model.encode_latents(pair.images)).latents.shape[-1]
         if not pair.paired:  # the latents, unquantized
             plain = patch.object(
-                model, "forward", lambda images, ids: type(model).forward(model, images, quantize=False)
+                model,
+                "forward",
+                lambda images, ids, step: type(model).forward(model, images, quantize=False, step=step),
             )
         return type(model.quantizer).__name__ == name and model.codebook_size == codes and changes(pair, plain)
 

@@ -43,7 +43,7 @@ def test_absent_or_unfit_outputs() -> None:
 
 def test_own_term_needs_compute_only() -> None:
     class Brightness(LossTerm):
-        def compute(self, batch, outputs):
+        def compute(self, batch, outputs, step):
             return (batch["image"].mean() - outputs["image"].mean()).abs()
 
     term = Brightness()

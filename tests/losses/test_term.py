@@ -13,17 +13,17 @@ BATCH = {"image": torch.rand(2, 3, 4, 4)}
 
 
 class Latent(LossTerm):
-    def compute(self, batch: Any, outputs: Any) -> Tensor:
+    def compute(self, batch: Any, outputs: Any, step: Any) -> Tensor:
         return outputs["latent"].square().mean()
 
 
 class Whole(LossTerm):
-    def compute(self, batch: Any, outputs: Any) -> Tensor:
+    def compute(self, batch: Any, outputs: Any, step: Any) -> Tensor:
         return batch["image"].mean(dim=(1, 2, 3))
 
 
 class Own(LossTerm):
-    def compute(self, batch: Any, outputs: Any) -> Tensor:
+    def compute(self, batch: Any, outputs: Any, step: Any) -> Tensor:
         return {"a": torch.ones(())}["latents"]
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from alitok.common.build import build
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
 from alitok.models.nested_dropout import NestedDropout, powers_of_two
+from alitok.models.seams import Quantized
 from alitok.models.tail_drop import TailDrop
 from alitok.models.titok import TiTokDecoder
 from alitok.models.tokenizer import Tokenizer
@@ -41,16 +43,18 @@ def make(golden: Any, small_tokenizer_block: Any) -> Any:
     return make
 
 
-def begin(bottleneck: Any, step: int, first: int = 0, seed: int = 0) -> Any:
-    bottleneck.begin_step(seed=seed, step=step, steps=10_000, first=first, size=64)
-    return bottleneck
+def cut(bottleneck: Any, latents: Tensor, step: int, first: int = 0, seed: int = 0) -> Tensor:
+    """What the bottleneck leaves of latents that are not quantized."""
+    place = Step(seed, step, 10_000, 64, range(first, first + len(latents)))
+    tokens = Quantized(latents=latents, quantized=None, ids=torch.zeros(latents.shape[:2], dtype=torch.int64))
+    (decoding,) = bottleneck(tokens, None, place)
+    return decoding.latents
 
 
-def image(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
+def image(tokenizer: Tokenizer, latents: Tensor, step: int) -> Tensor:
     """What the decoder makes of latents in training."""
-    kept = tokenizer.bottleneck(latents, latents, None, tokenizer.quantizer)
     with torch.no_grad():
-        return tokenizer.decoder(kept)["image"]
+        return tokenizer.decoder(cut(tokenizer.bottleneck, latents, step))["image"]
 
 
 def test_every_latent_reaches_the_whole_image(make: Any) -> None:
@@ -77,20 +81,18 @@ def test_kept_tokens_alone_decide_the_image(make: Any, bottleneck: dict[str, Any
     tokenizer = make(bottleneck)
     latents = torch.randn(3, TOKENS, 8)
     for step in range(6):
-        begin(tokenizer.bottleneck, step)
-        plain = image(tokenizer, latents)
+        plain = image(tokenizer, latents, step)
         for token in range(TOKENS):
             other = latents.clone()
             other[:, token] += 1
-            moved = (image(tokenizer, other) - plain).abs().amax((1, 2, 3)) > 1e-5
+            moved = (image(tokenizer, other, step) - plain).abs().amax((1, 2, 3)) > 1e-5
             assert torch.equal(moved, torch.tensor([token < count for count in kept(tokenizer, step, 3)]))
 
 
 def kept(tokenizer: Tokenizer, step: int, images: int) -> list[int]:
     """How many tokens the first images of a batch keep, read off what the bottleneck leaves unchanged."""
-    begin(tokenizer.bottleneck, step)
     latents = torch.randn(images, TOKENS, 8)
-    left = tokenizer.bottleneck(latents, latents, None, tokenizer.quantizer)
+    left = cut(tokenizer.bottleneck, latents, step)
     same = (left == latents[:, : left.shape[1]]).all(-1)
     counts = same.sum(1).tolist()
     assert all(same[row, :count].all() for row, count in enumerate(counts))
@@ -104,7 +106,7 @@ def test_dropped_tokens_get_no_gradient_from_the_image_but_are_quantised(make: A
     (count,) = kept(tokenizer, step, 1)
     latents = torch.randn(1, TOKENS, 8, requires_grad=True)
     output = tokenizer.quantizer(latents)
-    left = tokenizer.bottleneck(output.quantized, latents, output.ids, tokenizer.quantizer)
+    left = cut(tokenizer.bottleneck, output.quantized, step)
     (by_image,) = torch.autograd.grad(tokenizer.decoder(left)["image"].square().sum(), latents, retain_graph=True)
     (by_codes,) = torch.autograd.grad(output.losses["commitment"], latents)
     assert torch.equal(by_image.abs().amax(-1)[0] > 0, torch.arange(TOKENS) < count)
@@ -113,14 +115,14 @@ def test_dropped_tokens_get_no_gradient_from_the_image_but_are_quantised(make: A
 
 def test_tail_drop_keeps_one_uniform_length_a_batch() -> None:
     bottleneck, latents = TailDrop(), torch.zeros(4, 16, 2)
-    lengths = [begin(bottleneck, step)(latents, latents, None, None).shape[1] for step in range(8000)]
+    lengths = [cut(bottleneck, latents, step).shape[1] for step in range(8000)]
     counts = Counter(lengths)
     assert set(counts) == set(range(1, 17))
     # chi-squared of 15 degrees of freedom: below 37.7 but once in a thousand
     assert sum((count - 500) ** 2 / 500 for count in counts.values()) < 37.7
-    again = [begin(bottleneck, step, first=2)(latents, latents, None, None).shape[1] for step in range(20)]
+    again = [cut(bottleneck, latents, step, first=2).shape[1] for step in range(20)]
     assert again == lengths[:20]  # every micro-batch and device cuts alike
-    other = [begin(bottleneck, step, seed=1)(latents, latents, None, None).shape[1] for step in range(20)]
+    other = [cut(bottleneck, latents, step, seed=1).shape[1] for step in range(20)]
     assert other != lengths[:20]
 
 
@@ -134,7 +136,9 @@ def test_tail_drop_keeps_one_uniform_length_a_batch() -> None:
 )
 def test_nested_dropout_draws_the_lengths_it_says(lengths: Any, shares: dict[int, float]) -> None:
     bottleneck = NestedDropout(2, lengths)
-    drawn = [begin(bottleneck, step).kept(place, 12) for step in range(300) for place in range(20)]
+    drawn = [
+        bottleneck.kept(Step(0, step, 10_000, 64, range(0)), place, 12) for step in range(300) for place in range(20)
+    ]
     counts = Counter(drawn)
     assert set(counts) == set(shares)
     for length, share in shares.items():
@@ -143,17 +147,16 @@ def test_nested_dropout_draws_the_lengths_it_says(lengths: Any, shares: dict[int
 
 def test_nested_dropout_is_a_function_of_seed_step_and_place() -> None:
     bottleneck, latents = NestedDropout(2, "uniform"), torch.randn(8, 16, 2)
-    whole = begin(bottleneck, 3)(latents, latents, None, None)
-    parts = [begin(bottleneck, 3, first)(latents[first : first + 4], latents, None, None) for first in (0, 4)]
+    whole = cut(bottleneck, latents, 3)
+    parts = [cut(bottleneck, latents[first : first + 4], 3, first) for first in (0, 4)]
     assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, begin(bottleneck, 4)(latents, latents, None, None))
-    assert not torch.equal(whole, begin(bottleneck, 3, seed=1)(latents, latents, None, None))
+    assert not torch.equal(whole, cut(bottleneck, latents, 4))
+    assert not torch.equal(whole, cut(bottleneck, latents, 3, seed=1))
 
 
 def test_the_mask_token_learns() -> None:
-    bottleneck = begin(NestedDropout(2), 0)
-    latents = torch.zeros(16, 8, 2)
-    bottleneck(latents, latents, None, None).sum().backward()
+    bottleneck = NestedDropout(2)
+    cut(bottleneck, torch.zeros(16, 8, 2), 0).sum().backward()
     assert bottleneck.mask_token.grad is not None
     assert (bottleneck.mask_token.grad > 0).all()
 
@@ -166,7 +169,7 @@ def test_a_prefix_decodes_as_it_did_in_training(make: Any, bottleneck: dict[str,
     assert torch.equal(tokenizer.decode(ids), tokenizer.decoder(tokenizer.quantizer.lookup(ids))["image"])
     for step in range(8):
         (count,) = kept(tokenizer, step, 1)
-        trained = image(tokenizer, tokenizer.quantizer.lookup(ids))
+        trained = image(tokenizer, tokenizer.quantizer.lookup(ids), step)
         torch.testing.assert_close(tokenizer.decode(ids[:, :count]), trained)
         assert torch.equal(tokenizer(torch.rand(1, 3, 32, 32), ids=ids[:, :count])["image"], trained)
     assert tokenizer.any_length

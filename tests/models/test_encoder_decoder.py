@@ -5,6 +5,7 @@ from einops import rearrange
 from alitok.common.build import build
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder
+from alitok.models.seams import Bottleneck, Decoding
 from alitok.models.tokenizer import Tokenizer
 from alitok.models.transformer import Init
 
@@ -86,9 +87,9 @@ def test_outputs_by_name(make):
 
 
 def test_bottleneck_acts_in_training_only(make):
-    class Zero(torch.nn.Module):
-        def forward(self, quantized, latents, ids, quantizer):
-            return torch.zeros_like(quantized)
+    class Zero(Bottleneck):
+        def forward(self, tokens, quantizer, step):
+            return [Decoding(latents=torch.zeros_like(tokens.decodable))]
 
     images = torch.rand(1, 3, 32, 32)
     model = make(1)
@@ -161,9 +162,9 @@ def test_a_local_start_has_patches_for_all_prefix_tokens():
 
 
 def test_a_bottleneck_that_changes_the_shape_unsaid_is_named(make) -> None:
-    class Half(torch.nn.Module):
-        def forward(self, quantized, latents, ids, quantizer):
-            return quantized[:, :5]
+    class Half(Bottleneck):
+        def forward(self, tokens, quantizer, step):
+            return [Decoding(latents=tokens.decodable[:, :5])]
 
     tokenizer = make(1)
     tokenizer.bottleneck = Half()

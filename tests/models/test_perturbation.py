@@ -1,5 +1,6 @@
 """Latent perturbation: which tokens change into what, and that nothing but seed, step and place decides it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
 from alitok.models.fsq import FiniteScalarQuantizer
 from alitok.models.perturbation import LatentPerturbation, nearest_codes, swap_ids
 from alitok.models.quantizer import ClusteredQuantizer
@@ -32,9 +34,10 @@ def perturbed(
 ) -> tuple[Tensor, Tensor]:
     """The ids behind the perturbed latents, and those before."""
     bottleneck = LatentPerturbation(**{"beta": 1.0, "delta": 8, **options})
-    bottleneck.begin_step(seed=seed, step=step, steps=100, first=first, size=SIZE)
     found = quantizer(latents)
-    changed = bottleneck(found.quantized, latents, found.ids, quantizer)
+    place = Step(seed, step, 100, SIZE, range(first, first + len(latents)))
+    (decoding,) = bottleneck(found, quantizer, place)
+    changed = decoding.latents
     return quantizer(changed.detach()).ids, found.ids
 
 
@@ -91,10 +94,7 @@ def test_parts_of_a_batch_are_as_the_whole(quantizer, latents):
 
 def test_alpha_and_delta_fall_over_the_share_of_the_run(quantizer, latents):
     bottleneck = LatentPerturbation(anneal=(0.2, 0.6), final=0.5)
-    ratios = []
-    for step in (0, 20, 40, 60, 99):
-        bottleneck.begin_step(seed=0, step=step, steps=100, first=0, size=SIZE)
-        ratios.append(bottleneck.ratio)
+    ratios = [bottleneck.ratio(step / 100) for step in (0, 20, 40, 60, 99)]
     assert ratios == pytest.approx([1, 1, 0.75, 0.5, 0.5])
     changed = {}
     for step in (0, 60):
@@ -111,9 +111,8 @@ def test_the_gradient_goes_straight_through_and_the_quantizer_sees_nothing(quant
     latents.requires_grad_()
     found = quantizer(latents)
     bottleneck = LatentPerturbation(beta=0.5, delta=8)
-    bottleneck.begin_step(seed=0, step=0, steps=1, first=0, size=SIZE)
     ids = found.ids.clone()
-    changed = bottleneck(found.quantized, latents, found.ids, quantizer)
+    changed = bottleneck(found, quantizer, Step.alone(SIZE))[0].latents
     weight = torch.randn_like(changed)
     (gradient,) = torch.autograd.grad((changed * weight).sum(), latents, retain_graph=True)
     torch.testing.assert_close(gradient, weight)
@@ -125,8 +124,8 @@ def test_the_gradient_goes_straight_through_and_the_quantizer_sees_nothing(quant
 
 def test_a_phase_without_quantisation_is_left_alone(quantizer, latents):
     bottleneck = LatentPerturbation(beta=1.0, delta=8)
-    bottleneck.begin_step(seed=0, step=0, steps=1, first=0, size=SIZE)
-    assert bottleneck(latents, latents, None, quantizer) is latents
+    found = replace(quantizer(latents), quantized=None)
+    assert bottleneck(found, quantizer, Step.alone(SIZE))[0].latents is found.latents
 
 
 def test_refusals(quantizer, latents):

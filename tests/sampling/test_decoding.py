@@ -12,10 +12,11 @@ from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.rope import rotate
+from alitok.models.seams import draw, image_uniforms
 from alitok.sampling import generate as module
 from alitok.sampling import guidance, weights
 from alitok.sampling.cache import KeyValueCache
-from alitok.sampling.generate import Decoding, Sampler, draw, generate, image_uniforms
+from alitok.sampling.generate import Decoding, Sampler, generate
 from alitok.sampling.guidance import Constant, Linear, PowerCosine, SoftCFG
 from alitok.sampling.weights import Projection, for_inference
 

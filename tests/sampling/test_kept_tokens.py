@@ -8,7 +8,8 @@ import torch
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
-from alitok.sampling.generate import draw, generate, image_uniforms
+from alitok.models.seams import draw, image_uniforms
+from alitok.sampling.generate import generate
 from alitok.sampling.guidance import PowerCosine
 from alitok.sampling.images import largest_batch
 

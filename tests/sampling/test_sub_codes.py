@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from alitok.common.build import build
-from alitok.sampling.generate import Sampler, draw, generate, image_uniforms
+from alitok.models.seams import draw, image_uniforms
+from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import BySubCode, Constant, PowerCosine, SoftCFG
 from alitok.sampling.mixed import MixedSampler
 

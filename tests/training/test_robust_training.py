@@ -35,17 +35,17 @@ def config_of(stage: str, idea: str, folder: Path, *overrides: str) -> dict[str,
 def test_perturbation_is_the_same_in_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int, int]] = []
     gradients: list[dict[str, Tensor]] = []
-    begin, optimize = LatentPerturbation.begin_step, TokenizerTraining.optimize
+    forward, optimize = LatentPerturbation.forward, TokenizerTraining.optimize
 
-    def keep_place(self: LatentPerturbation, **place: int) -> None:
-        asked.append((place["step"], place["first"], place["size"]))
-        begin(self, **place)
+    def keep_place(self: LatentPerturbation, tokens: Any, quantizer: Any, step: Any) -> Any:
+        asked.append((step.number, step.places.start, step.size))
+        return forward(self, tokens, quantizer, step)
 
     def keep_gradients(module: TokenizerTraining, *arguments: Any) -> None:
         gradients.append({name: p.grad.clone() for name, p in module.tokenizer.named_parameters()})
         optimize(module, *arguments)
 
-    monkeypatch.setattr(LatentPerturbation, "begin_step", keep_place)
+    monkeypatch.setattr(LatentPerturbation, "forward", keep_place)
     monkeypatch.setattr(TokenizerTraining, "optimize", keep_gradients)
     for micro in ("8", "2"):
         train(config_of("stage1", "perturbation", tmp_path, *PERTURBED, "--data.micro_batch", micro), 1)
@@ -126,7 +126,7 @@ class Spy:
         from alitok.losses.reconstruction import MSE
 
         class Kept(MSE):
-            def compute(self, batch: Any, outputs: Any) -> Tensor:
+            def compute(self, batch: Any, outputs: Any, step: Any) -> Tensor:
                 if "tokens" in batch:
                     cls.seen.append((dict(batch), {k: v for k, v in outputs.items() if isinstance(v, Tensor)}))
                 return super().compute(batch, outputs)
