@@ -50,7 +50,8 @@ class NestedDropout(nn.Module):
     def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor | None, quantizer: Any) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         images, total = quantized.shape[:2]
-        kept = torch.tensor([self.kept(self.first + row, total) for row in range(images)], device=quantized.device)
+        lengths = torch.tensor([self.kept(self.first + row, total) for row in range(images)])
+        kept = lengths.to(quantized.device, non_blocking=True)
         dropped = torch.arange(total, device=quantized.device) >= kept[:, None]
         return torch.where(dropped[..., None], self.mask_token.to(quantized.dtype), quantized)
 

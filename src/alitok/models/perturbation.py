@@ -137,6 +137,7 @@ class LatentPerturbation(nn.Module):
         ]
         with torch.no_grad():
             near = nearest_codes(latents[:count], quantizer, delta)
-            swapped = swap_ids(ids[:count], near, self.ratio * self.alpha, torch.stack(drawn).to(ids.device))
+            uniforms = torch.stack(drawn).to(ids.device, non_blocking=True)
+            swapped = swap_ids(ids[:count], near, self.ratio * self.alpha, uniforms)
             shift = quantizer.lookup(swapped) - latents[:count]
         return torch.cat([latents[:count] + shift, quantized[count:]])
