@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
-from tiny import GAN, module_of, tiny
+from tiny import DEMO, GAN, SMALL, module_of, tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alitok.callbacks.curves import read_curves
 from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
+from alitok.config import compose_run
 from alitok.losses.term import LossTerm
+from alitok.models.encoder import Encoder
 from alitok.training.base import TrainingModule
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null", "--trainer.callbacks.grid", "null"]
@@ -114,6 +116,41 @@ def test_a_bad_step_stops_the_run_and_the_checkpoint_before_is_good(tmp_path: Pa
 
 def last_checkpoint(folder: Path) -> Path:
     return folder / "stage1" / "checkpoints" / "step=6.ckpt"
+
+
+IDEAS = {  # what turns floats into indices, at the tiny size
+    "fsq": ["--define.levels", "[4, 4, 2, 2]"],
+    "lfq": ["--define.codebook_size", "16"],
+    "wetok": ["--define.sub_codes", "2", "--define.codebook_size", "4"],
+    "perturbation": ["--model.tokenizer.bottleneck.beta", "1.0", "--model.tokenizer.bottleneck.delta", "4"],
+}
+
+
+@pytest.mark.parametrize("idea", ["vq", *IDEAS])
+def test_latents_that_are_not_finite_are_skipped_and_named(
+    idea: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+    forward = Encoder.forward
+
+    def poisoned(self: Encoder, images: Tensor) -> Tensor:
+        calls.append(len(images))
+        latents = forward(self, images)
+        return latents * torch.nan if len(calls) == 6 else latents  # step 1, its second micro-batch of two
+
+    monkeypatch.setattr(Encoder, "forward", poisoned)
+    files = [DEMO / "tokenizer-stage1.yaml"]
+    files += [DEMO.parent / "ideas" / f"{idea}.yaml"] if idea in IDEAS else []
+    words = ["--define.run", str(tmp_path), *SMALL, *QUICK, *STEPS, *IDEAS.get(idea, [])]
+    words += ["--trainer.callbacks.weights.class_path", "test_health.Weights"]
+    words += ["--trainer.callbacks.health.nonfinite", "skip", "--trainer.callbacks.reconstruction", "null"]
+    with caplog.at_level(logging.WARNING, "alitok"):
+        run("fit", compose_run(files, words))
+    assert equal(Weights.kept[1], Weights.kept[0])
+    assert not equal(Weights.kept[2], Weights.kept[1])
+    images = ", ".join(map(str, sorted(Weights.indices[1][2:4])))
+    (line,) = [line for line in caplog.messages if line.startswith("Step ")]
+    assert line == f"Step 1: the loss is not finite; images {images} of the training split; the step is skipped."
 
 
 def test_too_many_skips_stop_the_run(tmp_path: Path) -> None:

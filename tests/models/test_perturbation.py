@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.models.fsq import FiniteScalarQuantizer
 from alitok.models.perturbation import LatentPerturbation, nearest_codes, swap_ids
 from alitok.models.quantizer import ClusteredQuantizer
+from alitok.models.tokenizer import Tokenizer
 
 SIZE = 10  # of the global batch
 
@@ -126,7 +127,38 @@ def test_the_gradient_goes_straight_through_and_the_quantizer_sees_nothing(quant
 def test_a_phase_without_quantisation_is_left_alone(quantizer, latents):
     bottleneck = LatentPerturbation(beta=1.0, delta=8)
     bottleneck.begin_step(seed=0, step=0, steps=1, first=0, size=SIZE)
-    assert bottleneck(latents, latents, quantizer(latents).ids, quantizer) is latents
+    assert bottleneck(latents, latents, None, quantizer) is latents
+
+
+def test_given_tokens_become_codes_near_to_their_own(quantizer):
+    """Post-training gives the decoder tokens, whose latents are their codes."""
+    tokenizer = Tokenizer(SimpleEncoder(), quantizer, SimpleDecoder(), LatentPerturbation(beta=0.5, delta=8)).train()
+    tokenizer.bottleneck.begin_step(seed=0, step=0, steps=100, first=0, size=SIZE)
+    ids = torch.randint(64, (SIZE, 30), generator=torch.Generator().manual_seed(0))
+    codes = tokenizer(torch.zeros(SIZE), ids=ids)["image"]
+    after = quantizer(codes.detach()).ids
+    near = nearest_codes(quantizer.lookup(ids), quantizer, 8)
+    assert torch.equal(near[..., 0], ids)
+    assert (after[..., None] == near).any(-1).all()
+    assert float((after[:5] != ids[:5]).float().mean()) == pytest.approx(1 - 1 / 8, abs=0.1)
+    assert torch.equal(after[5:], ids[5:])
+    assert torch.equal(tokenizer.eval()(torch.zeros(SIZE), ids=ids)["image"], quantizer.lookup(ids))
+
+
+class SimpleEncoder(nn.Module):
+    """30 latents of 4 channels."""
+
+    num_latents = 30
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), 30, 4)
+
+
+class SimpleDecoder(nn.Module):
+    """Shows the latents."""
+
+    def forward(self, latents: Tensor) -> dict[str, Tensor]:
+        return {"image": latents}
 
 
 def test_refusals(quantizer, latents):

@@ -5,11 +5,19 @@ from functools import reduce
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alitok.common.distributed import all_stack
+from alitok.common.errors import BadInput
 from alitok.models import quantizer as room
-from alitok.models.quantizer import ClusteredQuantizer, ClusterStatistics
+from alitok.models.fsq import FiniteScalarQuantizer
+from alitok.models.lookup_free import LookupFreeQuantizer
+from alitok.models.nested_dropout import NestedDropout
+from alitok.models.perturbation import LatentPerturbation, nearest_codes
+from alitok.models.quantizer import MOST_CODES, ClusteredQuantizer, ClusterStatistics
+from alitok.models.tail_drop import TailDrop
 
 
 def make(codes: int = 16, dim: int = 4, **arguments) -> ClusteredQuantizer:
@@ -161,3 +169,138 @@ def test_distances_are_in_float32_under_autocast():
         outputs = module(latents)
     assert outputs.quantized.dtype == torch.float32
     assert torch.equal(outputs.ids, module(latents).ids)
+
+
+def anchors(
+    module: ClusteredQuantizer, batch: torch.Tensor, sizes: tuple[int, ...], step: int = 3
+) -> ClusterStatistics:
+    """Merged statistics of the batch's parts in one step."""
+    parts, first = [], 0
+    for part in batch.split(sizes):
+        module.begin_step(seed=5, step=step, steps=9, first=first, size=len(batch))
+        parts.append(module(part).statistics)
+        first += len(part)
+    return reduce(ClusterStatistics.merge, parts)
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 12, (4, 4, 4), (1, 9, 2), (11, 1)])
+@pytest.mark.parametrize("tokens_at_a_time", [7, 1000])
+def test_random_anchors_in_any_grouping_are_those_of_the_global_batch(sizes, tokens_at_a_time, monkeypatch):
+    monkeypatch.setattr(room, "BLOCK_ELEMENTS", 16 * tokens_at_a_time)
+    module, batch = make(anchor="random"), features(12, 7, 4)
+    whole = anchors(module, batch, (12,))
+    torch.manual_seed(99)  # torch's own generator decides nothing
+    assert_same(anchors(module, batch, sizes), whole)
+    assert (whole.distance == 0).all()
+    place = (whole.feature[:, None] == batch.flatten(0, 1)).all(-1)
+    assert (place.sum(1) == 1).all()
+    assert len(place.int().argmax(1).unique()) > 8
+    assert not torch.equal(anchors(module, batch, (12,), step=4).feature, whole.feature)
+
+
+def test_random_anchors_take_each_place_of_the_global_batch_alike():
+    module, batch = make(codes=2000, anchor="random"), torch.arange(10.0).view(5, 2, 1).expand(5, 2, 4)
+    drawn = anchors(module, batch, (2, 3)).feature[:, 0].long()
+    assert drawn.bincount(minlength=10).float() == pytest.approx(200, abs=60)
+
+
+QUANTIZERS = {
+    "vq": lambda: make(codes=16, dim=4),
+    "fsq": lambda: FiniteScalarQuantizer([5, 4, 3, 2]),
+    "fsq of many levels": lambda: FiniteScalarQuantizer([2003, 1001, 2, 2]),
+    "lfq": lambda: LookupFreeQuantizer(16),
+    "grouped": lambda: LookupFreeQuantizer(4, sub_codes=2),
+    "vq, random anchors": lambda: make(codes=16, dim=4, anchor="random"),
+}
+
+
+class Copies(TorchDispatchMode):
+    """Notes what is copied from the host to a GPU while the host waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocking = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func is torch.ops.aten._to_copy.default and args[0].device.type != out.device.type:
+            self.blocking += [] if kwargs.get("non_blocking") else [func]
+        return out
+
+
+BOTTLENECKS = {
+    "tail drop": TailDrop,
+    "nested dropout": lambda: NestedDropout(4),
+    "perturbation": lambda: LatentPerturbation(beta=1.0, delta=3),
+}
+
+
+@pytest.mark.parametrize("name", [*QUANTIZERS, *BOTTLENECKS])
+def test_the_host_does_not_wait_for_the_device(name):
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # where asking for a value is an error, bincount's included
+    with fake, torch.device("cuda"):
+        quantizer, latents = QUANTIZERS.get(name, QUANTIZERS["vq"])().train(), torch.zeros(2, 6, 4)
+        bottleneck = BOTTLENECKS.get(name, TailDrop)()
+        bottleneck.begin_step(seed=0, step=1, steps=2, first=0, size=2)
+    with fake, Copies() as copies:
+        outputs = quantizer(latents)
+        if outputs.statistics is not None:
+            quantizer.update(outputs.statistics.merge(outputs.statistics))
+        bottleneck(outputs.quantized, outputs.latents, outputs.ids, quantizer)
+    assert copies.blocking == []
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_latents_that_are_not_finite_give_ids_of_codes_and_a_loss_that_is_not_finite(name, bad):
+    module = QUANTIZERS[name]()
+    latents = features(2, 6, 4)
+    latents[1, 2, 3] = bad
+    outputs = module(latents)
+    assert 0 <= int(outputs.ids.min()) <= int(outputs.ids.max()) < module.codebook_size
+    assert module.lookup(outputs.ids).isfinite().all()
+    loss = outputs.quantized.square().mean() + sum(outputs.losses.values())
+    assert not loss.isfinite()
+    if getattr(module, "sub_codes", None) is None:
+        near = nearest_codes(outputs.latents, module, 3)
+        assert 0 <= int(near.min()) <= int(near.max()) < module.codebook_size
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_large_latents_give_ids_of_codes_that_look_up_to_what_was_quantized(name):
+    module = QUANTIZERS[name]()
+    latents = 1e4 * features(8, 50, 4)
+    outputs = module(latents)
+    assert 0 <= int(outputs.ids.min()) <= int(outputs.ids.max()) < module.codebook_size
+    assert_close(outputs.quantized, module.lookup(outputs.ids), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: FiniteScalarQuantizer([4] * 16),
+            r"FSQ with levels \[4, .* has 4,294,967,296 codes, .* 1 to 16,777,216",
+        ),
+        (lambda: FiniteScalarQuantizer([4] * 32), "take fewer channels or levels"),
+        (lambda: FiniteScalarQuantizer([MOST_CODES + 1]), "has 16,777,217 codes"),
+        (lambda: LookupFreeQuantizer(1 << 40), "has 1,099,511,627,776 codes"),
+        (lambda: LookupFreeQuantizer(1 << 23, sub_codes=4), "take smaller and more sub-codes"),
+        (lambda: ClusteredQuantizer(1 << 40, 4), "change codebook_size"),
+        (lambda: ClusteredQuantizer(0, 4), "has 0 codes"),
+    ],
+)
+def test_a_codebook_that_is_too_large_is_refused_when_built(build, words):
+    with pytest.raises(BadInput, match=words):
+        build()
+
+
+@pytest.mark.parametrize("levels", [[8, 8, 8, 5, 5, 5], [16] * 4, [8] * 6, [4] * 12])
+def test_codebooks_of_the_literature_are_taken(levels):
+    module = FiniteScalarQuantizer(levels)
+    ids = torch.randint(module.codebook_size, (1, 100), generator=torch.Generator().manual_seed(0))
+    half = torch.tensor([count // 2 for count in levels])
+    digits = (module.lookup(ids) * half + half).round().long()
+    places = torch.tensor(levels).cumprod(0) // torch.tensor(levels)
+    assert torch.equal((digits * places).sum(-1), ids)

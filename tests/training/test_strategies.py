@@ -136,6 +136,11 @@ CHAINS = {
     "tokenizer-stage1": [("single", 18), ("ddp", 34), ("fsdp", 47), ("single", 60)],
     "generator": [("single", 5), ("fsdp", 10), ("ddp", 15), ("single", 20)],
 }
+# What is random in a step: random anchors are those of the global batch, dropout those of a micro-batch of 4.
+DRAWN = {
+    "anchors": ("tokenizer-stage1", ["--model.tokenizer.quantizer.anchor", "random", "--trainer.max_steps", "6"]),
+    "dropout": ("generator", ["--model.generator.dropout", "0.3", "--trainer.max_steps", "6"]),
+}
 HALF = ["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "6", "--model.activation_checkpointing", "true"]
 VALIDATE = ["--trainer.limit_val_batches", "1.0", "--data.val_count", "17", "--data.micro_batch", "3"]
 
@@ -144,6 +149,14 @@ def link(name: str, shared: Path, number: int) -> None:
     """One link of a chain."""
     strategy, steps = CHAINS[name][number]
     run("fit", configuration(name, shared / "chain", strategy, shared, "--trainer.max_steps", str(steps)))
+
+
+def drawn(shared: Path, strategy: str, micro_batch: int = 4) -> None:
+    """The runs of DRAWN; two processes have 4 images each."""
+    for key, (name, options) in DRAWN.items():
+        folder = shared / f"{key}-{strategy}-{micro_batch}"
+        cut = ["--data.micro_batch", str(micro_batch)]
+        run("fit", configuration(name, folder, strategy, shared, *options, *cut))
 
 
 def half(shared: Path, strategy: str) -> None:
@@ -193,6 +206,8 @@ def work(rank: int, shared: Path) -> None:
     for name in CHAINS:
         for number in (1, 2):
             link(name, shared, number)
+    for strategy in ("ddp", "fsdp"):
+        drawn(shared, strategy)
     half(shared, "fsdp")
     validate(shared, "ddp")
     average = ["--trainer.callbacks.average.class_path", "alitok.callbacks.average.WeightAverage"]
@@ -220,6 +235,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         link(name, folder, 0)
     digest = read_card(folder / "single" / "stage1" / "artifact")["digest"]
     token_cache(folder / "half", codes=CODES, digest=digest)
+    for micro_batch in (8, 4):
+        drawn(folder, "single", micro_batch)
     half(folder, "single")
     validate(folder, "single")
     two_processes(work, folder)
@@ -254,6 +271,15 @@ def test_the_weights_have_moved(name: str, shared: Path) -> None:
     for part in parts:
         moved = {key: tensor for key, tensor in after.items() if key.startswith(part)}
         assert furthest(moved, {key: before[key] for key in moved}) >= 100 * TOLERANCE, part
+
+
+@pytest.mark.parametrize("way", ["single-8", "ddp-4", "fsdp-4"])
+@pytest.mark.parametrize("key", DRAWN)
+def test_what_is_drawn_in_a_step_is_the_same_on_any_devices(key: str, way: str, shared: Path) -> None:
+    """Dropout alone depends on the micro-batches: of all 8 images it draws other masks than of 4."""
+    name, _ = DRAWN[key]
+    difference = furthest(weights(shared / f"{key}-single-4", name), weights(shared / f"{key}-{way}", name))
+    assert (difference < TOLERANCE) == (way != "single-8" or key == "anchors"), difference
 
 
 @pytest.mark.parametrize("name", CHAINS)

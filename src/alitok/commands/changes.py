@@ -6,7 +6,8 @@ from typing import Any
 
 from alitok.common.errors import BadInput
 
-# Keys, without `init_args`, that change how fast, where and how visibly a run computes, not what.
+# Keys, without `init_args`, that change how fast, where and how visibly a run computes, not what. Dropout alone depends
+# on micro-batches, and the training module warns of that: only it knows how many devices there are.
 HARMLESS = (
     r"trainer\.(?!callbacks\.average).*",
     r"data\.(num_workers|micro_batch|val_count)",

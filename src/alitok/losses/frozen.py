@@ -99,13 +99,11 @@ def load(network: Network, given: str | None, device: torch.device | str) -> nn.
     key = (network.name, where, str(torch.device(device)))
     module = _loaded.get(key)
     if module is None:
-        with torch.device("meta"):
-            module = network.build()
-        expected = module.state_dict()
+        module = _unfilled(network)
         if where.startswith(RANDOM):
-            state = _random_state(expected, int(where.removeprefix(RANDOM)))
+            state = _random_state(module, int(where.removeprefix(RANDOM)))
         else:
-            state = read_state(where, expected, network.name, network.unused)
+            state = read_state(where, module.state_dict(), network.name, network.unused)
         module.load_state_dict(state, assign=True)
         module = module.requires_grad_(False).eval().to(device)
         _loaded[key] = module
@@ -115,7 +113,7 @@ def load(network: Network, given: str | None, device: torch.device | str) -> nn.
 def read_state(
     path: str | Path, expected: Mapping[str, Tensor], name: str, unused: str | None = None
 ) -> dict[str, Tensor]:
-    """The float32 state dict in a weight file, less the keys that begin with `unused`.
+    """The state dict in a weight file, floats as float32, less the keys that begin with `unused`.
 
     Raises:
         BadInput: the file is damaged, or its names and shapes are not those `expected`.
@@ -132,17 +130,30 @@ def read_state(
         have, want = (_shape(tensors.get(key)) for tensors in (state, expected))
         if have != want:
             raise BadInput(f"{path} does not hold the weights of {name}: {key} is {have}, should be {want}.")
-    return {key: value.float() for key, value in state.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def _shape(tensor: Tensor | None) -> str:
     return "absent" if tensor is None else str(tuple(getattr(tensor, "shape", ())))
 
 
-def _random_state(expected: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """He-scaled normal weights, unit scales and zero shifts, each tensor drawn from the seed and its name alone."""
-    state = {}
-    for key, value in expected.items():
+def _unfilled(network: Network) -> nn.Module:
+    """The network without weights, on the meta device; if it has buffers, built in full, since that fills them."""
+    with torch.device("meta"):
+        module = network.build()
+    if next(module.buffers(), None) is None:
+        return module
+    with torch.random.fork_rng(devices=[]):
+        return network.build()
+
+
+def _random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """He-scaled normal weights, unit scales and zero shifts, each tensor drawn from the seed and its name alone.
+
+    Buffers stay as they are: a fresh running variance is 1.
+    """
+    state = module.state_dict()
+    for key, value in module.named_parameters():
         if value.ndim == 1:
             state[key] = torch.full(value.shape, float(key.endswith("weight")))
         else:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
-from alitok.models.quantizer import QuantizerOutput
+from alitok.models.quantizer import QuantizerOutput, check_codebook
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -22,7 +22,7 @@ class FiniteScalarQuantizer(nn.Module):
             [7, 5, 5, 5, 5] for 2^12, [8, 8, 8, 6, 5] for 2^14, [8, 8, 8, 5, 5, 5] for 2^16.
 
     Raises:
-        BadInput: no levels, or fewer than 2 of a channel.
+        BadInput: no levels, fewer than 2 of a channel, or more than 2^24 codes.
     """
 
     levels: Tensor
@@ -33,6 +33,7 @@ class FiniteScalarQuantizer(nn.Module):
             raise BadInput(f"FSQ needs 2 or more levels for each channel, not {list(levels)}.")
         self.counts = [int(count) for count in levels]
         self.codebook_size = prod(self.counts)
+        check_codebook(self.codebook_size, f"FSQ with levels {self.counts}", "take fewer channels or levels")
         # Kept in the weights so that a tokenizer's digest tells levels apart.
         self.register_buffer("levels", torch.tensor(self.counts, dtype=torch.float32))
 
@@ -50,19 +51,24 @@ class FiniteScalarQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             reach = (self.levels - 1) * (1 + 1e-3) / 2
             offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
-            bounded = torch.tanh(latents.float() + torch.atanh(offset / reach)) * reach - offset
+            latents = latents.float()
+            bounded = torch.tanh(latents + torch.atanh(offset / reach)) * reach - offset
+            # tanh hides an infinite latent; as NaN it reaches the loss
+            bounded = torch.where(latents.isfinite(), bounded, torch.nan)
             half = torch.floor(self.levels / 2)
-            rounded = bounded + (bounded.round() - bounded).detach()
-            digits = (bounded.detach().round() + half).long()
-            ids = (digits * self._places(latents.device)).sum(-1)
+            # Many levels round beyond the last one, since `reach` does; and NaN has no digit.
+            digits = (bounded.detach().round() + half).nan_to_num(0.0).clamp_min(0.0).minimum(self.levels - 1)
+            rounded = bounded + (digits - half - bounded).detach()
+            ids = (digits.long() * self._places()).sum(-1)
         return QuantizerOutput(rounded / half, ids, {}, None, bounded / half)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N) -> latents (B, N, D) float32."""
         half = torch.floor(self.levels / 2)
-        digits = ids[..., None] // self._places(ids.device) % torch.tensor(self.counts, device=ids.device)
+        digits = ids[..., None] // self._places() % self.levels.long()
         return (digits - half) / half
 
-    def _places(self, device: torch.device) -> Tensor:
+    def _places(self) -> Tensor:
         """What a step of each channel adds to the id, (D,) int64."""
-        return torch.tensor([prod(self.counts[:channel]) for channel in range(len(self.counts))], device=device)
+        counts = self.levels.long()
+        return counts.cumprod(0) // counts

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
-from alitok.models.quantizer import BLOCK_ELEMENTS, QuantizerOutput
+from alitok.models.quantizer import BLOCK_ELEMENTS, QuantizerOutput, check_codebook
 
 
 @dataclass
@@ -50,7 +50,7 @@ class LookupFreeQuantizer(nn.Module):
         diversity: gamma, weight of H(E p) in it.
 
     Raises:
-        BadInput: V is no power of two, S is below 1.
+        BadInput: V is no power of two, S is below 1, or S V is above 2^24.
     """
 
     usage: Tensor
@@ -72,6 +72,7 @@ class LookupFreeQuantizer(nn.Module):
                 f"A lookup-free quantizer has a power of two of codes and 1 or more sub-codes, not {codebook_size} and"
                 f" {sub_codes}; change codebook_size or sub_codes."
             )
+        check_codebook(sub_codes * codebook_size, "The lookup-free quantizer", "take smaller and more sub-codes")
         self.codebook_size = codebook_size
         self.groups = sub_codes
         self.sub_codes = sub_codes if sub_codes > 1 else None
@@ -138,7 +139,7 @@ class LookupFreeQuantizer(nn.Module):
         # the value of E p . log m, with its gradient by the latents
         moved = (latents * gradient).sum(-1).mean()
         unevenness = value + (moved - moved.detach())
-        count = torch.tensor(float(groups.shape[1]), device=latents.device)
+        count = latents.new_full((), groups.shape[1])
         return uncertainty + self.diversity * unevenness, ShareStatistics(total, count)
 
     @torch.no_grad()

@@ -47,10 +47,11 @@ class NestedDropout(nn.Module):
         count = 1 + number % total
         return count if self.lengths == "uniform" else next(power for power in powers if power >= count)
 
-    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor, quantizer: Any) -> Tensor:
+    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor | None, quantizer: Any) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         images, total = quantized.shape[:2]
-        kept = torch.tensor([self.kept(self.first + row, total) for row in range(images)], device=quantized.device)
+        lengths = torch.tensor([self.kept(self.first + row, total) for row in range(images)])
+        kept = lengths.to(quantized.device, non_blocking=True)
         dropped = torch.arange(total, device=quantized.device) >= kept[:, None]
         return torch.where(dropped[..., None], self.mask_token.to(quantized.dtype), quantized)
 

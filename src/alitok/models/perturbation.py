@@ -73,9 +73,10 @@ class LatentPerturbation(nn.Module):
 
     The first floor(beta B) images of a global batch of B are perturbed: each of their tokens becomes with probability
     alpha one of the delta codes nearest to its latent, drawn uniformly. The gradient goes straight through to the
-    latent; ids and the quantizer's losses are those of the true codes. alpha and delta are multiplied by a ratio that
-    falls linearly from 1 to `final` over the share `anneal` of the run. An image's random numbers depend on seed, step
-    and its place in the global batch alone.
+    latent; ids and the quantizer's losses are those of the true codes. A given token (post-training) has its own code
+    as latent, and becomes a code near to that one. alpha and delta are multiplied by a ratio that falls linearly from 1
+    to `final` over the share `anneal` of the run. An image's random numbers depend on seed, step and its place in the
+    global batch alone.
 
     Args:
         alpha, beta, delta: as above.
@@ -124,10 +125,10 @@ class LatentPerturbation(nn.Module):
             return 1.0
         return 1 - (1 - self.final) * min(1.0, (self.progress - begin) / max(end - begin, 1e-9))
 
-    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor, quantizer: Any) -> Tensor:
-        """(B, N, D) -> (B, N, D); unchanged where the phase does not quantize."""
-        count = min(floor(self.beta * self.size + 1e-9) - self.first, len(ids))
-        if quantized is latents or count <= 0:
+    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor | None, quantizer: Any) -> Tensor:
+        """(B, N, D) -> (B, N, D); unchanged if the phase does not quantize, so that there are no ids."""
+        count = min(floor(self.beta * self.size + 1e-9) - self.first, len(latents))
+        if ids is None or count <= 0:
             return quantized
         delta = max(1, floor(self.ratio * self.delta + 1e-9))
         drawn = [
@@ -136,6 +137,7 @@ class LatentPerturbation(nn.Module):
         ]
         with torch.no_grad():
             near = nearest_codes(latents[:count], quantizer, delta)
-            swapped = swap_ids(ids[:count], near, self.ratio * self.alpha, torch.stack(drawn).to(ids.device))
+            uniforms = torch.stack(drawn).to(ids.device, non_blocking=True)
+            swapped = swap_ids(ids[:count], near, self.ratio * self.alpha, uniforms)
             shift = quantizer.lookup(swapped) - latents[:count]
         return torch.cat([latents[:count] + shift, quantized[count:]])

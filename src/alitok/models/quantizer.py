@@ -7,10 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alitok.common.errors import BadInput
+from alitok.common.random import stream
 from alitok.models.transformer import init_weights
 
 # Distances are computed for blocks of tokens so that no (tokens, V) matrix larger than this many numbers exists.
 BLOCK_ELEMENTS = 1 << 22
+MOST_CODES = 1 << 24  # float32 counts no further, and the count of each code's use takes 128 MB
+
+
+def check_codebook(codes: int, what: str, remedy: str) -> None:
+    """Raises BadInput if `what` has no code, or more codes than ids and usage counts are made for."""
+    if not 1 <= codes <= MOST_CODES:
+        raise BadInput(f"{what} has {codes:,} codes, but a codebook has 1 to {MOST_CODES:,}; {remedy}.")
 
 
 @dataclass
@@ -19,7 +28,8 @@ class ClusterStatistics:
 
     Attributes:
         count: (V,) how many features chose each code.
-        distance: (V,) squared distance of the feature nearest to each code.
+        distance: (V,) squared distance of the feature nearest to each code. With random anchors it is 0 if the feature
+            drawn for the code is in this set, else infinite.
         feature: (V, D) that feature.
     """
 
@@ -61,7 +71,8 @@ class ClusteredQuantizer(nn.Module):
     """Nearest code by squared L2 distance, with the online clustering of CVQ-VAE (Zheng & Vedaldi 2023).
 
     `forward` changes no state: in training mode it returns the statistics of its batch, and `update` applies those of
-    the whole global batch, merged over micro-batches and processes, once.
+    the whole global batch, merged over micro-batches and processes, once. Both kinds of anchor are then features of the
+    global batch, the same for every way of cutting it.
 
     Args:
         codebook_size: V.
@@ -70,7 +81,11 @@ class ClusteredQuantizer(nn.Module):
         clustering: return statistics in training mode, so that unused codes are moved to where features are.
         decay: of the running share of tokens that chose each code.
         anchor: which feature an unused code moves to: the "nearest" to it (AliTok), or a "random" one, for batches so
-            small that many codes have the same nearest feature and would stay on top of one another.
+            small that many codes have the same nearest feature and would stay on top of one another. The random one
+            depends on seed, step and code.
+
+    Raises:
+        BadInput: no codes, or more than 2^24.
     """
 
     usage: Tensor
@@ -85,6 +100,7 @@ class ClusteredQuantizer(nn.Module):
         anchor: Literal["nearest", "random"] = "nearest",
     ) -> None:
         super().__init__()
+        check_codebook(codebook_size, "The quantizer", "change codebook_size")
         self.codebook_size = codebook_size
         self.commitment = commitment
         self.clustering = clustering
@@ -93,6 +109,11 @@ class ClusteredQuantizer(nn.Module):
         self.codebook = nn.Embedding(codebook_size, code_dim)
         self.register_buffer("usage", torch.zeros(codebook_size))
         init_weights(self)
+        self.seed = self.step = self.first = self.size = 0
+
+    def begin_step(self, *, seed: int, step: int, steps: int, first: int, size: int) -> None:
+        """Names the next images: batch `step`, the places from `first` on in a global batch of `size`."""
+        self.seed, self.step, self.first, self.size = seed, step, first, size
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """(B, N, D) -> quantized latents, ids (B, N), losses "codebook" and "commitment" (means over all elements)."""
@@ -115,8 +136,9 @@ class ClusteredQuantizer(nn.Module):
     def _search(self, latents: Tensor) -> tuple[Tensor, ClusterStatistics | None]:
         features = latents.flatten(0, -2)
         codes = self.codebook.weight.detach().float()
-        collect = self.training and self.clustering
         code_norms = codes.square().sum(1)
+        collect = self.training and self.clustering
+        anchors = self._random_anchors(latents) if collect and self.anchor == "random" else ()
         ids, statistics = [], None
         for block in features.split(max(1, BLOCK_ELEMENTS // len(codes))):
             distances = torch.addmm(code_norms, block, codes.T, alpha=-2).add_(block.square().sum(1, keepdim=True))
@@ -125,13 +147,28 @@ class ClusteredQuantizer(nn.Module):
             if collect:
                 if self.anchor == "nearest":
                     nearest, which = distances.min(0)
-                else:  # random distances: merging then keeps a random feature of all blocks
-                    which = torch.randint(len(block), (len(codes),), device=block.device)
-                    nearest = torch.rand(len(codes), device=block.device)
-                part = ClusterStatistics(chosen.bincount(minlength=len(codes)), nearest, block[which])
+                    anchors = (nearest, block[which])
+                # not bincount, which waits for the device
+                count = chosen.new_zeros(len(codes)).scatter_add_(0, chosen, torch.ones_like(chosen))
+                part = ClusterStatistics(count, *anchors)
                 statistics = part if statistics is None else statistics.merge(part)
             del distances  # before the next block's are made
         return torch.cat(ids).view(latents.shape[:-1]), statistics
+
+    def _random_anchors(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """(distances (V,), features (V, D)): for each code the feature at a random place of the global batch.
+
+        The part of the batch that holds the place gives the feature at distance 0; merging drops those of the others.
+        """
+        features, tokens = latents.flatten(0, -2), latents.shape[:-1].numel() // len(latents)
+        places = torch.randint(
+            (self.size or len(latents)) * tokens,
+            (self.codebook_size,),
+            generator=stream(self.seed, "anchor", self.step),
+        )
+        own = places.to(features.device, non_blocking=True) - self.first * tokens
+        here = (own >= 0) & (own < len(features))
+        return torch.where(here, 0.0, torch.inf), features[own.clamp(0, len(features) - 1)]
 
     @torch.no_grad()
     def update(self, statistics: ClusterStatistics) -> None:

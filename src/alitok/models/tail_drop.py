@@ -24,7 +24,7 @@ class TailDrop(nn.Module):
         """Says of which batch the next images are."""
         self.seed, self.step = seed, step
 
-    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor, quantizer: Any) -> Tensor:
+    def forward(self, quantized: Tensor, latents: Tensor, ids: Tensor | None, quantizer: Any) -> Tensor:
         """(B, N, D) -> (B, k, D)."""
         kept = 1 + derive_seed(self.seed, "tail drop", self.step) % quantized.shape[1]
         return quantized[:, :kept]

@@ -14,9 +14,11 @@ class Tokenizer(nn.Module):
     Args:
         encoder: images (B, 3, H, W) -> latents (B, N, D).
         quantizer: latents -> `QuantizerOutput`; has `lookup`, `codebook_size` and, where it learns online, `update`.
+            `begin_step` as a bottleneck's.
         decoder: latents -> {"image": (B, 3, H, W), ...}.
         bottleneck: called in training only, between quantizer and decoder, as
-            `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents. Where its `complete(prefix, N)`
+            `bottleneck(quantized, latents, ids, quantizer)` -> quantized latents. A phase that does not quantize has no
+            ids: they are None, and `quantized` is `latents`. Where its `complete(prefix, N)`
             makes of the first latents (B, k, D) what the decoder is to get, ids (B, k) decode as well. One that
             `shortens` the sequence needs a decoder of `any_length`. Where it has `begin_step(seed, step, steps, first,
             size)`, that is called before each micro-batch: `step` of `steps`, whose first image is the one at place
@@ -104,14 +106,14 @@ class Tokenizer(nn.Module):
         latents = quantizer_output.latents
         quantized = quantizer_output.quantized if quantize else latents
         return {
-            **self.decoder(self._narrow(quantized, latents, quantizer_output.ids)),
+            **self.decoder(self._narrow(quantized, latents, quantizer_output.ids if quantize else None)),
             "latents": latents,
             "ids": quantizer_output.ids,
             "quantizer_losses": quantizer_output.losses,
             "statistics": quantizer_output.statistics,
         }
 
-    def _narrow(self, quantized: Tensor, latents: Tensor, ids: Tensor) -> Tensor:
+    def _narrow(self, quantized: Tensor, latents: Tensor, ids: Tensor | None) -> Tensor:
         """What the bottleneck makes of what the decoder is to get; in training only."""
         if self.bottleneck is None or not self.training:
             return quantized

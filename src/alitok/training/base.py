@@ -1,6 +1,7 @@
 """What all LightningModules share: one training step is one global batch, split into micro-batches."""
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from alitok.training.parallel import (
     shard,
 )
 from alitok.training.schedule import Moment, Schedule
+
+log = logging.getLogger("alitok")
 
 
 @dataclass
@@ -75,8 +78,9 @@ class TrainingModule(L.LightningModule):
     """Base of the stages: schedule, seeds, micro-batches, strategy, learning rate.
 
     A loader's batch is this process's share of one global batch, and every batch ends in exactly one optimizer step, so
-    `trainer.global_step` counts batches, checkpoints fall between global batches, and what is random in a step
-    (dropout, dropped classes, bottlenecks) is a function of seed, step, process and micro-batch.
+    `trainer.global_step` counts batches, and checkpoints fall between global batches. What is random in a step (dropped
+    classes, bottlenecks, random anchors) depends on seed, step and place in the global batch alone. Dropout is the
+    exception: it draws from torch's own generator, which is seeded for each micro-batch by seed, step and first place.
 
     A step whose loss or gradient is not finite changes nothing, neither weights nor moments nor the codebook; the
     `Health` callback says so and decides what follows.
@@ -169,11 +173,18 @@ class TrainingModule(L.LightningModule):
         """Parts of the batch that one device can hold; reseeds before each."""
         size = len(next(iter(batch.values())))
         limit = getattr(self.trainer.datamodule, "micro_batch", None) or size  # type: ignore[attr-defined]
-        for index, start in enumerate(range(0, size, limit)):
-            reseed(self.seed, "step", step, self.global_rank, index)
+        for start in range(0, size, limit):
             part = {name: value[start : start + limit] for name, value in batch.items()}
             share, first = len(next(iter(part.values()))) / size, self.global_rank * size + start
+            reseed(self.seed, "step", step, first, 0)  # the 0 keeps the numbers of runs that version 0.1 began
             yield MicroBatch(part, share, first, start + limit >= size)
+
+    def first_places(self) -> list[int]:
+        """Where the micro-batches of all processes begin in the global batch: what dropout depends on."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        share = data.global_batch // self.trainer.world_size
+        starts = range(0, share, getattr(data, "micro_batch", None) or share)
+        return [rank * share + start for rank in range(self.trainer.world_size) for start in starts]
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
         step = self.trainer.global_step
@@ -296,6 +307,8 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["configuration"] = self.configuration
         checkpoint["parents"] = dict(self.parents)
+        dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in self.modules())
+        checkpoint["dropout_by"] = self.first_places() if dropout else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Holds the checkpoint against the model.
@@ -311,6 +324,14 @@ class TrainingModule(L.LightningModule):
                         f"The run began with {name} {digest[:12]}, which is now {str(self.parents.get(name))[:12]}:"
                         " give it back, or train anew in another folder."
                     )
+            before, now = checkpoint.get("dropout_by"), self.first_places()
+            if before not in (None, now) and self.global_rank == 0:
+                log.warning(
+                    "Dropout draws other masks from here on: the global batch is cut into %d micro-batches,"
+                    " before into %d.",
+                    len(now),
+                    len(before),
+                )
 
 
 def build_with_block(block: Mapping[str, Any]) -> nn.Module:

@@ -143,6 +143,11 @@ class TokenizerTraining(TrainingModule):
             held = name.startswith(("encoder.", "quantizer."))
             if held and (name not in carried or carried[name].shape != tensor.shape):
                 raise BadInput(f"start_from {path}: {name} does not fit this configuration's encoder and quantizer.")
+        if parent.codebook_size != self.tokenizer.codebook_size:
+            raise BadInput(
+                f"start_from {path}: its quantizer has {parent.codebook_size} codes, this configuration's"
+                f" {self.tokenizer.codebook_size}; give the quantizer the same arguments."
+            )
         fits = {name: t for name, t in carried.items() if name in own and own[name].shape == t.shape}
         self.tokenizer.load_state_dict(fits, strict=False)
         self.fresh = sorted(set(own) - set(fits))
@@ -203,11 +208,13 @@ class TokenizerTraining(TrainingModule):
         self.optimize(int(moment.discriminator), moment, moved.parameters())
 
     def _begin_step(self, part: MicroBatch, step: int) -> None:
-        """Tells a bottleneck that asks for it which step of the run and which images of the global batch come."""
-        begin = getattr(self.tokenizer.bottleneck, "begin_step", None)
-        if begin is not None:
-            size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
-            begin(seed=self.seed, step=step, steps=self.schedule.total_steps, first=part.first, size=size)
+        """Names the step, and the places of the part's images in the global batch, to the parts that draw by them."""
+        size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
+        for module in (self.tokenizer.quantizer, self.tokenizer.bottleneck):
+            if hasattr(module, "begin_step"):
+                module.begin_step(
+                    seed=self.seed, step=step, steps=self.schedule.total_steps, first=part.first, size=size
+                )
 
     def _outputs(self, part: MicroBatch, moment: Moment) -> dict[str, Any]:
         """What the tokenizer makes of the images, or of the tokens that stand for them."""

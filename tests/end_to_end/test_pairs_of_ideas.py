@@ -1,0 +1,180 @@
+"""Every two ideas of experiments/ideas/ that share a base, laid over it: both act, or a sentence refuses the pair."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_ideas import IDEAS, reduced, stacks
+from tiny import module_of
+from torch import Tensor
+
+from alitok.artifacts.folder import load_generator, save_artifact
+from alitok.common.build import import_class
+from alitok.common.errors import BadInput
+from alitok.config import load_yaml
+from alitok.data.pairs import PairedDataModule
+from alitok.sampling.generate import generate
+
+ORDERS = [pair for first, second in combinations(IDEAS, 2) for pair in ((first, second), (second, first))]
+IMAGES = 4
+
+
+def leaves(value: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from leaves(item, f"{where}.{key}")
+        else:
+            yield f"{where}.{key}", item
+
+
+def rivals(first: Path, second: Path) -> bool:
+    """Whether both ideas set one key, to different values: the later file then replaces the earlier, as files do."""
+    one, two = (dict(leaves(load_yaml(idea))) for idea in (first, second))
+    return any(one[key] != two[key] for key in one.keys() & two.keys())
+
+
+def stack_of(first: Path, second: Path) -> tuple[Path, ...] | None:
+    """The two ideas, and what goes between, over the first base of demo/ that they share."""
+    for one in stacks(first):
+        for two in stacks(second):
+            if one[0] == two[0] and one[0].parent.name == "demo":
+                return tuple(dict.fromkeys([*one, *two]))
+    return None
+
+
+COMPOSED = [pair for pair in ORDERS if stack_of(*pair) is not None and not rivals(*pair)]
+REFUSED = {
+    ("perturbation", "wetok"): "this quantizer's tokens have sub-codes: leave the perturbation",
+}
+
+
+class Pair:
+    """The training module of a stack of files, at a small size, and what its parts make of some images."""
+
+    def __init__(self, files: tuple[Path, ...], folder: Path) -> None:
+        self.config = reduced(files, folder)
+        self.module: Any = module_of(self.config)
+        generator = torch.Generator().manual_seed(0)
+        self.model = self.module.model
+        self.paired = issubclass(import_class(self.config["data"]["class_path"]), PairedDataModule)
+        if hasattr(self.module, "tokenizer"):
+            self.images = torch.rand(IMAGES, 3, self.model.image_size, self.model.image_size, generator=generator)
+            shape = (IMAGES, self.model.num_tokens, *([self.model.sub_codes] if self.model.sub_codes else []))
+            self.ids = torch.randint(self.model.codebook_size, shape, generator=generator)
+
+    @torch.no_grad()
+    def image(self, paired: bool | None = None) -> Tensor:
+        """What the decoder makes in training, of given tokens in post-training."""
+        for part in (self.model.quantizer, self.model.bottleneck):
+            if hasattr(part, "begin_step"):
+                part.begin_step(seed=0, step=0, steps=10, first=0, size=10 * IMAGES)
+        ids = self.ids if (self.paired if paired is None else paired) else None
+        return self.model.train()(self.images, ids=ids)["image"]
+
+
+def changes(pair: Pair, without: AbstractContextManager[Any]) -> bool:
+    with without:
+        plain = pair.image()
+    return not torch.equal(plain, pair.image())
+
+
+@contextmanager
+def no_bottleneck(tokenizer: Any) -> Iterator[None]:
+    bottleneck, tokenizer.bottleneck = tokenizer.bottleneck, None
+    yield
+    tokenizer.bottleneck = bottleneck
+
+
+def bottleneck(name: str) -> Callable[[Pair, Path], bool]:
+    def acts(pair: Pair, folder: Path) -> bool:
+        kind = type(pair.model.bottleneck).__name__
+        return kind == name and changes(pair, no_bottleneck(pair.model))
+
+    return acts
+
+
+def quantizer(name: str, codes: int) -> Callable[[Pair, Path], bool]:
+    def acts(pair: Pair, folder: Path) -> bool:
+        model = pair.model
+        plain = patch.object(
+            model.quantizer, "lookup", lambda ids: torch.zeros(*ids.shape[:2], 1).expand(-1, -1, width)
+        )
+        width = model.quantizer(model.encode_latents(pair.images)).latents.shape[-1]
+        if not pair.paired:  # the latents, unquantized
+            plain = patch.object(
+                model, "forward", lambda images, ids: type(model).forward(model, images, quantize=False)
+            )
+        return type(model.quantizer).__name__ == name and model.codebook_size == codes and changes(pair, plain)
+
+    return acts
+
+
+def titok(pair: Pair, folder: Path) -> bool:
+    return type(pair.model.decoder).__name__ == "TiTokDecoder" and pair.model.num_tokens == 32
+
+
+def post_training(pair: Pair, folder: Path) -> bool:
+    given = pair.paired and not torch.equal(pair.image(), pair.image(paired=False))
+    return given and pair.module.trainable_of == {"post": ["decoder"]}
+
+
+def codes(count: int) -> Callable[[Pair, Path], bool]:
+    return lambda pair, folder: pair.model.codebook_size == count
+
+
+def sub_codes(pair: Pair, folder: Path) -> bool:
+    return pair.model.id_shape[1:] == (4,) and pair.model.codebook_size == 256
+
+
+def shorter(pair: Pair, folder: Path) -> bool:
+    return pair.model.num_tokens == 32 and pair.config["data"]["init_args"]["keep"] == 32
+
+
+def softcfg(pair: Pair, folder: Path) -> bool:
+    """The artifact's card recommends it, and what is drawn by the card differs from what is drawn without it."""
+    for parameter in pair.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    card = {"kind": "generator", **pair.module.recommended}
+    save_artifact(folder / "artifact", pair.model.block, pair.model, card)
+    generator, labels = load_generator(folder / "artifact"), torch.tensor([0, 1])
+    drawn = [generate(generator, labels, 4.0, 1.0, schedule=name) for name in (None, "power-cosine")]
+    return generator.card["schedule"] == "softcfg" and not torch.equal(*drawn)
+
+
+EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
+    "fsq": quantizer("FiniteScalarQuantizer", 4375),
+    "lfq": quantizer("LookupFreeQuantizer", 4096),
+    "wetok": quantizer("LookupFreeQuantizer", 256),
+    "nested-dropout": bottleneck("NestedDropout"),
+    "tail-drop": bottleneck("TailDrop"),
+    "perturbation": bottleneck("LatentPerturbation"),
+    "titok": titok,
+    "post-training": post_training,
+    "fsq-generator": codes(4375),
+    "lfq-generator": codes(4096),
+    "wetok-generator": sub_codes,
+    "latents-generator": shorter,
+    "softcfg": softcfg,
+}
+
+
+def test_every_idea_is_known_and_some_pair_of_it_composes() -> None:
+    assert {idea.stem for idea in IDEAS} == EFFECTS.keys()
+    assert {idea.stem for pair in COMPOSED for idea in pair} == EFFECTS.keys()
+    assert len(COMPOSED) > 40
+
+
+@pytest.mark.parametrize("pair", COMPOSED, ids=lambda pair: f"{pair[0].stem}-{pair[1].stem}")
+def test_both_ideas_act_or_the_pair_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    files = stack_of(*pair)
+    assert files is not None
+    names = [idea.stem for idea in pair]
+    refusal = REFUSED.get(tuple(sorted(names)))  # type: ignore[arg-type]
+    with nullcontext() if refusal is None else pytest.raises(BadInput, match=refusal):
+        both = Pair(files, tmp_path)
+        assert {name: EFFECTS[name](both, tmp_path) for name in names} == dict.fromkeys(names, True)

@@ -1,0 +1,61 @@
+"""What is random in a step: on what it depends, and what a resumed run says if that changes."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny, token_cache
+
+from alitok.commands.lightning import run
+from alitok.training.base import TrainingModule
+
+QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null"]
+QUICK += ["--trainer.logger.tensorboard", "null"]
+GENERATOR = [*QUICK, "--model.phases.main.steps", "4", "--trainer.callbacks.samples", "null"]
+GENERATOR += ["--model.generator.dropout", "0.1"]
+TOKENIZER = [*QUICK, "--model.phases", "{continuous: null, main: {steps: 4, lr: 1.e-3}}"]
+TOKENIZER += ["--trainer.callbacks.grid", "null"]
+
+
+def draws(ranks: int, micro_batch: int, step: int = 7, seed: int = 3, images: int = 16) -> dict[int, float]:
+    """The first number that torch's own generator gives in each micro-batch of a step, by the first place."""
+    drawn = {}
+    for rank in range(ranks):
+        trainer = SimpleNamespace(datamodule=SimpleNamespace(micro_batch=micro_batch))
+        module: Any = SimpleNamespace(seed=seed, global_rank=rank, trainer=trainer)
+        batch = {"index": torch.arange(images // ranks)}
+        for part in TrainingModule.micro_batches(module, batch, step):
+            drawn[part.first] = float(torch.rand(()))
+    return drawn
+
+
+def test_no_two_micro_batches_of_a_step_draw_the_same_on_any_process() -> None:
+    drawn = draws(ranks=4, micro_batch=2)
+    assert list(drawn) == list(range(0, 16, 2))
+    assert len(set(drawn.values())) == len(drawn)
+    assert drawn == draws(ranks=1, micro_batch=2) == draws(ranks=2, micro_batch=2)
+    for other in (draws(1, 2, step=8), draws(1, 2, seed=4)):
+        assert not set(other.values()) & set(drawn.values())
+
+
+def test_another_cut_is_announced_if_dropout_depends_on_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    token_cache(tmp_path)
+    run("fit", tiny("generator", tmp_path, *GENERATOR, "--trainer.max_steps", "2"))
+    with caplog.at_level(logging.WARNING, "alitok"):
+        run("fit", tiny("generator", tmp_path, *GENERATOR, "--trainer.max_steps", "3", "--data.micro_batch", "8"))
+        assert caplog.messages == []
+        run("fit", tiny("generator", tmp_path, *GENERATOR, "--data.micro_batch", "4"))
+    assert caplog.messages == [
+        "Dropout draws other masks from here on: the global batch is cut into 2 micro-batches, before into 1."
+    ]
+
+
+def test_random_anchors_and_bottlenecks_need_no_announcement(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dropper = "{class_path: alitok.models.nested_dropout.NestedDropout, init_args: {code_dim: 4}}"
+    words = [*TOKENIZER, "--model.tokenizer.bottleneck", dropper, "--model.tokenizer.quantizer.anchor", "random"]
+    run("fit", tiny("tokenizer-stage1", tmp_path, *words, "--trainer.max_steps", "2"))
+    run("fit", tiny("tokenizer-stage1", tmp_path, *words, "--data.micro_batch", "4"))
+    assert "micro-batches" not in caplog.text
