@@ -121,7 +121,7 @@ def prepare(config: dict[str, Any]) -> None:
 def random_ids(model: Any, images: int, views: int) -> np.ndarray:
     """(images, views, N) or (images, views, N, S), as a tokenizer or a generator has them."""
     codes = model.sub_codes
-    shape = (images, views, model.num_tokens) + (() if codes is None else (codes,))
+    shape = (images, views, model.num_tokens) + (() if codes == 1 else (codes,))
     return np.random.default_rng(0).integers(0, model.codebook_size, shape)
 
 

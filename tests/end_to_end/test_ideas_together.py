@@ -205,6 +205,18 @@ def test_a_bottleneck_may_join_in_the_second_stage(tokenizer_of: Make, small_tok
         training(start, block)
 
 
+def test_fsq_of_other_levels_is_refused_in_the_second_stage(tokenizer_of: Make, small_tokenizer_block: Any) -> None:
+    """Their tensors have one shape, and the ids of the one are no codes of the other."""
+    block = small_tokenizer_block(2)
+    blocks = [
+        {"class_path": "alitok.models.fsq.FiniteScalarQuantizer", "init_args": {"levels": [count] * 8}}
+        for count in (4, 2)
+    ]
+    block["init_args"]["quantizer"] = blocks[1]
+    with pytest.raises(BadInput, match="its quantizer has 65536 codes, this configuration's 256; give the quantizer"):
+        training(tokenizer_of(quantizer=blocks[0]), block)
+
+
 def test_another_discriminator_is_refused(tokenizer_of: Make, small_tokenizer_block: Any) -> None:
     kind = "alitok.models.discriminator.BlurDiscriminator"
     start = tokenizer_of({"discriminator": ({"class_path": kind}, BlurDiscriminator())})

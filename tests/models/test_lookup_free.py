@@ -16,7 +16,7 @@ from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.models import lookup_free as room
 from alitok.models.lookup_free import LookupFreeQuantizer, ShareStatistics
-from alitok.training.tokenizer import merge_over_processes
+from alitok.training.base import merge_over_processes
 
 
 def latents_of(*shape: int, seed: int = 0) -> Tensor:
@@ -186,7 +186,7 @@ def of_one_process(rank: int, batch: Tensor, folder: Path) -> None:
         latents = batch[step].chunk(2)[rank].clone().requires_grad_()
         outputs = module(latents)
         (outputs.losses["entropy"] / 2).backward()
-        module.update(merge_over_processes(outputs.statistics))
+        module.update(merge_over_processes([outputs.statistics]))
         gradients.append(latents.grad)
     torch.save({"usage": module.usage, "gradient": torch.stack(gradients)}, folder / f"{rank}.pt")
 

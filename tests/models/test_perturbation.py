@@ -9,9 +9,11 @@ from torch import Tensor
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.models import seams
 from alitok.models.fsq import FiniteScalarQuantizer
 from alitok.models.perturbation import LatentPerturbation, nearest_codes, swap_ids
 from alitok.models.quantizer import ClusteredQuantizer
+from alitok.models.tokenizer import Tokenizer
 
 SIZE = 10  # of the global batch
 
@@ -126,6 +128,36 @@ def test_a_phase_without_quantisation_is_left_alone(quantizer, latents):
     bottleneck = LatentPerturbation(beta=1.0, delta=8)
     found = replace(quantizer(latents), quantized=None)
     assert bottleneck(found, quantizer, Step.alone(SIZE))[0].latents is found.latents
+
+
+def test_given_tokens_become_codes_near_to_their_own(quantizer):
+    """Post-training gives the decoder tokens, whose latents are their codes."""
+    tokenizer = Tokenizer(SimpleEncoder(), quantizer, SimpleDecoder(), LatentPerturbation(beta=0.5, delta=8)).train()
+    ids = torch.randint(64, (SIZE, 30), generator=torch.Generator().manual_seed(0))
+    codes = tokenizer(torch.zeros(SIZE), ids=ids)["image"]
+    after = quantizer(codes.detach()).ids
+    near = nearest_codes(quantizer.lookup(ids), quantizer, 8)
+    assert torch.equal(near[..., 0], ids)
+    assert (after[..., None] == near).any(-1).all()
+    assert float((after[:5] != ids[:5]).float().mean()) == pytest.approx(1 - 1 / 8, abs=0.1)
+    assert torch.equal(after[5:], ids[5:])
+    assert torch.equal(tokenizer.eval()(torch.zeros(SIZE), ids=ids)["image"], quantizer.lookup(ids))
+
+
+class SimpleEncoder(seams.Encoder):
+    """30 latents of 4 channels."""
+
+    num_latents = 30
+
+    def forward(self, images: Tensor, step: Any = None) -> Tensor:
+        return torch.zeros(len(images), 30, 4)
+
+
+class SimpleDecoder(seams.Decoder):
+    """Shows the latents."""
+
+    def forward(self, latents: Tensor, images: Any = None, step: Any = None) -> dict[str, Tensor]:
+        return {"image": latents}
 
 
 def test_refusals(quantizer, latents):

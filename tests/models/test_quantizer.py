@@ -7,6 +7,7 @@ import torch
 import torch.multiprocessing as mp
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
@@ -14,8 +15,10 @@ from alitok.common.random import Step
 from alitok.models import quantizer as room
 from alitok.models.fsq import FiniteScalarQuantizer
 from alitok.models.lookup_free import LookupFreeQuantizer
-from alitok.models.perturbation import nearest_codes
+from alitok.models.nested_dropout import NestedDropout
+from alitok.models.perturbation import LatentPerturbation, nearest_codes
 from alitok.models.quantizer import MOST_CODES, ClusteredQuantizer, ClusterStatistics
+from alitok.models.tail_drop import TailDrop
 
 
 def make(codes: int = 16, dim: int = 4, **arguments) -> ClusteredQuantizer:
@@ -212,14 +215,41 @@ QUANTIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_a_step_asks_for_no_value_of_a_tensor(name):
-    with FakeTensorMode():  # where that is an error, bincount's included
-        module = QUANTIZERS[name]()
-        outputs = module(torch.zeros(2, 6, 4, requires_grad=True))
+class Copies(TorchDispatchMode):
+    """Notes what is copied from the host to a GPU while the host waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocking = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func is torch.ops.aten._to_copy.default and args[0].device.type != out.device.type:
+            self.blocking += [] if kwargs.get("non_blocking") else [func]
+        return out
+
+
+BOTTLENECKS = {
+    "tail drop": TailDrop,
+    "nested dropout": lambda: NestedDropout(4),
+    "perturbation": lambda: LatentPerturbation(beta=1.0, delta=3),
+}
+
+
+@pytest.mark.parametrize("name", [*QUANTIZERS, *BOTTLENECKS])
+def test_the_host_does_not_wait_for_the_device(name, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # fake tensors know no pinned memory
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # where asking for a value is an error, bincount's included
+    with fake, torch.device("cuda"):
+        quantizer, latents = QUANTIZERS.get(name, QUANTIZERS["vq"])().train(), torch.zeros(2, 6, 4)
+        bottleneck = BOTTLENECKS.get(name, TailDrop)()
+    with fake, Copies() as copies:
+        outputs = quantizer(latents)
         if outputs.statistics is not None:
-            module.update(outputs.statistics.merge(outputs.statistics))
-        (outputs.quantized.sum() + sum(outputs.losses.values())).backward()
+            quantizer.update(outputs.statistics.merge(outputs.statistics))
+        bottleneck(outputs, quantizer, Step(0, 1, 2, 2, range(2)))
+    assert copies.blocking == []
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alitok.artifacts.release import generator_from_release
 from alitok.common.build import build
 from alitok.common.errors import BadInput
+from alitok.models import seams
 from alitok.models.generator import Generator
 from alitok.models.rope import rotate
 from alitok.models.seams import draw, image_uniforms
@@ -175,7 +176,7 @@ def test_bfloat16_agrees_with_float32(golden):
         x = ready.embed_labels(labels)
         for step in range(60):
             cache.start_step(torch.tensor([step]))
-            found = ready.step(x, torch.tensor([step]), cache)
+            found = ready.output(ready.step(x, torch.tensor([step]), cache))
             torch.testing.assert_close(found, logits[:, step], rtol=0, atol=0.1 * float(logits.std()))
             same.append(found.argmax(-1) == logits[:, step].argmax(-1))
             x = ready.embed_tokens(ids[:, step, None])
@@ -208,7 +209,7 @@ def test_the_copy_shares_nothing_that_is_used(small, precision, blocked, monkeyp
         each.resize(8)
         each.start_step(torch.tensor([0]))
         with torch.no_grad():
-            logits.append(ready.step(ready.embed_labels(torch.tensor([1])), torch.tensor([0]), each))
+            logits.append(ready.output(ready.step(ready.embed_labels(torch.tensor([1])), torch.tensor([0]), each)))
             for name, tensor in (*small.named_parameters(), *small.named_buffers()):
                 tensor.mul_(1.0 if name.startswith("norm.") else 3.0)
     assert torch.equal(*logits)
@@ -218,7 +219,7 @@ def test_the_copy_shares_nothing_that_is_used(small, precision, blocked, monkeyp
 @pytest.mark.parametrize("rule", RULES)
 def test_a_device_without_float64_needs_none(small, rule, monkeypatch):
     """As on a Mac's GPU."""
-    for part in (module, guidance):
+    for part in (module, guidance, seams):
         monkeypatch.setattr(part, "widest_float", lambda device: torch.float32)
     labels, uniforms = torch.tensor([0, 1, 2]), image_uniforms(3, range(3), small.num_tokens)
     with torch.inference_mode():

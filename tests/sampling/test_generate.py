@@ -7,7 +7,7 @@ from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.seams import draw, image_uniforms
 from alitok.sampling.generate import generate
-from alitok.sampling.guidance import PowerCosine
+from alitok.sampling.guidance import Guidance, PowerCosine
 
 
 @pytest.fixture
@@ -70,11 +70,12 @@ def test_card_recommends_guidance_and_power(small):
 def test_own_guidance_rule_and_steps(small):
     steps = []
 
-    def rule(conditional, unconditional, step, total):
-        assert total == small.num_tokens
-        return unconditional
+    class Unconditional(Guidance):
+        def __call__(self, conditional, unconditional, step, steps):
+            assert steps == small.num_tokens
+            return unconditional
 
-    ids = generate(small, torch.tensor([1]), rule, on_step=steps.append)
+    ids = generate(small, torch.tensor([1]), Unconditional(), on_step=steps.append)
     assert steps == list(range(small.num_tokens))
     assert torch.equal(ids, generate(small, torch.tensor([3]), 0.0))  # label 3 is no class
 

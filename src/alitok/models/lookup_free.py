@@ -141,7 +141,7 @@ class LookupFreeQuantizer(Quantizer):
         # the value of E p . log m, with its gradient by the latents
         moved = (latents * gradient).sum(-1).mean()
         unevenness = value + (moved - moved.detach())
-        count = torch.tensor(float(groups.shape[1]), device=latents.device)
+        count = latents.new_full((), groups.shape[1])
         return uncertainty + self.diversity * unevenness, ShareStatistics(total, count)
 
     @torch.no_grad()

@@ -144,6 +144,11 @@ class TokenizerTraining(TrainingModule):
             held = name.startswith(("encoder.", "quantizer."))
             if held and (name not in carried or carried[name].shape != tensor.shape):
                 raise BadInput(f"start_from {path}: {name} does not fit this configuration's encoder and quantizer.")
+        if parent.codebook_size != self.tokenizer.codebook_size:
+            raise BadInput(
+                f"start_from {path}: its quantizer has {parent.codebook_size} codes, this configuration's"
+                f" {self.tokenizer.codebook_size}; give the quantizer the same arguments."
+            )
         fits = {name: t for name, t in carried.items() if name in own and own[name].shape == t.shape}
         self.tokenizer.load_state_dict(fits, strict=False)
         self.fresh = sorted(set(own) - set(fits))
