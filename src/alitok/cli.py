@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",
     "train-classifier": "the network behind FIDs of your own, where Inception's file is not at hand",
     "trial": "ideas against their base over several seeds: trained, measured, one table",
+    "check-idea": "hold an idea of your own to the contract that the other parts rely on",
     "compare": "configurations, curves, pictures and numbers of several runs on one page",
     "ablation": "the ladder of the paper's ablation: train, measure and compare its rungs",
     "probe": "how predictable tokens are, of a cache from anywhere",

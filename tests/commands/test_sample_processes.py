@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-from processes import free_port
 
 from alitok.cli import run
 from alitok.commands import sample_set
+from alitok.common.processes import free_port
 
 
 def words(artifacts: Path, out: Path, batch: int, count: int = 11) -> list[str]:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import two_processes
 
 from alitok.artifacts.folder import load_generator, load_tokenizer
 from alitok.cli import run
 from alitok.commands import sample_set
 from alitok.commands.guidance_search import jackknife_error
 from alitok.common.errors import BadInput
+from alitok.common.processes import two_processes
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
-from processes import two_processes
 from safetensors.torch import load_file
 from tiny import GAN, module_of, tiny, token_cache
 from torch import Tensor
@@ -16,6 +15,7 @@ from alitok.artifacts.folder import read_card, save_artifact
 from alitok.callbacks.curves import read_curves
 from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
+from alitok.common.processes import two_processes
 from alitok.losses.adversarial import MagvitGAN
 from alitok.training.parallel import check_replicas
 

@@ -133,11 +133,15 @@ class Generator(Part):
         output: the head, a module that is a `Head`.
         sub_codes: S, ids of a token.
         ordered: it can write the tokens in another order (see `Order`).
+        causal: a hidden state sees the label and the tokens before, no other.
+        cached: `step` with a cache gives the hidden states of `hidden`.
     """
 
     rope: Tensor
     sub_codes: int = 1
     ordered = False
+    causal = True
+    cached = True
     entries = ("losses",)
     block: dict[str, Any]  # class block and card of the artifact that it was read from
     card: Mapping[str, Any] = {}

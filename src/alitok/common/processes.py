@@ -1,4 +1,4 @@
-"""Two processes as `torchrun` starts them, for tests of what is distributed."""
+"""Two processes on this machine, as `torchrun` starts them, to check what is distributed."""
 
 import os
 import socket
