@@ -290,3 +290,23 @@ def leaves(value: object) -> list:
     if isinstance(value, dict | list):
         return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in leaves(item)]
     return [value]
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        ("model", "torch.nn.Linear", "model: torch.nn.Linear is no LightningModule"),
+        ("data", "alitok.models.encoder.Encoder", "data: .* is no LightningDataModule"),
+        ("model.tokenizer.encoder", "subprocess.Popen", "encoder: subprocess.Popen is no Module"),
+        ("model.tokenizer.bottleneck", "alitok.losses.reconstruction.MSE", "bottleneck: .* is no Module"),
+        ("model.losses.prefix.perceptual", "torch.nn.Linear", "perceptual: .* is no Perceptual"),
+    ],
+)
+def test_a_class_of_another_kind_is_refused(key: str, name: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        compose_run([CIFAR], [f"--{key}.class_path", name])
+
+
+def test_a_part_without_a_class_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"bottleneck must be a map with the class_path of a Module, not \{'p': 0.3\}"):
+        compose_run([CIFAR], ["--model.tokenizer.bottleneck.p", "0.3"])

@@ -16,7 +16,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alitok.common.build import argument_hints, import_class, is_class_block, known_arguments, misfit, nearest
+from alitok.common.build import (
+    argument_hints,
+    import_class,
+    is_class_block,
+    known_arguments,
+    misfit,
+    nearest,
+    not_a,
+)
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.common.merge import Merged, opened
@@ -216,6 +224,22 @@ def _written(text: str, key: str) -> Written:
     return Written(text, text if broken else value, key, broken)
 
 
+def has_place(files: Iterable[str | Path], key: str) -> bool:
+    """Whether an override `--key` has something to change: an argument, an entry of a map, a value in use."""
+    node: Any = _merge([DEFAULTS, *files], ())
+    path = _full_path(node, key)
+    if path[0] == "define" and len(path) > 1:
+        return path[1] in node.get("define", {}) or f"define.{path[1]}" in str(node)
+    known: set[str] | None = None
+    for name in path:
+        if not isinstance(node, Mapping) or (known is not None and name not in known):
+            return False
+        is_block = name == "init_args" and is_class_block(node)
+        known = known_arguments(import_class(str(node["class_path"]))) if is_block else None
+        node = opened(node.get(name, {} if is_block else None))
+    return True
+
+
 def _full_path(merged: Mapping[str, Any], key: str) -> list[str]:
     """The path of a dotted key, with the `init_args` that it may leave out."""
     path: list[str] = []
@@ -258,11 +282,16 @@ def check(config: Mapping[str, Any]) -> None:
                 f"{part} needs a class_path: a file of changes is laid over a base, -c experiments/demo/"
                 "tokenizer-stage1.yaml -c FILE (its first line may name others)."
             )
+    kinds = {}
+    if "model" in config or "data" in config:
+        from lightning import LightningDataModule, LightningModule
+
+        kinds = {"model": LightningModule, "data": LightningDataModule}
     if trainer := config.get("trainer"):
         from lightning import Trainer  # slow to import: only where a configuration has a trainer
 
         _check_arguments("trainer", trainer, known_arguments(Trainer.__init__) or set())
-    _check_blocks(config, "")
+    _check_blocks(config, "", kinds)
 
 
 def _check_arguments(where: str, arguments: Mapping[str, Any], known: set[str]) -> None:
@@ -271,13 +300,16 @@ def _check_arguments(where: str, arguments: Mapping[str, Any], known: set[str]) 
             raise BadInput(f"Unknown configuration key {where}.{key}{nearest(key, known)}")
 
 
-def _check_blocks(value: Any, where: str) -> None:
+def _check_blocks(value: Any, where: str, hint: Any = None) -> None:
+    hints = hint if isinstance(hint, dict) else {}
     if is_class_block(value):
         for key in value:
             if key not in ("class_path", "init_args"):
                 raise BadInput(f"Unknown configuration key {where}.{key}; arguments go under {where}.init_args.")
         target = import_class(value["class_path"])
-        arguments = value.get("init_args") or {}
+        if wanted := not_a(target, hint):
+            raise BadInput(f"Configuration key {where}: {value['class_path']} is no {wanted}; name another class.")
+        arguments, hints = value.get("init_args") or {}, {"init_args": argument_hints(target)}
         known = known_arguments(target)
         if known is not None:
             _check_arguments(f"{where}.init_args", arguments, known)
@@ -298,7 +330,7 @@ def _check_blocks(value: Any, where: str) -> None:
             )
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check_blocks(item, f"{where}.{key}" if where else str(key))
+            _check_blocks(item, f"{where}.{key}" if where else str(key), hints.get(key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_blocks(item, f"{where}[{index}]")

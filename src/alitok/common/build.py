@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from alitok.common.errors import BadInput, first_line
@@ -103,6 +104,8 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in _WORDS:
         return isinstance(value, hint)
     kind = hint if origin is None else origin
+    if isinstance(value, Mapping) and is_part(kind):
+        return is_class_block(value)
     if kind in MAPS:
         return isinstance(value, Mapping) and all(fits(item, inner[1]) for item in value.values() if inner)
     if kind in LISTS:
@@ -111,6 +114,20 @@ def fits(value: Any, hint: Any) -> bool:
         items = fixed_length(hint) or [inner[0] if inner else Any] * len(value)
         return len(value) == len(items) and all(map(fits, value, items))
     return True
+
+
+def is_part(hint: Any) -> bool:
+    """Whether a hint is a class whose objects are built of a class block."""
+    plain = (*_WORDS, *MAPS, *LISTS, object, Path, Any)
+    return inspect.isclass(hint) and get_origin(hint) is None and hint not in plain
+
+
+def not_a(target: Any, hint: Any) -> str:
+    """The name of the class that a hint wants, if `target` is a class of another kind; else nothing."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    wanted = [item for item in members if is_part(item) and not getattr(item, "_is_protocol", False)]
+    wrong = wanted and inspect.isclass(target) and not issubclass(target, tuple(wanted))
+    return " or ".join(item.__name__ for item in wanted) if wrong else ""
 
 
 def fixed_length(hint: Any) -> Sequence[Any]:
@@ -130,7 +147,7 @@ def _in_words(hint: Any) -> str:
         return "a map"
     if kind in LISTS:
         return f"a list of {len(fixed_length(hint))}" if fixed_length(hint) else "a list"
-    return _WORDS.get(hint, str(getattr(hint, "__name__", hint)))
+    return _WORDS.get(hint, f"a map with the class_path of a {getattr(hint, '__name__', hint)}")
 
 
 def build(block: Mapping[str, Any], **extra: Any) -> Any:
@@ -139,6 +156,8 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
     Raises:
         BadInput: the class does not exist, does not know an argument, or refuses a value.
     """
+    if not is_class_block(block):
+        raise BadInput(f"A part of the configuration has no class_path: {dict(block)}; name its class, or remove it.")
     target = import_class(block["class_path"])
     arguments = {key: build_value(value) for key, value in (block.get("init_args") or {}).items()}
     arguments.update(extra)
@@ -157,6 +176,17 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
         return target(**arguments)
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         raise BadInput(f"{block['class_path']}: {first_line(error)}.") from error
+
+
+def build_a(kind: type, block: Mapping[str, Any]) -> Any:
+    """`build`, for a class that must be of a kind.
+
+    Raises:
+        BadInput: as `build`; a class of another kind, before it is called.
+    """
+    if is_class_block(block) and (wanted := not_a(import_class(block["class_path"]), kind)):
+        raise BadInput(f"{block['class_path']} is no {wanted}; name another class.")
+    return build(block)
 
 
 def build_value(value: Any) -> Any:

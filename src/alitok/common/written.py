@@ -89,7 +89,8 @@ def read_written(config: Mapping[str, Any], top: Hints, hints_of: Callable[[str,
         if isinstance(node, Written):
             unused = node.key and path.startswith("define.") and path not in uses and hint is None
             scalar = not isinstance(node.value, Mapping | list)
-            readings = [meant(node, item) for item in known] or [node.text if unused and scalar else meant(node, hint)]
+            free = next(hints(path), None) if hint is None else hint
+            readings = [meant(node, item) for item in known] or [node.text if unused and scalar else meant(node, free)]
             node = next((item for item in readings if not isinstance(item, str)), readings[0])
         text = isinstance(node, str) and any(takes_text(item) for item in known)
         return os.path.expanduser(node) if text else node
