@@ -170,7 +170,7 @@ def _load(file: str | Path) -> tuple[dict[str, Any], Any]:
         raise BadInput(f"Cannot read configuration {file}: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise BadInput(f"Configuration {file} is no valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(texts, dict | None):  # OmegaConf makes a key of a lone text
         raise BadInput(f"Configuration {file} holds no map of keys.")
     return cast(dict[str, Any], content), texts
 

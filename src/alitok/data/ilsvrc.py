@@ -70,7 +70,7 @@ def _read_truth(file: Path) -> list[str]:
     lines = [line.strip() for line in _lines(file) if line.strip()]
     if lines and all(WORDNET_ID.fullmatch(line) for line in lines):
         return lines
-    if not lines or not all(line.isdigit() for line in lines):
+    if not lines or not all(line.isdecimal() for line in lines):
         raise BadInput(f"{file} must have a WordNet id (n01440764), or a number of the devkit, on each line.")
     meanings = _devkit_numbers(file)
     try:
@@ -84,7 +84,7 @@ def _devkit_numbers(truth: Path) -> dict[int, str]:
     matlab, text = truth.parent / "meta.mat", truth.parent / "map_clsloc.txt"
     if text.is_file():
         rows = [line.split() for line in _lines(text)]
-        return {int(row[1]): row[0] for row in rows if len(row) >= 2 and row[1].isdigit()}
+        return {int(row[1]): row[0] for row in rows if len(row) >= 2 and row[1].isdecimal()}
     if matlab.is_file():
         from scipy.io import loadmat
 
