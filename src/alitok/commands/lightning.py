@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from alitok.commands.changes import check_changes
-from alitok.common.build import build, import_class, is_class_block
+from alitok.common.build import build_a, import_class, is_class_block
 from alitok.common.ends import Terminated, alone_in
 from alitok.common.errors import BadInput
 from alitok.common.files import check_readable_name, write_text
@@ -167,10 +167,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 def check_weight_files(config: Mapping[str, Any]) -> None:
     """Raises BadInput for a loss term whose weight file is missing; what else may be wrong is left to `compose`."""
     arguments = _map(_map(config.get("model")).get("init_args"))
+    from alitok.losses.term import LossTerm
+
     phases = [_map(phase) for phase in _map(arguments.get("phases")).values()]
     for name, block in _map(arguments.get("losses")).items():
         if is_class_block(block) and any(_map(phase.get("weights")).get(name, 1) for phase in phases):
-            build(block).check()
+            build_a(LossTerm, block).check()
 
 
 def _map(value: Any) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alitok.artifacts.folder import check_weights
-from alitok.common.build import build
+from alitok.common.build import build_a
 from alitok.common.compiler import need_compiler
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
@@ -336,6 +336,6 @@ class TrainingModule(L.LightningModule):
 
 def build_with_block(block: Mapping[str, Any]) -> nn.Module:
     """A model of its class block, with the block as `module.block`: the artifact is written with it."""
-    module: nn.Module = build(block)
+    module: nn.Module = build_a(nn.Module, block)
     module.block = dict(block)  # type: ignore[assignment]
     return module

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from alitok.artifacts.digest import tokenizer_digest
 from alitok.artifacts.folder import check_weights, load_extra, load_tokenizer
-from alitok.common.build import build, nearest
+from alitok.common.build import build_a, nearest
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
+from alitok.losses.term import LossTerm
 from alitok.models.tokenizer import Tokenizer
 from alitok.training.base import MicroBatch, TrainingModule, build_with_block
 from alitok.training.optimizer import adamw
@@ -59,13 +60,13 @@ class TokenizerTraining(TrainingModule):
             phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
         )
         self.tokenizer: Tokenizer = build_with_block(tokenizer)  # type: ignore[assignment]
-        self.terms = {name: build(block) for name, block in losses.items() if self.schedule.uses(name)}
+        self.terms = {name: build_a(LossTerm, block) for name, block in losses.items() if self.schedule.uses(name)}
         self.start_from = start_from
         self.codebook_lr = codebook_lr
         self.discriminator = build_with_block(discriminator) if discriminator and self.schedule.adversarial else None
         self.adversarial: AdversarialLoss | None = None
         if adversarial and self.schedule.adversarial:
-            self.adversarial = build(adversarial)
+            self.adversarial = build_a(AdversarialLoss, adversarial)
         if self.schedule.adversarial and (self.discriminator is None or self.adversarial is None):
             raise BadInput("A phase is adversarial, but the model has no discriminator and adversarial loss.")
         parts = [name for name, _ in self.tokenizer.named_children()]
