@@ -4,11 +4,13 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import tiny
 
 from alitok.artifacts.folder import read_card
+from alitok.callbacks import progress
 from alitok.callbacks.curves import read_curves
 from alitok.commands.lightning import run
 
@@ -84,3 +86,33 @@ def test_the_last_line_names_what_lies_beside_the_artifact(resumed: tuple[Path, 
 
 def test_a_finished_run_says_so(resumed: tuple[Path, list[str]]) -> None:
     assert "is finished (6 steps)" in fit(resumed[0].parent, 6)
+
+
+def test_numbers_are_fetched_with_a_row_of_the_logs_and_after_a_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each step, as the bar is drawn, the device would have to finish all that is queued there."""
+    fetched: list[tuple[int, str]] = []
+
+    def watched(trainer: Any, names: tuple[str, ...]) -> dict[str, str]:
+        fetched.append((trainer.global_step, names[0]))
+        return measured(trainer, names)
+
+    measured = progress.measured
+    monkeypatch.setattr(progress, "measured", watched)
+    words = ["--trainer.log_every_n_steps", "4", "--trainer.val_check_interval", "6"]
+    words += ["--trainer.callbacks.progress.line_every", "1", "--trainer.callbacks.curves", "null"]
+    words += ["--trainer.num_sanity_val_steps", "0"]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        phases = "{continuous: null, main: {steps: 8, lr: 1.e-3}}"
+        run("fit", tiny("tokenizer-stage1", tmp_path, *words, "--model.phases", phases))
+    assert [(step, name) for step, name in fetched if step] == [
+        (4, "train/loss"),
+        (6, "val/psnr"),
+        (8, "train/loss"),
+        *[(8, "val/psnr")] * sum(entry == (8, "val/psnr") for entry in fetched),
+    ]
+    lines = re.findall(r"^step (\d)/8 .*train/loss (\S+)$", output.getvalue(), re.MULTILINE)
+    assert [step for step, _ in lines] == ["4", "5", "6", "7", "8"]
+    assert len({loss for _, loss in lines}) == 2  # between two rows it stays

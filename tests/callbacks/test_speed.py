@@ -3,12 +3,16 @@
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 from PIL import Image
 from tiny import GAN, tiny
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from alitok.callbacks import speed as speed_module
 from alitok.callbacks.curves import read_curves
 from alitok.callbacks.speed import Speed
 from alitok.commands.lightning import run
@@ -54,6 +58,8 @@ def test_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     reports = zip(curves["speed/data_wait"], curves["speed/images_per_second"], strict=True)
     waited = sum(share * 2 * 8 / rate for (_, share), (_, rate) in reports)
     assert waited > 6 * 0.05  # seconds, of at least 0.05 for each of 8 batches, the first of which is not counted
+    # a window with the first step of a kind has none yet; see below
+    assert [step for step, _ in curves["speed/utilisation"]] == [1, 3, 7]
     assert all(value > 0 for _, value in curves["speed/utilisation"])
     # three kinds of steps; the discriminator's has no backward pass through the tokenizer
     assert set(counted) == {("main", False), ("gan", False), ("gan", True)}
@@ -91,3 +97,71 @@ def test_logs_speak_of_steps_and_images(tmp_path: Path) -> None:
         (3, 32.0),
     ]
     assert {"train/grad_norm", "train/lr", "train/loss", "speed/data_wait"} <= rows[0].keys()
+
+
+class Steps:
+    """Steps of a run in name only, as the callback sees them."""
+
+    def __init__(self, speed: Speed, every: int = 1) -> None:
+        self.speed, self.rows = speed, []
+        self.module: Any = SimpleNamespace(batch_ended=0.0, device=torch.device("cpu"), report=self.rows.append)
+        self.module.reports = lambda step: (step + 1) % every == 0
+        self.trainer: Any = SimpleNamespace(global_step=-1, precision="32-true")
+        self.trainer.datamodule = SimpleNamespace(global_batch=1, skipped=0)
+        speed.on_train_start(self.trainer, self.module)
+
+    def begin(self, name: str) -> bool:
+        """Whether the operations of this step, of a phase `name`, are counted."""
+        self.trainer.global_step += 1
+        self.module.schedule = SimpleNamespace(at=lambda step: SimpleNamespace(name=name, discriminator=False))
+        self.speed.on_train_batch_start(self.trainer, self.module, None, 0)
+        return _get_current_dispatch_mode() is not None
+
+    def end(self) -> None:
+        record = SimpleNamespace(step=self.trainer.global_step, norm=torch.ones(()))
+        self.speed.on_train_batch_end(self.trainer, self.module, {"record": record}, None, 0)
+        assert _get_current_dispatch_mode() is None
+
+
+def test_the_second_step_of_each_kind_is_counted() -> None:
+    """The first one compiles, which the counter would prevent."""
+    steps, counted = Steps(Speed(1.0), every=2), []
+    for name in "aaaabbba":
+        counted.append(steps.begin(name))
+        torch.ones(3, 5) @ torch.ones(5, 7 if name == "a" else 11)
+        steps.end()
+    assert counted == [False, True, False, False, False, True, False, False]
+    assert steps.speed.flops == {("a", False): 2 * 3 * 5 * 7, ("b", False): 2 * 3 * 5 * 11}
+    assert ["speed/utilisation" in row for row in steps.rows] == [True] * 4
+
+
+@pytest.mark.parametrize("counting", [True, False])
+def test_a_step_that_fails_ends_the_count(counting: bool) -> None:
+    steps = Steps(Speed(1.0))
+    for _ in range(int(counting)):
+        steps.begin("a")
+        steps.end()
+    assert steps.begin("a") == counting
+    steps.speed.on_exception(steps.trainer, steps.module, ValueError())
+    assert _get_current_dispatch_mode() is None
+
+
+@pytest.mark.parametrize(
+    ("card", "precision", "peak"),
+    [
+        ("NVIDIA H200", "bf16-mixed", 989e12),
+        ("NVIDIA H200", "32-true", 67e12),
+        ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989e12),
+        ("NVIDIA H100 PCIe", "bf16-mixed", 5.0),
+        ("another", "bf16-mixed", None),
+    ],
+)
+def test_peaks_come_from_the_makers_then_from_lightning(
+    card: str, precision: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
+    monkeypatch.setattr(speed_module, "get_available_flops", lambda *_: None if card == "another" else 5)
+    speed = Speed()
+    module: Any = SimpleNamespace(device=torch.device("cuda"))
+    speed.on_train_start(cast(Any, SimpleNamespace(precision=precision)), module)
+    assert speed.peak == peak

@@ -1,18 +1,24 @@
 """`alitok bench`: what it writes, what it refuses, and that its baselines compute what they stand for."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from alitok.cli import main
-from alitok.commands import bench_training
+from alitok.commands import bench, bench_data, bench_training
 from alitok.commands.bench_data import flops_of
 from alitok.commands.bench_machine import Machine, Options, Row
 from alitok.commands.bench_sampling import GrowingCache, random_generator, sampling, step_limit
 from alitok.commands.bench_training import merged_update, one_hot_update, peak_bytes, training_config, written_out
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.models.quantizer import ClusteredQuantizer
 
@@ -165,3 +171,131 @@ def test_training_steps_of_the_generator() -> None:
         assert row.value > 0
         assert row.limit is not None
         assert row.baseline is not None
+
+
+GPU = Machine(torch.device("cuda", 0), 5e13, 8e14, 4e12, 4e14)
+
+
+def no_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_the_file_is_written_after_each_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what stops a benchmark costs the rows that are missing, not those that are there."""
+    from alitok.commands import bench_machine, bench_sampling
+
+    monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
+    file, written = tmp_path / "bench.json", []
+
+    def rows(options: Options) -> Iterator[Row]:
+        for number in range(3):
+            written.append([row["name"] for row in json.loads(file.read_text())["rows"]])
+            yield Row(f"row {number}", 1.0, "images/s")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_sampling, "sampling", rows)
+    with pytest.raises(SystemExit):
+        main(["bench", "sampling", "--json", str(file)])
+    assert written == [[], ["row 0"], ["row 0", "row 1"]]
+    assert len(json.loads(file.read_text())["rows"]) == 3
+
+
+@pytest.mark.parametrize("fails", ["plain_step", "draw_seconds"])
+def test_sampling_that_does_not_fit_is_a_row_without_a_value(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alitok.commands import bench_sampling
+
+    monkeypatch.setattr(bench_sampling, "has_compiler", lambda: False)
+    monkeypatch.setattr(bench_sampling, "plain_step", lambda *_: 0.1)
+    monkeypatch.setattr(bench_sampling, "draw_seconds", lambda *_, **__: (1.0, [1.0]))
+    monkeypatch.setattr(bench_sampling, fails, no_memory)
+    records = [row.record() for row in sampling(options())]
+    assert [row["name"] for row in records] == [
+        "sampling-demo-b2-float32",
+        "sampling-demo-b2-bfloat16",
+        "softcfg-demo-b2-bfloat16",
+    ]
+    for row in records:
+        if fails == "plain_step":
+            assert row["value"] == 2.0
+            assert (row["baseline"] is None) == row["name"].startswith("sampling")
+        else:
+            assert (row["value"], row["ratio"], row["share_of_limit"]) == (None, None, None)
+            assert row["reason"] == "out of memory"
+
+
+@pytest.mark.parametrize("plain_fits", [True, False])
+def test_training_that_does_not_fit_is_a_row_without_a_value(plain_fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(config: Any, machine: Machine, plain: bool = False) -> float:
+        return 1.0 if plain == plain_fits else no_memory()
+
+    monkeypatch.setattr(bench_training, "step_seconds", seconds)
+    for row in bench_training.steps(options(), "generator", "demo", "177M"):
+        assert (row.value, row.baseline) == ((None, 2.0) if plain_fits else (2.0, None))
+    if plain_fits:
+        assert all(row.value is not None for row in bench_training.clustering(MACHINE, None))
+
+
+@pytest.mark.parametrize("part", ["tokenising", "evaluation"])
+def test_other_rows_that_do_not_fit(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_data, "tokenize" if part == "tokenising" else "measure", no_memory)
+    monkeypatch.setattr(bench_data, "RandomInception", lambda device: lambda images: WEIGHT @ WEIGHT)
+    monkeypatch.setattr(bench_data, "one_at_a_time", lambda *_: 1.0)
+    assert [row.value for row in getattr(bench_data, part)(options())] == [None] * (2 if part == "tokenising" else 1)
+
+
+WEIGHT = torch.ones(2, 2)
+
+
+def test_a_table_with_such_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.show(MACHINE, [Row("a", None, "images/s", 1.0, 2.0, "products"), Row("b", 1.0, "images/s")], Console())
+    assert "out of memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("machine", "baseline"), [(GPU, 8), (MACHINE, 128)])
+def test_baselines_are_small_on_a_gpu(machine: Machine, baseline: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[bool, int] = {}
+
+    def seconds(config: Any, machine: Machine, plain: bool = False) -> float:
+        taken[plain] = config["data"]["init_args"]["global_batch"]
+        return 1.0
+
+    monkeypatch.setattr(bench_training, "step_seconds", seconds)
+    monkeypatch.setattr(bench_training, "cost", lambda *_: SimpleNamespace(turns=[SimpleNamespace(flops={})]))
+    monkeypatch.setattr(Machine, "seconds", lambda *_: 1.0)
+    (row,) = bench_training.steps(Options(machine, "demo", (), (128,), ("bfloat16",)), "generator", "demo")
+    assert taken == {True: baseline, False: 128}
+    assert (row.value, row.baseline) == (128.0, float(baseline))
+    assert row.record()["baseline_batch"] == baseline
+
+
+@pytest.mark.parametrize(("machine", "expected"), [(GPU, {"sampling": "high"}), (MACHINE, {})])
+def test_each_part_computes_as_its_verb(
+    machine: Machine, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`alitok sample` lets a GPU take TF32, the others do not."""
+    from alitok.commands import bench_sampling
+
+    found: dict[str, str] = {}
+
+    def part(name: str) -> Any:
+        def rows(options: Options) -> Iterator[Row]:
+            found[name] = torch.get_float32_matmul_precision()
+            yield Row(name, 1.0, "images/s")
+
+        return rows
+
+    homes = {"sampling": bench_sampling, "training": bench_training}
+    for name in bench.PARTS:
+        monkeypatch.setattr(homes.get(name, bench_data), name, part(name))
+    bench.measure(bench.PARTS, replace(options(), machine=machine), Console(), lambda rows: None)
+    assert found == dict.fromkeys(bench.PARTS, "highest") | expected
+
+
+def test_the_peak_of_float32_is_the_one_that_it_runs_at() -> None:
+    for tf32, peak in ((False, 5e13), (True, 4e14)):
+        with float32_products(tf32):
+            assert (GPU.peak("float32"), GPU.peak("bfloat16")) == (peak, 8e14)
+            assert MACHINE.peak("float32") == 1e11
+    assert GPU.tf32 == 4e14

@@ -10,8 +10,8 @@ import pytest
 from alitok import cli
 from alitok.commands.cost import Layout
 from alitok.commands.describe import layout_of
-from alitok.commands.hardware import GPUS, measure_cpu
 from alitok.common.errors import BadInput
+from alitok.common.hardware import GPUS, measure_cpu
 from alitok.config import compose_run
 
 ROOT = Path(__file__).parents[2] / "experiments"

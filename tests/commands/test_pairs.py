@@ -1,6 +1,9 @@
 """`alitok pairs`: what it writes, that it goes on, and what it refuses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,3 +101,31 @@ def test_other_settings_are_not_mixed_in(artifacts: Path, tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         main(command(artifacts, tmp_path / "pairs", "--sigma", "0.2"))
     assert "holds a token cache of another" in capsys.readouterr().err
+
+
+def test_the_batch_is_agreed_on_before_processes_may_fail_alone(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alitok.commands import sample_set
+    from alitok.common import distributed
+
+    within: list[bool] = []
+    block, agree = distributed.all_or_none, sample_set.common_batch
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        within.append(True)
+        with block():
+            yield
+        within.pop()
+
+    def asked(*arguments: Any) -> int:
+        assert not within
+        calls.append(1)
+        return agree(*arguments)
+
+    calls: list[int] = []
+    monkeypatch.setattr(distributed, "all_or_none", watched)
+    monkeypatch.setattr(sample_set, "common_batch", asked)
+    main(command(artifacts, tmp_path / "pairs"))
+    assert calls == [1]

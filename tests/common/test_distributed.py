@@ -1,5 +1,8 @@
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from alitok.common.distributed import (
@@ -27,24 +30,46 @@ def test_identity_in_a_single_process():
         assert not is_distributed()
     with all_or_none():
         pass
-    with pytest.raises(BadInput, match="mine"), all_or_none():
-        raise BadInput("mine")
+    for kind in (BadInput, torch.OutOfMemoryError, ValueError):
+        with pytest.raises(kind, match="mine"), all_or_none():
+            raise kind("mine")
 
 
-def _fail(index: int) -> None:
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_the_group_knows_its_device(name, monkeypatch):
+    """Seen through stand-ins of torch's."""
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(device))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **words: calls.append((backend, words)))
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("end"))
+    device = torch.device("cuda", 1) if name == "cuda" else torch.device("cpu")
+    with process_group(torch.device(name)) as found:
+        assert found == device
+    mine = {"timeout": None, "device_id": device if name == "cuda" else None}
+    start = [device, ("nccl", mine)] if name == "cuda" else [("gloo", mine)]
+    assert calls == [*start, "end"]
+
+
+def _fail(index: int, error: Exception) -> None:
     if index:
-        raise BadInput("mine")
+        raise error
 
 
 def _of_one_process(index: int, address: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{address}", rank=index, world_size=2)
+    patience = timedelta(seconds=20)  # one that waits for the other for good fails
+    dist.init_process_group("gloo", f"file://{address}", timeout=patience, rank=index, world_size=2)
     assert (rank(), world_size()) == (index, 2)
     tensor = torch.tensor([1.0, 10.0]) * (index + 1)
     assert all_sum(tensor).tolist() == [3, 30]
     assert tensor.tolist() == [index + 1, 10 * (index + 1)]  # the argument is left alone
-    with pytest.raises(BadInput, match="mine" if index else "Another process"), all_or_none():
-        _fail(index)
+    for error in (BadInput("mine"), torch.OutOfMemoryError("mine"), OSError("mine")):
+        kind = type(error) if index else BadInput
+        with pytest.raises(kind, match="mine" if index else "Another process"), all_or_none():
+            _fail(index, error)
     strided = torch.stack([tensor, tensor]).T
     assert all_stack(strided)[:, 0, 0].tolist() == [1, 2]
     barrier()

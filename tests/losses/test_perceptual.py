@@ -5,14 +5,18 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from alitok.common.errors import BadInput
-from alitok.losses import frozen
+from alitok.losses import frozen, perceptual
 from alitok.losses.perceptual import LPIPS, ConvNeXtLogits
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -101,8 +105,8 @@ def test_networks_are_let_go() -> None:
 
 def test_lpips_gradient_where_features_are_zero() -> None:
     term = build("lpips", "random:0")
-    term.setup("cpu")
-    term.SHIFT = (0.0, 0.0, 0.0)  # mid-grey is then exactly 0, and so is every feature (the stand-in's biases are 0)
+    term.MEAN = (0.0, 0.0, 0.0)
+    term.setup("cpu")  # mid-grey is then exactly 0, and so is every feature (the stand-in's biases are 0)
     image = torch.full((1, 3, 32, 32), 0.5, requires_grad=True)
     assert all(features.abs().max() == 0 for features in term.features(image.detach()))
     term.distance(image, torch.rand(1, 3, 32, 32)).sum().backward()
@@ -171,3 +175,35 @@ def test_import_and_construction_load_no_vision_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
+
+
+class Copies(TorchDispatchMode):
+    """Operations that take or give a tensor on the CPU, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.seen.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("kind", ["convnext", "lpips"])
+def test_a_step_copies_nothing_to_the_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake CUDA tensors: each copy of a constant would wait for all that is queued on the GPU."""
+    with FakeTensorMode(), frozen.without_weights():
+        term = build(kind, "random:0")
+        if kind == "convnext":  # whose own weights cannot be drawn without their numbers
+            network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 4, device="cuda"))
+            monkeypatch.setattr(perceptual, "load", lambda *_: network)
+        term.setup("cuda")
+        images = torch.zeros(2, 3, 64, 64, device="cuda")
+        with Copies() as copies:
+            assert term.distance(images, images).device.type == "cuda"
+            assert copies.seen == []
+            images.new_tensor([0.5])  # which is seen
+            assert copies.seen

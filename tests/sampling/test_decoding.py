@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alitok.artifacts.release import generator_from_release
 from alitok.common.build import build
@@ -12,10 +13,13 @@ from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.rope import rotate
 from alitok.sampling import generate as module
+from alitok.sampling import guidance, weights
 from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.generate import Decoding, Sampler, draw, generate, image_uniforms
 from alitok.sampling.guidance import Constant, Linear, PowerCosine, SoftCFG
 from alitok.sampling.weights import Projection, for_inference
+
+RULES = [None, PowerCosine(5.0, 1.2), Constant(2.0), Linear(3.0), SoftCFG(4.0, 0.8)]
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ def test_softcfg_equals_the_direct_uncached_form(small):
     assert not torch.equal(generate(small, labels, cosine, seed=seed), ids)
 
 
-@pytest.mark.parametrize("rule", [None, PowerCosine(5.0, 1.2), Constant(2.0), Linear(3.0), SoftCFG(4.0, 0.8)])
+@pytest.mark.parametrize("rule", RULES)
 def test_layouts_of_the_cache_change_nothing(small, rule, monkeypatch):
     ready = for_inference(small)
     drawn = {}
@@ -146,7 +150,6 @@ def test_the_generator_itself_stays_as_it_is(small):
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     ready = for_inference(small, "bfloat16")
     assert ready is not small
-    assert ready.embeddings.weight is small.embeddings.weight
     assert ready.output.dtype == torch.float32  # guidance multiplies the rounding of logits
     assert ready.blocks[0].attention.qkv.dtype == torch.bfloat16
     generate(small, torch.tensor([0]), 2.0, precision="bfloat16")
@@ -176,3 +179,75 @@ def test_bfloat16_agrees_with_float32(golden):
             same.append(found.argmax(-1) == logits[:, step].argmax(-1))
             x = ready.embed_tokens(ids[:, step, None])
     assert torch.stack(same).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("layouts", [1, 8])
+@pytest.mark.parametrize("half", [0, 1])  # keys, values
+@pytest.mark.parametrize("row", [0, slice(None)])
+def test_what_is_not_a_number_ends_with_its_sequence(small, layouts, half, row, monkeypatch):
+    monkeypatch.setitem(module.LAYOUTS, "cpu", layouts)
+    labels, uniforms = torch.tensor([0, 1, 2]), image_uniforms(3, range(3), small.num_tokens)
+    with torch.inference_mode():
+        decoding = Decoding(for_inference(small), 3, PowerCosine(3.0), 1.0, torch.float32)
+        expected = decoding.run(labels, uniforms)
+        decoding.cache.memory[half].view(6, -1)[row] = torch.nan
+        assert torch.equal(decoding.run(labels, uniforms), expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("blocked", [True, False])  # False: as on a GPU
+def test_the_copy_shares_nothing_that_is_used(small, precision, blocked, monkeypatch):
+    if not blocked:
+        monkeypatch.setattr(weights, "has_blocked_layout", lambda dtype: False)
+    ready = for_inference(small, precision, leave=("norm",))
+    dtype = weights.PRECISION[precision]
+    cache = [KeyValueCache(2, 1, 2, 8, 16, torch.device("cpu"), dtype) for _ in range(2)]
+    logits = []
+    for each in cache:
+        each.resize(8)
+        each.start_step(torch.tensor([0]))
+        with torch.no_grad():
+            logits.append(ready.step(ready.embed_labels(torch.tensor([1])), torch.tensor([0]), each))
+            for name, tensor in (*small.named_parameters(), *small.named_buffers()):
+                tensor.mul_(1.0 if name.startswith("norm.") else 3.0)
+    assert torch.equal(*logits)
+    assert ready.norm.weight is small.norm.weight
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_device_without_float64_needs_none(small, rule, monkeypatch):
+    """As on a Mac's GPU."""
+    for part in (module, guidance):
+        monkeypatch.setattr(part, "widest_float", lambda device: torch.float32)
+    labels, uniforms = torch.tensor([0, 1, 2]), image_uniforms(3, range(3), small.num_tokens)
+    with torch.inference_mode():
+        expected = Decoding(for_inference(small), 3, rule, 1.0, torch.float32).run(labels, uniforms)
+        decoding = Decoding(for_inference(small), 3, rule, 1.0, torch.float32)
+        with Types() as types:
+            found = decoding.run(labels, uniforms)
+    assert torch.float64 not in types.seen
+    assert torch.equal(found, expected)
+
+
+class Types(TorchDispatchMode):
+    """The types of all tensors that are made within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.seen.add(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_device_of_any_other_kind_draws(small_generator_block, rule):
+    with torch.device("meta"):
+        generator = build(small_generator_block()).to("meta")
+    with torch.inference_mode():
+        decoding = Decoding(for_inference(generator), 2, rule, 1.0, torch.float32)
+        ids = decoding.run(torch.zeros(2, dtype=torch.int64), image_uniforms(0, range(2), generator.num_tokens))
+    assert (ids.shape, ids.device.type) == ((2, generator.num_tokens), "meta")

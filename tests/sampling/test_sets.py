@@ -154,3 +154,39 @@ def test_a_kill_while_the_archive_is_written_leaves_nothing_beside_it(
     work.finish()
     assert seen == [".samples.npz.partial"]
     assert names(tmp_path) == ["samples.json", "samples.npz"]
+
+
+GPU = {"batch": 4, "device": "NVIDIA H200"}
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "samples"])
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        (GPU, False),
+        ({**GPU, "batch": 8}, True),
+        ({**GPU, "device": "NVIDIA H100 80GB HBM3"}, True),
+        ({"batch": 4, "device": "cpu"}, True),
+    ],
+)
+def test_a_set_keeps_what_it_was_drawn_with(
+    tmp_path: Path, name: str, second: dict[str, Any], said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batch and card do not decide a set, and do not refuse it, but on a GPU they change some of its images."""
+    out = tmp_path / name
+    for start, kind in ((0, GPU), (5, second)):
+        work = SampleSet(out, settings())
+        work.start(kind)
+        work.write(start, images(range(start, start + 5)))
+    work.finish()
+    written = json.loads(work.sidecar.read_text())
+    assert written.pop("drawn_with") == ([GPU, second] if said else [GPU])
+    assert written == settings()
+    assert ("drawn in 2 ways" in capsys.readouterr().out) == said
+    assert SampleSet(out, settings()).done()
+
+
+def test_on_a_cpu_another_batch_is_not_worth_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for batch in (4, 8):
+        SampleSet(tmp_path / "samples.npz", settings()).start({"batch": batch, "device": "cpu"})
+    assert capsys.readouterr().out == ""

@@ -1,10 +1,12 @@
 """A rich progress bar that speaks of steps and images seen."""
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+
+from alitok.training.base import TrainingModule
 
 VALIDATION = ("val/psnr", "val/loss", "val/token_accuracy")
 
@@ -12,7 +14,8 @@ VALIDATION = ("val/psnr", "val/loss", "val/token_accuracy")
 class Progress(RichProgressBar):
     """Lightning's rich bar over all steps of the run (its loader has no end), with the phase and images seen.
 
-    Where the output is no terminal it prints a plain line now and then instead, and one at each validation.
+    Where the output is no terminal it prints a plain line now and then instead, and one at each validation. Numbers are
+    fetched from the device when the logs get a row and after a validation, not at each step.
 
     Args:
         line_every: steps between plain lines.
@@ -21,6 +24,8 @@ class Progress(RichProgressBar):
     def __init__(self, line_every: int = 100) -> None:
         super().__init__(refresh_rate=1, leave=False)
         self.line_every = line_every
+        self.trained: dict[str, str] = {}
+        self.validated: dict[str, str] = {}
 
     @property
     def total_train_batches(self) -> int:
@@ -30,7 +35,7 @@ class Progress(RichProgressBar):
         return self.trainer.lightning_module.__class__.__name__.removesuffix("Training")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return self._training_facts(trainer, pl_module) | measured(trainer, VALIDATION)
+        return self._training_facts(trainer, pl_module) | self.validated
 
     def _training_facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = {}
@@ -38,7 +43,7 @@ class Progress(RichProgressBar):
         if schedule is not None:
             items["phase"] = schedule.at(trainer.global_step).name
             items["images"] = f"{images_seen(trainer):,}"
-        return items | measured(trainer, ("train/loss",))
+        return items | self.trained
 
     def _line(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         if trainer.is_global_zero and not sys.stdout.isatty():
@@ -60,15 +65,18 @@ class Progress(RichProgressBar):
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        module = cast(TrainingModule, pl_module)
+        if module.reports(module.record.step):
+            self.trained = measured(trainer, ("train/loss",))
         super().on_train_batch_end(trainer, pl_module, *args)
         if trainer.global_step % self.line_every == 0:
             self._line(trainer, self._training_facts(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = measured(trainer, VALIDATION)
         super().on_validation_end(trainer, pl_module)
-        facts = measured(trainer, VALIDATION)
-        if facts and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._line(trainer, facts)
+        if self.validated and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._line(trainer, self.validated)
 
 
 def measured(trainer: Trainer, names: tuple[str, ...]) -> dict[str, str]:

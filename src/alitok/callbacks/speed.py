@@ -1,6 +1,7 @@
 """How fast a run is, and what it waits for."""
 
 import time
+from collections import Counter
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch.utils.flop_counter import FlopCounterMode
 
+from alitok.common.hardware import known_gpu
 from alitok.training.base import StepRecord, TrainingModule
 
 
@@ -16,28 +18,34 @@ class Speed(Callback):
 
     Images are those of all processes. `data_wait` is the share of the time that the first process waits for its next
     batch. `utilisation` is the share of the device's peak at this precision, from the matrix products that a step does
-    (counted once for each kind of step, activations computed twice included); it is left out where the peak is not
-    known. Validation does not count, checkpoints do.
+    (counted at the second step of each kind, activations computed twice included); it is left out if the peak is not
+    known, or a kind of step was not counted yet. Validation does not count, checkpoints do.
 
     Args:
-        peak_flops: of one device, FLOP/s; None for Lightning's table.
+        peak_flops: of one device, FLOP/s; None for the makers' data sheets (`GPUS`), then Lightning's table.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.given_peak = peak_flops
         self.flops: dict[tuple[str, bool], int] = {}
+        self.seen: set[tuple[str, bool]] = set()
         self.counter: FlopCounterMode | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.peak = self.given_peak
         if self.peak is None and pl_module.device.type == "cuda":
             half = str(trainer.precision).startswith("bf16")
-            self.peak = get_available_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
+            gpu = known_gpu(torch.cuda.get_device_name(pl_module.device))
+            if gpu is not None:  # Lightning's table misses the names of some cards
+                self.peak = gpu.rate("bfloat16" if half else "float32")
+            else:
+                self.peak = get_available_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
         self.ready = time.perf_counter()
         self._begin()
 
     def _begin(self) -> None:
-        self.started, self.waited, self.away, self.done, self.steps = time.perf_counter(), 0.0, 0.0, 0, 0
+        self.started, self.waited, self.away = time.perf_counter(), 0.0, 0.0
+        self.steps: Counter[tuple[str, bool]] = Counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         module = cast(TrainingModule, pl_module)
@@ -45,29 +53,39 @@ class Speed(Callback):
         self.waited += now - max(self.ready, module.batch_ended)
         moment = module.schedule.at(trainer.global_step)
         self.kind = (moment.name, moment.discriminator)
-        if self.peak is not None and self.kind not in self.flops:
+        # Not the first step, which compiles: within the counter compiled blocks run as they are written.
+        if self.peak is not None and self.kind in self.seen - self.flops.keys():
             self.counter = FlopCounterMode(display=False)
             self.counter.__enter__()
+        self.seen.add(self.kind)
+
+    def _stop_counting(self) -> int:
+        counter, self.counter = self.counter, None
+        assert counter is not None
+        counter.__exit__(None, None, None)
+        return counter.get_total_flops()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.counter is not None:  # else all that this process does afterwards would be counted
+            self._stop_counting()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.counter is not None:
-            self.counter.__exit__(None, None, None)
-            self.flops[self.kind] = self.counter.get_total_flops()
-            self.counter = None
+            self.flops[self.kind] = self._stop_counting()
         record: StepRecord = outputs["record"]
-        self.done += self.flops.get(self.kind, 0)
-        self.steps += 1
+        self.steps[self.kind] += 1
         module = cast(TrainingModule, pl_module)
         if not module.reports(record.step):
             return
         float(record.norm)  # waits for the device, so that the time is that of the work
         seconds = time.perf_counter() - self.started - self.away
-        images = self.steps * trainer.datamodule.global_batch  # type: ignore[attr-defined]
+        images = self.steps.total() * trainer.datamodule.global_batch  # type: ignore[attr-defined]
         values = {"images_per_second": images / seconds, "data_wait": self.waited / seconds}
-        if self.peak is not None:
-            values["utilisation"] = self.done / seconds / self.peak
+        if self.peak is not None and self.steps.keys() <= self.flops.keys():
+            done = sum(self.flops[kind] * count for kind, count in self.steps.items())
+            values["utilisation"] = done / seconds / self.peak
         report = {f"speed/{name}": value for name, value in values.items()}
         if skipped := trainer.datamodule.skipped:  # type: ignore[attr-defined]
             report["data/skipped_images"] = skipped

@@ -5,6 +5,7 @@ data is made on the spot, so nothing has to be there. Limits (matrix products, m
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,19 +65,31 @@ def run(args: argparse.Namespace) -> None:
     with console.status("Measuring the machine's limits"):
         machine = measure_machine(device)
     options = Options(machine, args.experiment, tuple(args.size), batches, tuple(args.precision))
-    rows = measure(args.what or PARTS, options, console)
-    show(machine, rows, console)
-    if args.json:
-        write_json(args.json, {"machine": machine.record(), "rows": [row.record() for row in rows]})
+
+    def keep(rows: list["Row"]) -> None:
+        if args.json:
+            write_json(args.json, {"machine": machine.record(), "rows": [row.record() for row in rows]})
+
+    keep([])
+    show(machine, measure(args.what or PARTS, options, console, keep), console)
 
 
-def measure(names: Any, options: "Options", console: Any) -> list["Row"]:
-    """The rows of these parts, with a progress bar that counts parts and says what was found."""
+def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["Row"]], None]) -> list["Row"]:
+    """The rows of these parts, with a progress bar that counts parts and says what was found.
+
+    Each part computes as its verb does: `sample` alone lets a GPU take TF32.
+
+    Args:
+        keep: gets all rows so far, after each.
+    """
+    from contextlib import nullcontext
+
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from alitok.commands.bench_data import data, evaluation, tokenising
     from alitok.commands.bench_sampling import sampling
     from alitok.commands.bench_training import training
+    from alitok.common.devices import float32_products
 
     parts = dict(zip(PARTS, (sampling, training, tokenising, data, evaluation), strict=True))
     rows = []
@@ -87,12 +100,20 @@ def measure(names: Any, options: "Options", console: Any) -> list["Row"]:
             progress.update(task, description=f"Measuring {name}")
             if name == "tokenising":
                 progress.stop()  # it has a bar of its own, and older versions of rich show one at a time
-            for row in parts[name](options):
-                rows.append(row)
-                console.print(f"{row.name}: {readable(row.value)} {row.unit}")
+            tf32 = options.machine.cuda and name == "sampling"
+            with float32_products(tf32=True) if tf32 else nullcontext():
+                for row in parts[name](options):
+                    rows.append(row)
+                    keep(rows)
+                    console.print(f"{row.name}: {worded(row)}")
             progress.start()
             progress.advance(task)
     return rows
+
+
+def worded(row: "Row") -> str:
+    """A row's value and unit."""
+    return "out of memory" if row.value is None else f"{readable(row.value)} {row.unit}"
 
 
 def readable(value: float) -> str:
@@ -123,8 +144,8 @@ def show(machine: "Machine", rows: list["Row"], console: Any) -> None:
             lines.append(f"[dim]  {row.notes['equal_argmax']:.2%} of argmax as float32[/]")
         table.add_row(
             "\n".join(lines),
-            f"{readable(row.value)} {row.unit}",
+            worded(row),
             f"{row.ratio:.2f}" if row.ratio else "",
-            f"{row.share_of_limit:.0%}" if row.limit else "",
+            f"{row.share_of_limit:.0%}" if row.share_of_limit else "",
         )
     console.print(table)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from alitok.commands.bench_machine import Machine, Options, Row, wait
+from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, wait
 from alitok.commands.ledger import Ledger
 from alitok.commands.tokenize import crop_recipe, decoding_workers, tokenize
 from alitok.common.build import build
+from alitok.common.devices import float32_products
 from alitok.common.random import derive_seed, stream
 from alitok.data.batches import ImageBatches, Slots
 from alitok.data.datamodule import ImageNetDataModule
@@ -130,7 +132,8 @@ def tokenising(options: Options) -> Iterator[Row]:
         flops = flops_of(lambda: tokenizer.encode(one))
         for precision in options.precisions:
             name = "bf16" if precision == "bfloat16" else "32"
-            pace = tokenize(
+            make = partial(
+                tokenize,
                 tokenizer,
                 source,
                 Path(folder) / precision,
@@ -138,14 +141,15 @@ def tokenising(options: Options) -> Iterator[Row]:
                 workers=decoding_workers(None, machine.device),
                 precision=name,
             )
+            pace = if_it_fits(make)
             yield Row(
                 f"tokenising-{precision}",
-                pace.crops / pace.seconds,
+                None if pace is None else pace.crops / pace.seconds,
                 "crops/s",
                 plain,
                 machine.peak(precision) / flops,
                 f"{precision} products",
-                notes={"waiting_for_images": pace.waiting / pace.seconds},
+                notes=None if pace is None else {"waiting_for_images": pace.waiting / pace.seconds},
             )
 
 
@@ -190,7 +194,8 @@ class RandomInception:
     def __call__(self, images: Tensor) -> Features:
         check_images(images)
         pixels = (resize_as_tensorflow(images.to(self.device).float(), 299) - 128) / 128
-        pooled = self.network(pixels)
+        with float32_products(tf32=False):  # as the real one
+            pooled = self.network(pixels)
         return Features(pooled, F.softmax(pooled[:, :1008], dim=1))
 
 
@@ -211,8 +216,8 @@ def evaluation(options: Options) -> Iterator[Row]:
         files = images.files[: count // 6]
         plain = one_at_a_time(files, extractor, machine)
         start = wait(machine.device)
-        measure(images, extractor, batch)
-        ours = count / (wait(machine.device) - start)
+        fits = if_it_fits(partial(measure, images, extractor, batch)) is not None
+        ours = count / (wait(machine.device) - start) if fits else None
         limit = machine.float32 / flops_of(lambda: extractor(images.load(range(1))))
         yield Row("evaluation-float32", ours, "images/s", plain, limit, "float32 products")
 

@@ -1,22 +1,27 @@
 """What a benchmark stands on: this machine's limits, measured in the same run, and the rows that are held to them."""
 
+import gc
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from alitok.commands.hardware import Hardware, best, matmul_rate, timed
 from alitok.commands.provenance import processor
 from alitok.common.build import nearest
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
+from alitok.common.hardware import Hardware, best, matmul_rate, timed
 from alitok.config import resolve
 from alitok.sampling.weights import PRECISION
+
+BASELINE_BATCH = 8  # images, on a GPU at most: baselines keep what the fused forms never make
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,24 +32,34 @@ class Machine:
         device: where the benchmarks run.
         float32, bfloat16: FLOP/s of products of large square matrices, the best of some.
         bandwidth: bytes a second at which a large buffer is read.
+        tf32: as `float32`, with factors that a GPU rounds to TF32; None on a CPU.
     """
 
     device: torch.device
     float32: float
     bfloat16: float
     bandwidth: float
+    tf32: float | None = None
 
     @property
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def rates(self) -> Hardware:
+        return Hardware("", self.bfloat16, self.tf32 or self.float32, self.float32, 0)
+
     def peak(self, precision: str) -> float:
-        """FLOP/s at "float32" or "bfloat16"."""
-        return self.bfloat16 if precision == "bfloat16" else self.float32
+        """FLOP/s at "float32" (in TF32 if that is switched on) or "bfloat16"."""
+        return self.rates.rate(precision)
 
     def seconds(self, flops: Mapping[tuple[str, str], float]) -> float:
         """How long FLOPs, (part, precision) -> count, take at the measured peaks."""
-        return Hardware("", self.bfloat16, self.float32, self.float32, 0).seconds(flops, 1.0)
+        return self.rates.seconds(flops, 1.0)
+
+    def baseline_batch(self, batch: int) -> int:
+        """Images of a step of a baseline, beside `batch` of what is measured."""
+        return min(batch, BASELINE_BATCH) if self.cuda else batch
 
     def record(self) -> dict[str, Any]:
         """For the JSON file."""
@@ -56,6 +71,7 @@ class Machine:
             "memory_bytes": torch.cuda.get_device_properties(self.device).total_memory if self.cuda else memory,
             "torch": torch.__version__,
             "float32_flops": self.float32,
+            "tf32_flops": self.tf32,
             "bfloat16_flops": self.bfloat16,
             "memory_bandwidth": self.bandwidth,
         }
@@ -67,14 +83,15 @@ class Row:
 
     Attributes:
         name: e.g. "sampling-177M-b8-float32".
-        value, baseline, limit: in the same unit; None where there is none.
+        value: None if the device's memory does not suffice.
+        baseline, limit: in the same unit; None where there is none.
         unit: of what is better the more there is of it, unless `less` is better.
         bound: what the limit is.
         notes: whatever else was measured, by name.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     baseline: float | None = None
     limit: float | None = None
@@ -85,13 +102,13 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """How many times better than the baseline."""
-        if self.baseline is None:
+        if self.baseline is None or self.value is None:
             return None
         return self.baseline / self.value if self.less else self.value / self.baseline
 
     @property
     def share_of_limit(self) -> float | None:
-        if self.limit is None:
+        if self.limit is None or self.value is None:
             return None
         return self.limit / self.value if self.less else self.value / self.limit
 
@@ -106,6 +123,7 @@ class Row:
             "limit": self.limit,
             "share_of_limit": self.share_of_limit,
             "bound": self.bound,
+            **({"reason": "out of memory"} if self.value is None else {}),
             **(self.notes or {}),
         }
 
@@ -158,15 +176,32 @@ class Options:
 
 
 def measure_machine(device: torch.device, seconds: float = 1.0) -> Machine:
-    """Measures the limits, spending about so many seconds on each.
-
-    float32 products run as PyTorch runs them here: on a GPU in TF32 only where that is switched on.
-    """
-    size = 8192 if device.type == "cuda" else 2048
-    rates = {name: matmul_rate(size, dtype, device, seconds) for name, dtype in PRECISION.items()}
-    buffer = torch.zeros(1 << (30 if device.type == "cuda" else 28), dtype=torch.uint8, device=device).view(torch.int64)
+    """Measures the limits, spending about so many seconds on each."""
+    cuda = device.type == "cuda"
+    size = 8192 if cuda else 2048
+    with float32_products(tf32=False):
+        rates = {name: matmul_rate(size, dtype, device, seconds) for name, dtype in PRECISION.items()}
+    with float32_products(tf32=True):
+        tf32 = matmul_rate(size, torch.float32, device, seconds) if cuda else None
+    buffer = torch.zeros(1 << (30 if cuda else 28), dtype=torch.uint8, device=device).view(torch.int64)
     bandwidth = buffer.nbytes / best(buffer.sum, device, seconds)
-    return Machine(device, rates["float32"], rates["bfloat16"], bandwidth)
+    return Machine(device, rates["float32"], rates["bfloat16"], bandwidth, tf32)
+
+
+def if_it_fits(function: Callable[[], T]) -> T | None:
+    """What the function gives; None if the GPU's memory does not suffice, which is then free for what comes next."""
+    try:
+        return function()
+    except torch.OutOfMemoryError:
+        result = None
+    gc.collect()  # here the error is gone, and with it what its frames held
+    torch.cuda.empty_cache()
+    return result
+
+
+def per_second(count: float, seconds: float | None) -> float | None:
+    """How many a second; None where the time is."""
+    return None if seconds is None else count / seconds
 
 
 def typical(function: Callable[[], Any], device: torch.device, calls: int) -> float:

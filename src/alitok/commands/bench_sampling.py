@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alitok.commands.bench_machine import Machine, Options, Row, wait
+from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, per_second, wait
 from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.models.generator import Generator
@@ -33,20 +34,26 @@ def sampling(options: Options) -> Iterator[Row]:
         assert rule is not None
         agreement = agreements(generator, options.precisions)
         for batch in options.batches or (BATCH[machine.device.type],):
-            plain = batch / (generator.num_tokens * plain_step(generator, batch, rule))
+            few = machine.baseline_batch(batch)
+            plain = per_second(few / generator.num_tokens, if_it_fits(partial(plain_step, generator, few, rule)))
             for precision in options.precisions:
                 limit, bound = step_limit(generator, batch, precision, machine)
                 agree = {"equal_argmax": agreement[precision]}  # of the weights, by whole sequences: no compiled step
                 for compiled in (False, True) if has_compiler() else (False,):
-                    seconds, by_quarter = draw_seconds(generator, batch, rule, precision, machine, compiled)
+                    draw = partial(draw_seconds, generator, batch, rule, precision, machine, compiled)
+                    seconds, by_quarter = if_it_fits(draw) or (None, None)
                     yield Row(
                         f"sampling-{options.label(size)}-b{batch}-{precision}" + "-compiled" * compiled,
-                        batch / seconds,
+                        per_second(batch, seconds),
                         "images/s",
                         plain,
                         batch / (generator.num_tokens * limit),
                         bound,
-                        notes={"step_ms_by_quarter": by_quarter, **({} if compiled else agree)},
+                        notes={
+                            "step_ms_by_quarter": by_quarter,
+                            "baseline_batch": few,
+                            **({} if compiled else agree),
+                        },
                     )
             if (size, batch) == (options.sizes[0], (options.batches or (batch,))[0]):
                 yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
@@ -54,12 +61,13 @@ def sampling(options: Options) -> Iterator[Row]:
 
 def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machine, label: str) -> Row:
     """What SoftCFG costs: images a second with it, the baseline without; the better of two turns of each."""
-    seconds: dict[str, list[float]] = {"softcfg": [], "power-cosine": []}
-    for name in (*seconds, *seconds):
+    seconds: dict[str, float | None] = {}
+    for name in ("softcfg", "power-cosine") * 2:
         rule = make_guidance(name, 3.0)
         assert rule is not None
-        seconds[name].append(draw_seconds(generator, batch, rule, precision, machine, compiled=False)[0])
-    soft, plain = (batch / min(turns) for turns in seconds.values())
+        drawn = if_it_fits(partial(draw_seconds, generator, batch, rule, precision, machine, compiled=False))
+        seconds[name] = None if drawn is None else min(drawn[0], seconds.get(name) or drawn[0])
+    soft, plain = (per_second(batch, best) for best in seconds.values())
     return Row(f"softcfg-{label}-b{batch}-{precision}", soft, "images/s", plain)
 
 
@@ -76,13 +84,13 @@ def draw_seconds(
 ) -> tuple[float, list[float]]:
     """Seconds in which a batch is drawn, and milliseconds of a step in each quarter of the sequence.
 
-    On a GPU two batches go before, in which graphs are captured; what is compiled is compiled before.
+    On a GPU a batch goes before, in which graphs are captured; what is compiled is compiled before.
     """
     sampler = Sampler(generator, precision, compiled)  # type: ignore[arg-type]
     labels = torch.arange(batch) % generator.num_classes
     if compiled:
         first_steps(sampler, labels, rule)
-    for _ in range(2 if machine.cuda else 0):
+    if machine.cuda:
         sampler.draw(labels, rule)
     steps = generator.num_tokens
     edges = {quarter * steps // 4 for quarter in (1, 2, 3)}

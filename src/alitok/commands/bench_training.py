@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-from alitok.commands.bench_machine import Machine, Options, Row, typical, wait
+from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, per_second, typical, wait
 from alitok.commands.cost import Layout, cost
 from alitok.commands.ledger import Answers, Ledger
 from alitok.common.build import import_class
@@ -43,7 +43,7 @@ def training(options: Options) -> Iterator[Row]:
         stage1 = row
         yield row
     assert stage1 is not None
-    yield from clustering(options.machine, CLUSTERED[0] / stage1.value)
+    yield from clustering(options.machine, None if stage1.value is None else CLUSTERED[0] / stage1.value)
 
 
 def steps(options: Options, part: str, label: str, size: str | None = None) -> Iterator[Row]:
@@ -55,18 +55,19 @@ def steps(options: Options, part: str, label: str, size: str | None = None) -> I
             config = training_config(options, part, size, precision, batch)
             images = config["data"]["init_args"]["global_batch"]
             if plain is None:
-                written_out = training_config(options, part, size, "float32", batch)
-                plain = images / step_seconds(written_out, machine, plain=True)
-            seconds = step_seconds(config, machine)
+                few = machine.baseline_batch(images)
+                written_out = training_config(options, part, size, "float32", few)
+                plain = per_second(few, if_it_fits(partial(step_seconds, written_out, machine, plain=True)))
+            seconds = if_it_fits(partial(step_seconds, config, machine))
             (turn,) = cost(config, Layout("cuda" if machine.cuda else "cpu")).turns
             yield Row(
                 f"training-{label}-b{images}-{precision}",
-                images / seconds,
+                per_second(images, seconds),
                 "images/s",
                 plain,
                 images / machine.seconds(turn.flops),
                 "matrix products at peak",
-                notes={"step_seconds": seconds, "step_flops": sum(turn.flops.values())},
+                notes={"step_seconds": seconds, "step_flops": sum(turn.flops.values()), "baseline_batch": few},
             )
 
 
@@ -152,7 +153,7 @@ def step_seconds(config: dict[str, Any], machine: Machine, plain: bool = False) 
     trainer = L.Trainer(
         max_steps=warm_up + count,
         accelerator="gpu" if machine.cuda else "cpu",
-        devices=1,
+        devices=[machine.device.index or 0] if machine.cuda else 1,
         precision=config["trainer"]["precision"],
         callbacks=[clock],
         logger=False,
@@ -205,11 +206,11 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False, dropou
     return F.dropout(scores.softmax(-1), dropout_p) @ v
 
 
-def clustering(machine: Machine, step_seconds: float) -> Iterator[Row]:
+def clustering(machine: Machine, step_seconds: float | None) -> Iterator[Row]:
     """Search and clustering update of one GPU's batch, against distances and one-hot rows of all tokens.
 
     Args:
-        step_seconds: of the training step over so many images; the time's limit is 2 % of it.
+        step_seconds: of the training step over so many images, if it is known; the time's limit is 2 % of it.
     """
     images, tokens, codes, channels = CLUSTERED
     peaks = [peak_bytes(update) for update in (merged_update, one_hot_update)]
@@ -222,7 +223,8 @@ def clustering(machine: Machine, step_seconds: float) -> Iterator[Row]:
     ours, plain = (
         typical(partial(update, quantizer, features), machine.device, 3) for update in (merged_update, one_hot_update)
     )
-    yield Row(f"{name}-time", ours, "s", plain, 0.02 * step_seconds, "2 % of the step", less=True)
+    limit = None if step_seconds is None else 0.02 * step_seconds
+    yield Row(f"{name}-time", ours, "s", plain, limit, "2 % of the step", less=True)
 
 
 @torch.no_grad()

@@ -99,7 +99,7 @@ class Clock:
 
 def faster_precision() -> str:
     """bf16-mixed where this processor multiplies bfloat16 matrices faster than float32; many laptops are far slower."""
-    from alitok.commands.hardware import measure_cpu
+    from alitok.common.hardware import measure_cpu
 
     cpu = measure_cpu(512)
     return "bf16-mixed" if cpu.half > 1.3 * cpu.single else "32-true"

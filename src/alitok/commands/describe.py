@@ -15,7 +15,7 @@ from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
     from alitok.commands.cost import Cost, Layout
-    from alitok.commands.hardware import Hardware
+    from alitok.common.hardware import Hardware
 
 TAKES_OVERRIDES = True
 IMAGENET_IMAGES = 1_281_167
@@ -153,7 +153,7 @@ def _images(data: Mapping[str, Any]) -> int:
 
 
 def _hardware(name: str | None) -> "list[Hardware]":
-    from alitok.commands.hardware import GPUS, measure_cpu
+    from alitok.common.hardware import GPUS, measure_cpu
 
     if name is None:
         return [*GPUS.values(), measure_cpu()]

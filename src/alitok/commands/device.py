@@ -17,7 +17,7 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def pick_device(name: str) -> "torch.device":
-    """ "auto" = a GPU where there is one; else the device of that name.
+    """ "auto" = a GPU where there is one; else the device of that name, which becomes the present one.
 
     Raises:
         BadInput: the device is not there.
@@ -29,6 +29,8 @@ def pick_device(name: str) -> "torch.device":
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # streams, events and captures that name no device take the present one
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"Device {name!r} is not available here; use --device cpu or auto.") from error
     return device

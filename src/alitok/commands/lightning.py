@@ -233,6 +233,7 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from alitok.callbacks.artifact import Trainer
+    from alitok.training.parallel import children_end_with_this
 
     trainer = dict(config["trainer"])
     for name in ("callbacks", "logger", "plugins"):
@@ -265,14 +266,15 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
                 raise _refusal(error) from error
 
     try:
-        CLI(
-            ready_module,
-            ready_data,
-            trainer_class=Trainer,
-            save_config_callback=None,
-            args={"subcommand": verb, verb: {**options, "trainer": trainer}},
-            parser_kwargs={"exit_on_error": False, verb: {"exit_on_error": False}},
-        )
+        with children_end_with_this(module):
+            CLI(
+                ready_module,
+                ready_data,
+                trainer_class=Trainer,
+                save_config_callback=None,
+                args={"subcommand": verb, verb: {**options, "trainer": trainer}},
+                parser_kwargs={"exit_on_error": False, verb: {"exit_on_error": False}},
+            )
     except argparse.ArgumentError as error:
         raise BadInput(f"The trainer's configuration is not valid: {_deepest(str(error))}.") from error
     except SIGTERMException:  # between two batches

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.commands.device import pick_device
-    from alitok.commands.sample_set import Draw, set_settings
+    from alitok.commands.sample_set import Draw, common_batch, set_settings
     from alitok.commands.tokenize import is_finished, job
     from alitok.common.distributed import all_or_none, process_group, rank
     from alitok.data.found import announce
@@ -80,8 +80,9 @@ def run(args: argparse.Namespace) -> None:
                 images_per_shard=args.images_per_shard,
             )
             mine = shards.share()
+            batch = args.batch or common_batch(generator, tokenizer, True, args.precision)
             with all_or_none():
-                make(shards, mine, generator, tokenizer, source, settings, args.sigma, args.batch)
+                make(shards, mine, generator, tokenizer, source, settings, args.sigma, batch)
             with all_or_none():
                 if rank() == 0:
                     shards.finish({**wanted, "source_description": describe_source(source)})
@@ -114,12 +115,13 @@ def make(
     source: Any,
     settings: dict[str, Any],
     sigma: float,
-    batch: int | None,
+    batch: int,
 ) -> None:
-    """Draws and writes these shards.
+    """Draws and writes these shards; no collective.
 
     Args:
         settings: of the drawing, as `set_settings` gives them.
+        batch: images drawn together.
 
     Raises:
         BadInput: an image that cannot be read.
@@ -127,7 +129,6 @@ def make(
     import torch
 
     from alitok.commands.image_specs import counter
-    from alitok.commands.sample_set import common_batch
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
     from alitok.sampling.generate import Sampler
@@ -136,7 +137,6 @@ def make(
 
     device, size = generator.embeddings.weight.device, tokenizer.image_size
     precision = settings["precision"]
-    batch = batch or common_batch(generator, tokenizer, True, precision)
     rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
     sampler = MixedSampler(Sampler(generator, precision, settings["compiled"]), rule, sigma)
     with counter("Pairs", sum(len(shards.images(shard)) for shard in mine)) as advance, torch.inference_mode():

@@ -1,7 +1,8 @@
 """Draw pictures from a generator: a titled grid (.png), an .npz for evaluators, or a folder of PNG.
 
-Image i is the same in any batch, on any number of processes (torchrun) and after an interruption: the same command
-goes on where it stopped. Beside an .npz, and in a folder, `samples.json` says how the images were drawn.
+Image i is the same in any batch (on a GPU: for one batch size and card), on any number of processes (torchrun) and
+after an interruption: the same command goes on where it stopped. Beside an .npz, and in a folder, `samples.json` says
+how the images were drawn.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=batch_size,
         metavar="N",
-        help="images drawn together; auto (default) = the most that fit on a GPU",
+        help="images drawn together; auto (default) = a multiple of 64, at most 512, that fits on a GPU; 32 on a CPU",
     )
     add_device_argument(parser)
 

@@ -118,13 +118,15 @@ def draw_set(
     images = SampleSet(out, settings)
     if images.done():
         return False
-    with all_or_none():
-        if rank() == 0:
-            images.start()
     rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
     if batch is None:
         most = common_batch(generator, tokenizer, rule is not None, settings["precision"])
         batch = min(most, -(-settings["count"] // world_size()))
+    device = generator.embeddings.weight.device
+    with all_or_none():
+        if rank() == 0:
+            kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            images.start({"batch": batch, "device": kind})
     tokens = settings["keep"] or generator.num_tokens
     runs = images.missing(batch)
     with all_or_none():  # every process has looked before one writes

@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,6 +196,7 @@ def tokenize(
         BadInput: too many unreadable images, a folder that cannot be written, or one with the unfinished cache of
             another job; finished shards stay for the next start.
     """
+    from alitok.common.devices import float32_products
     from alitok.common.distributed import all_or_none, rank
     from alitok.data.sources import describe_source
     from alitok.data.token_shards import TokenShards
@@ -213,7 +214,7 @@ def tokenize(
     with all_or_none():  # every process has looked before one writes
         skipped_before = len(shards.skipped())
     encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
-    with all_or_none(), matmul_precision(precision):
+    with all_or_none(), float32_products(tf32=precision == "tf32"):
         crop_count, seconds, waiting = _make(shards, mine, source, encode, workers, max_skipped - skipped_before)
     skipped = shards.skipped()
     with all_or_none():
@@ -246,21 +247,6 @@ class Encoding(NamedTuple):
             with reduced:
                 latents = self.tokenizer.encode_latents(views.flatten(0, 1).float() / 255)
             return self.tokenizer.ids_of(latents).unflatten(0, views.shape[:2])
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Lets a GPU round the factors of float32 products to TF32 where that is asked for, and nowhere else."""
-    import torch
-
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class Pictures:

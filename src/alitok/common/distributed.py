@@ -73,7 +73,9 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+    gpu = device.type == "cuda"
+    # NCCL's barrier would otherwise have to guess the GPU.
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=patience, device_id=device if gpu else None)
     try:
         yield device
         dist.barrier()  # one that ends while another still talks to it may abort the other
@@ -83,17 +85,17 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """Lets all processes leave the block alike: bad input that one of them meets is raised on every one.
+    """Lets all processes leave the block alike: if one of them fails, all do, the others with BadInput.
 
     So none waits in a collective for one that has given up. The block itself must hold no collectives.
     """
-    error: BadInput | None = None
+    error: Exception | None = None
     try:
         yield
-    except BadInput as caught:
+    except Exception as caught:
         error = caught
     failed = bool(all_sum(torch.tensor(float(error is not None))))
     if error is not None:
         raise error
     if failed:
-        raise BadInput("Another process met bad input and says which; correct it and start again.")
+        raise BadInput("Another process failed and prints why; correct that and start again.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_folder
 from alitok.common.random import derive_seed, stream
@@ -200,6 +201,6 @@ class ClassifierExtractor:
             BadInput: other images.
         """
         check_images(images)
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), float32_products(tf32=False):
             pooled = self._classifier.features(images.to(self.device).float() / 255)
             return Features(pooled, self._classifier.head(pooled).softmax(dim=1))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights, hub_checkpoints, sha256
 from alitok.evaluation.extractors import (
@@ -88,6 +89,6 @@ class CleanFidExtractor:
         with ThreadPoolExecutor(READERS) as pool:
             resized = np.stack(list(pool.map(self._resizer, arrays)))
         pixels = torch.from_numpy(resized).permute(0, 3, 1, 2).float().to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), float32_products(tf32=False):
             pooled = self._network(pixels)
         return Features(pooled, pooled[:, :0])

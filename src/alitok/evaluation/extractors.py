@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights, sha256
 from alitok.common.random import stream
@@ -44,7 +45,10 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """A frozen network behind FID and Inception Score; `stand_in` says that it is not the 2015 Inception."""
+    """A frozen network behind FID and Inception Score; `stand_in` says that it is not the 2015 Inception.
+
+    It computes in whole float32 even if the verb around it allows TF32, whose ten bits show in an FID's third digit.
+    """
 
     @property
     def name(self) -> str: ...
@@ -166,7 +170,7 @@ class InceptionExtractor:
         """
         check_images(images)
         pixels = images.to(self.device).float()
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), float32_products(tf32=False):
             if self._output is not None:
                 pooled, spatial = self._in_parts(pixels)
                 return Features(pooled, (pooled @ self._output.T).softmax(dim=1), spatial)
@@ -188,6 +192,7 @@ class InceptionExtractor:
         return hidden.flatten(1), spatial
 
     @torch.no_grad()
+    @float32_products(tf32=False)
     def _find_output(self, trial: Tensor, whole: Features) -> Tensor | None:
         """The weights (C, F) of the output where the network's parts give what the whole gives, else None."""
         try:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from alitok.common.devices import float32_products
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.evaluation.extractors import Extractor
@@ -54,6 +55,7 @@ class ReconstructionMetrics:
             self.reconstructed = FeatureStatistics(self.extractor.num_features)
 
     @torch.no_grad()
+    @float32_products(tf32=False)  # SSIM is a convolution
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
         """Adds originals and reconstructions, both (B, 3, H, W) in [0, 1]; reconstructions are clamped to it.
 

@@ -18,7 +18,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Perceptual(LossTerm):
-    """Base of the perceptual terms: the batch's mean of `distance`."""
+    """Base of the perceptual terms: the batch's mean of `distance`.
+
+    A subclass states the MEAN and STD of what its network takes, and calls this `setup`.
+    """
+
+    MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
+
+    def setup(self, device: torch.device | str) -> None:
+        # here, as each copy to a GPU in a step would wait for all that is queued there
+        self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (self.MEAN, self.STD))
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """(images - MEAN) / STD by channel."""
+        return (images - self._mean) / self._std
 
     def compute(self, batch: Batch, outputs: Outputs) -> Tensor:
         return self.distance(*image_pair(batch, outputs)).mean()
@@ -46,13 +59,14 @@ class ConvNeXtLogits(Perceptual):
         locate(CONVNEXT_SMALL, self.weights)
 
     def setup(self, device: torch.device | str) -> None:
+        super().setup(device)
         self._network = load(CONVNEXT_SMALL, self.weights, device)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), RGB in [0, 1] -> (B, 1000)."""
         network = _ready(self._network, self)
         images = F.interpolate(images, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
-        return network(_standardise(images, IMAGENET_MEAN, IMAGENET_STD))
+        return network(self.standardise(images))
 
     def distance(self, images: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
@@ -73,8 +87,7 @@ class LPIPS(Perceptual):
     """
 
     TAPS = (0, 4, 9, 16, 23, 30)  # torchvision's VGG16 cut after the last ReLU of each resolution
-    SHIFT = (-0.030, -0.088, -0.188)
-    SCALE = (0.458, 0.448, 0.450)
+    MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
     def __init__(self, vgg_weights: str | None = None, linear_weights: str | None = None) -> None:
         self.vgg_weights = vgg_weights
@@ -87,6 +100,7 @@ class LPIPS(Perceptual):
         self._linear_path()
 
     def setup(self, device: torch.device | str) -> None:
+        super().setup(device)
         self._network = load(VGG16, self.vgg_weights, device)
         expected = {
             f"lin{layer}.model.1.weight": torch.empty(1, channels, 1, 1, device="meta")
@@ -106,7 +120,7 @@ class LPIPS(Perceptual):
         """(B, 3, H, W), RGB in [0, 1] -> five maps (B, channels, h, w) of unit length at each place."""
         layers = _ready(self._network, self).get_submodule("features")
         assert isinstance(layers, nn.Sequential)
-        maps, x = [], _standardise(2 * images - 1, self.SHIFT, self.SCALE)
+        maps, x = [], self.standardise(2 * images - 1)
         for start, stop in pairwise(self.TAPS):
             x = layers[start:stop](x)
             # vector_norm's gradient is 0, not NaN, where all channels are 0
@@ -121,10 +135,6 @@ class LPIPS(Perceptual):
             for ours, theirs, weight in zip(self.features(images.float()), expected, self._linear, strict=True):
                 total = total + F.conv2d((ours - theirs).square(), weight).mean(dim=(1, 2, 3))
             return total
-
-
-def _standardise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
 
 
 def _ready(network: nn.Module | None, term: LossTerm) -> nn.Module:

@@ -40,16 +40,18 @@ class KeyValueCache:
         return used[0], used[1]
 
     def resize(self, length: int) -> None:
-        """Makes room for `length` positions; what is held is kept where the room grows, and given up where it shrinks.
+        """Makes room for `length` positions. Growing keeps the stored entries, anything else discards them.
 
-        Room beyond the filled part costs its reading in every step; steps mask it.
+        The new room is zero: steps mask it, but 0 x NaN would bring back an earlier sequence's broken numbers. Room
+        beyond the filled part costs its reading in every step.
         """
-        held = self.keys, self.values
+        held, kept = (self.keys, self.values), self.length if length > self.length else 0
         self.keys, self.values = self._layout(length)
-        if length > self.length:
-            for old, new in zip(held, (self.keys, self.values), strict=True):
-                for layer in reversed(range(len(old))):  # from the end, so that nothing is overwritten before it moves
-                    new[layer, :, : self.length] = old[layer].clone()
+        for old, new in zip(held, (self.keys, self.values), strict=True):
+            # from the end, so that nothing is overwritten before it moves
+            for layer in reversed(range(len(old) if kept else 0)):
+                new[layer, :, :kept] = old[layer].clone()
+            new[:, :, kept:] = 0
         self.length = length
 
     def start_step(self, position: Tensor) -> None:
@@ -69,7 +71,7 @@ class KeyValueCache:
         """Stores key and value (rows, heads, 1, head_dim) at the position; attention over 0..position, same shape.
 
         Products of a matrix and a vector per head: for one query, on a CPU, two to five times faster than the fused
-        kernel, which is made for many.
+        kernel, which is made for many. In a bfloat16 cache scores and attention are rounded to bfloat16 too.
         """
         rows, heads, _, dim = query.shape
         keys, values, position, mask, weights = self.layer(layer)

@@ -1,16 +1,17 @@
 """The loop that draws tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from alitok.common.devices import widest_float
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.compiled import CompiledBlock
+from alitok.sampling.graphs import Graphs
 from alitok.sampling.guidance import DEFAULT_SCHEDULE, Guidance, make_guidance
 from alitok.sampling.weights import PRECISION, Precision, for_inference
 
@@ -30,7 +31,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         (B,) or (B, S) int64.
     """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
+    cumulative = logits.to(widest_float(logits.device)).softmax(-1).cumsum(-1)
     target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp_(max=logits.shape[-1] - 1)
 
@@ -78,11 +79,11 @@ class Decoding:
             weighted=self.value_weights is not None,
         )
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.uniforms = torch.zeros(batch, *generator.id_shape, dtype=torch.float64, device=device)
+        self.uniforms = torch.zeros(batch, *generator.id_shape, dtype=widest_float(device), device=device)
         self.confidence = torch.zeros(batch, steps, device=device)
         self.ids = torch.zeros(batch, *generator.id_shape, dtype=torch.int64, device=device)
         self.x = torch.zeros(rows, 1, generator.embeddings.embedding_dim, device=device)
-        self.graphs: dict[int, Any] = {}
+        self.graphs = Graphs(device) if device.type == "cuda" else None
 
     def run(
         self, labels: Tensor, uniforms: Tensor, on_step: Callable[[int], None] | None = None, keep: int | None = None
@@ -92,15 +93,18 @@ class Decoding:
         if self.rule is not None:
             labels = torch.cat([labels, torch.full_like(labels, self.generator.num_classes)])
         self.x.copy_(self.generator.embed_labels(labels))
-        self.uniforms.copy_(uniforms)
+        self.uniforms.copy_(uniforms.to(self.uniforms.dtype))  # on the CPU: the device may lack float64
         self.position.zero_()
         self.confidence.zero_()
         steps = self.generator.num_tokens
-        room = -(-steps // (LAYOUTS[self.device.type] * 8)) * 8
+        room = -(-steps // (LAYOUTS.get(self.device.type, LAYOUTS["cpu"]) * 8)) * 8
         for step in range(keep or steps):
             if step % room == 0:
                 self.cache.resize(min(step + room, steps))
-            (self.replay if self.device.type == "cuda" else self.advance)()
+            if self.graphs is None:
+                self.advance()
+            else:
+                self.graphs.run(self.cache.length, self.advance)
             if on_step is not None:
                 on_step(step)
         return self.ids[:, :keep].clone()
@@ -122,20 +126,6 @@ class Decoding:
         self.ids.index_copy_(1, self.position, token)
         self.x.copy_(self.generator.embed_tokens(token if self.rule is None else torch.cat([token, token])))
         self.position += 1
-
-    def replay(self) -> None:
-        """`advance` by way of a CUDA graph: run as it is the first time (which warms up), captured the second."""
-        length = self.cache.length
-        if length not in self.graphs:
-            self.graphs[length] = None
-            self.advance()
-            return
-        if self.graphs[length] is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.advance()
-            self.graphs[length] = graph
-        self.graphs[length].replay()
 
 
 class Sampler:
@@ -209,7 +199,8 @@ def generate(
         power: of power-cosine guidance; None for the card's (1 where there is none).
         temperature: logits are divided by it.
         seed: with `indices` it decides each image's random numbers.
-        indices: of the images in the whole set, default 0..B-1: image i is the same in any batch.
+        indices: of the images in the whole set, default 0..B-1: image i is the same in any batch on a CPU. On a GPU
+            another batch size rounds otherwise, so that now and then another token is drawn.
         on_step: called with the step's number after each step.
         schedule: how the scale depends on the step, by name (`SCHEDULES`); None for the card's, else power-cosine.
         precision: of the weights of the linear layers.

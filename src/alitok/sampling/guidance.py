@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alitok.common.build import nearest
+from alitok.common.devices import widest_float
 from alitok.common.errors import BadInput
 
 DEFAULT_SCHEDULE = "power-cosine"
@@ -32,7 +33,7 @@ class Schedule:
     """uncond + s (cond - uncond) with a scale s that depends on the step."""
 
     def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        """The factor at step `step` of `steps`, float64, shape of `step`."""
+        """The factor at step `step` of `steps`, in the device's widest float type, shape of `step`."""
         raise NotImplementedError
 
     def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor | int, steps: int) -> Tensor:
@@ -53,7 +54,7 @@ class PowerCosine(Schedule):
     power: float = 1.0
 
     def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        share = torch.as_tensor(step).double() / steps
+        share = _wide(step) / steps
         return 1 + (self.scale - 1) * (1 - torch.cos(math.pi * share**self.power)) / 2
 
 
@@ -64,7 +65,7 @@ class Constant(Schedule):
     scale: float
 
     def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        return torch.full_like(torch.as_tensor(step), self.scale, dtype=torch.float64)
+        return torch.full_like(_wide(step), self.scale)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Linear(Schedule):
     scale: float
 
     def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        return 1 + (self.scale - 1) * (torch.as_tensor(step).double() + 1) / steps
+        return 1 + (self.scale - 1) * (_wide(step) + 1) / steps
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,8 @@ def make_guidance(schedule: str, scale: float, power: float = 1.0) -> Guidance |
     rule = SCHEDULES[schedule]
     arguments = {"scale": float(scale)}
     return rule(**arguments, **({"power": float(power)} if issubclass(rule, PowerCosine) else {}))
+
+
+def _wide(step: Tensor | int) -> Tensor:
+    step = torch.as_tensor(step)
+    return step.to(widest_float(step.device))

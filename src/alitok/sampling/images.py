@@ -12,7 +12,8 @@ from alitok.sampling.guidance import Guidance
 from alitok.sampling.weights import PRECISION, Precision, for_inference
 
 CPU_BATCH = 32
-LARGEST_BATCH = 1024  # images: beyond it a GPU is busy anyway
+LARGEST_BATCH = 512  # images: more do not make a GPU faster
+STEP_OF_BATCH = 64  # so that a little more or less free memory does not change the batch, and with it the images
 SHARE_OF_MEMORY = 0.8  # the rest is for what the allocator and the kernels keep for themselves
 
 Batch = tuple[list[int], Tensor, Tensor]
@@ -103,7 +104,7 @@ class ImageSampler:
             if side is None:
                 yield chosen, ids, self.tokenizer.decode(ids)
                 continue
-            side.wait_stream(torch.cuda.current_stream())
+            side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(side):
                 images = self.tokenizer.decode(ids)
             ids.record_stream(side)
@@ -116,8 +117,9 @@ class ImageSampler:
 
 def _handed_over(batch: Batch, side: torch.cuda.Stream) -> Batch:
     """Makes the present stream wait for the decoder's."""
-    torch.cuda.current_stream().wait_stream(side)
-    batch[2].record_stream(torch.cuda.current_stream())
+    present = torch.cuda.current_stream(side.device)
+    present.wait_stream(side)
+    batch[2].record_stream(present)
     return batch
 
 
@@ -126,7 +128,8 @@ def largest_batch(
 ) -> int:
     """Images that are drawn together: the most that fit into the free memory of a GPU; `CPU_BATCH` where it is None.
 
-    Counted for each image: the cache, logits in float32 and float64, and the decoder's activations.
+    At most `LARGEST_BATCH`, and a multiple of `STEP_OF_BATCH` if as many fit. Counted for each image: the cache, logits
+    in float32 and float64, and the decoder's activations.
     """
     if free_bytes is None:
         return CPU_BATCH
@@ -137,4 +140,5 @@ def largest_batch(
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
     length = getattr(tokenizer.decoder, "length", tokenizer.num_tokens)
     decoder = 4 * 4 * widest * length + 3 * 3 * 4 * tokenizer.image_size**2
-    return max(1, min(LARGEST_BATCH, int(SHARE_OF_MEMORY * free_bytes) // (cache + logits + decoder)))
+    most = max(1, min(LARGEST_BATCH, int(SHARE_OF_MEMORY * free_bytes) // (cache + logits + decoder)))
+    return most // STEP_OF_BATCH * STEP_OF_BATCH or most

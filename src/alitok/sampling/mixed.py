@@ -59,7 +59,7 @@ class MixedSampler:
         self.mixed: TrueTokens | None = None
 
     def draw(self, ids: Tensor, labels: Tensor, indices: Sequence[int], temperature: float, seed: int) -> Tensor:
-        """Sequences for images whose own tokens are given; image i is the same in any batch.
+        """Sequences for images whose own tokens are given; image i is the same in any batch on a CPU.
 
         Args:
             ids: (B, N) or (B, N, S) the images' own tokens.

@@ -21,7 +21,7 @@ from alitok.common.files import atomic_file, write_json
 SIDECAR = "samples.json"
 # What an output that is called so cannot be: a folder.
 FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
-NOT_DECIDING = ("name", "class_names")  # settings that do not change the images
+NOT_DECIDING = ("name", "class_names", "drawn_with")  # settings that may differ where the images are the same set's
 
 
 class SampleSet:
@@ -59,8 +59,11 @@ class SampleSet:
             self.kind != "grid" and self.out.exists() and difference(read_settings(self.sidecar), self.settings) == ""
         )
 
-    def start(self) -> None:
+    def start(self, drawn_with: dict[str, Any] | None = None) -> None:
         """Makes the hidden folder, or takes up the one that is there. For one process.
+
+        Args:
+            drawn_with: `batch` and `device` of what comes now; the settings keep all that a set was drawn with.
 
         Raises:
             BadInput: it holds images of other settings, or the place cannot be written.
@@ -72,7 +75,15 @@ class SampleSet:
             )
         if other:
             shutil.rmtree(self.partial, ignore_errors=True)
-            write_json(self.partial / SIDECAR, self.settings)
+        before = [] if other or held is None else held.get("drawn_with", [])
+        kinds = [*before, *([drawn_with] if drawn_with is not None and drawn_with not in before else [])]
+        if other or kinds != before:
+            write_json(self.partial / SIDECAR, self.settings | ({"drawn_with": kinds} if kinds else {}))
+        if len(kinds) > 1 and any(kind["device"] != "cpu" for kind in kinds):
+            print(
+                f"{self.out} is drawn in {len(kinds)} ways (batch and device, see drawn_with in {SIDECAR}): on a GPU"
+                " another batch or card gives other images for some of the same numbers."
+            )
 
     def drawn(self) -> list[int]:
         """Indices of the images that are in the hidden folder, in order."""

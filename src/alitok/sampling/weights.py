@@ -45,12 +45,15 @@ class Projection(nn.Module):
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
-        weight = linear.weight.detach().to(dtype)
+        weight = linear.weight.detach()
         self.dtype = dtype
         self.out_features = linear.out_features
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
         self.blocked = weight.device.type == "cpu" and has_blocked_layout(dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.blocked else weight
+        if self.blocked:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
+        else:
+            self.weight = weight.to(dtype, copy=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -69,19 +72,21 @@ def has_blocked_layout(dtype: torch.dtype) -> bool:
 
 
 def for_inference(module: M, precision: Precision = "float32", leave: tuple[str, ...] = ()) -> M:
-    """A copy in eval mode whose linear layers are `Projection`s; all else is shared and stays in float32.
+    """A copy in eval mode whose linear layers are `Projection`s; all else stays in float32.
 
-    The module itself stays as it is. Later changes of its linear weights do not show in the copy.
+    The module itself stays as it is, and its later changes do not show in the copy.
 
     Args:
-        leave: children that keep their layers as they are, since they are not used.
+        leave: children that are not used: they keep their layers and share their weights.
 
     Raises:
         BadInput: an unknown precision.
     """
     if precision not in PRECISION:
         raise BadInput(f"Precision {precision!r} is unknown: choose float32 or bfloat16.")
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    # What is not used or is replaced below needs no copy.
+    parts = [child for name, child in module.named_modules() if name in leave or isinstance(child, nn.Linear)]
+    shared = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
     result = copy.deepcopy(module, shared).eval()
     for name, child in list(result.named_modules()):
         top = name.split(".")[0]

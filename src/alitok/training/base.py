@@ -4,6 +4,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,10 +226,12 @@ class TrainingModule(L.LightningModule):
         if index is not None:
             self.record.parts.append((index, ~loss.detach().isfinite()))
         strategy: Any = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and not (part.last and reduce):
-            with strategy.block_backward_sync():
-                self.manual_backward(loss * part.share)
-        else:
+        blocked = isinstance(strategy, DDPStrategy) and not (part.last and reduce)
+        # Within autocast the backward pass would round the gradients of what runs in float32 on purpose.
+        with (
+            strategy.block_backward_sync() if blocked else nullcontext(),
+            torch.autocast(self.device.type, enabled=False),
+        ):
             self.manual_backward(loss * part.share)
 
     def finish_gradients(self, parameters: Iterable[nn.Parameter], averaged: bool) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
@@ -106,7 +107,7 @@ class GeneratorTraining(TrainingModule):
     def _drop_classes(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Labels, some of them "no class": which ones depends on seed and position, not on processes."""
         size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
-        drawn = torch.rand(size, generator=stream(self.seed, "class", step)).to(batch["label"].device)
+        drawn = send(torch.rand(size, generator=stream(self.seed, "class", step)), batch["label"].device)
         dropped = drawn[batch["position"] - step * size] < self.class_dropout
         return torch.where(dropped, self.generator.num_classes, batch["label"])
 

@@ -4,7 +4,9 @@ Under DDP every process holds the whole model. Under FSDP2 the transformers are 
 is also moved outside of the optimizer, and the discriminator stay whole on every process, like under DDP.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from types import MethodType
 from typing import Any
@@ -68,6 +70,23 @@ def check_strategy(strategy: Strategy) -> None:
             f"Strategy {type(strategy).__name__} is not supported: lay experiments/strategies/ddp.yaml or fsdp.yaml"
             " over the configuration."
         )
+
+
+@contextmanager
+def children_end_with_this(module: Any) -> Iterator[None]:
+    """If the block fails, ends the processes that Lightning has started for the module's run beside this one.
+
+    Lightning does so after Ctrl-C only; else they would wait for this one in a collective until its timeout, with
+    their GPUs' memory.
+    """
+    try:
+        yield
+    except BaseException:
+        trainer = getattr(module, "_trainer", None)
+        launcher = None if trainer is None else trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)
+        raise
 
 
 def is_sharded(value: Tensor | nn.Module) -> bool:
@@ -135,8 +154,10 @@ def whole(module: nn.Module) -> nn.Module:
     if not is_sharded(module):
         return module
     state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
-    with torch.device(next(iter(state.values())).device):
+    device = next(iter(state.values())).device
+    with torch.device(device):
         copy: nn.Module = build(module.block)  # type: ignore[arg-type]
+    copy.to(device)  # buffers that are no weights may be made on the CPU in any case
     copy.load_state_dict(state)
     copy.block = module.block
     return copy.train(module.training)

@@ -1,6 +1,7 @@
 """Devices by name: what their makers state, and this machine's processor as measured."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,18 @@ GPUS = {
 }
 
 
+# Words of other forms of these cards, which have other rates under the same name.
+OTHER_FORMS = {"pcie", "nvl", "mig", "laptop", "d"}
+
+
+def known_gpu(full_name: str) -> Hardware | None:
+    """The row of `GPUS` for a card by its driver's name for it, e.g. "NVIDIA H100 80GB HBM3"; None if there is none."""
+    words = f" {' '.join(re.findall('[a-z0-9]+', full_name.lower()))} "
+    if OTHER_FORMS & set(words.split()):
+        return None
+    return next((gpu for name, gpu in GPUS.items() if f" {name.lower()} " in words), None)
+
+
 def measure_cpu(size: int = 1024) -> Hardware:
     """This machine's processor: the best of a few products of two square matrices, in half a second or so."""
     half, single = (matmul_rate(size, dtype, torch.device("cpu"), 0.25) for dtype in (torch.bfloat16, torch.float32))
@@ -60,7 +73,8 @@ def measure_cpu(size: int = 1024) -> Hardware:
 
 def matmul_rate(size: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
     """FLOP/s of the product of two square matrices, the best of about so many seconds."""
-    a = torch.ones(size, size, dtype=dtype, device=device)
+    # Random numbers: constant ones switch fewer transistors, so that a GPU keeps a higher clock.
+    a = torch.randn(size, size, device=device).to(dtype)
     return 2 * size**3 / best(lambda: a @ a, device, seconds)
 
 

@@ -1,0 +1,32 @@
+"""What differs between devices: how exact their products are, which types they have, how tensors get there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Within it a GPU rounds the factors of float32 products and convolutions to TF32's ten bits, or does not."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64; float32 on a Mac's GPU, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device; neither the host nor the work already queued on a GPU waits for the copy."""
+    if device.type == "cuda":  # from ordinary memory the host would wait until the queue is empty
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,66 @@
+"""Reduced precision is for the forward pass."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from alitok.common.build import import_class
+
+
+class Watch(torch.autograd.Function):
+    """The identity; notes whether autocast is on in the backward pass."""
+
+    seen: list[bool]
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        Watch.seen.append(torch.is_autocast_enabled("cpu"))
+        return gradient
+
+
+@pytest.mark.parametrize("name", ["generator", "tokenizer-stage1"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_the_backward_pass_runs_outside_autocast(
+    name: str, precision: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what runs in float32 on purpose, as the perceptual losses do, would get gradients in bfloat16."""
+    cache = tiny.token_cache(tmp_path)
+    words = ["--data.cache", str(cache)] if name == "generator" else ["--data.micro_batch", "3", *tiny.GAN]
+    if name != "generator":
+        words += [
+            "--model.phases",
+            "{continuous: null, main: {steps: 1, lr: 1.e-3}, gan: {steps: 2, lr: 1.e-3, adversarial: true}}",
+        ]
+    config = tiny.tiny(name, tmp_path, *words)
+    module = tiny.module_of(config)
+    data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
+    original, forward = type(module).backward_part, []
+
+    def watched(self: Any, loss: Tensor, *rest: Any, **words: Any) -> None:
+        forward.append(torch.is_autocast_enabled("cpu"))
+        original(self, Watch.apply(loss), *rest, **words)
+
+    monkeypatch.setattr(type(module), "backward_part", watched)
+    Watch.seen = []
+    trainer = L.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, datamodule=data)
+    assert forward == [precision == "bf16-mixed"] * (3 if name == "generator" else 9)
+    assert Watch.seen == [False] * len(forward)

@@ -1,0 +1,64 @@
+"""What strategies do to a model, seen without their devices."""
+
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from alitok.common.build import build
+from alitok.training import parallel
+from alitok.training.parallel import children_end_with_this, whole
+
+
+@pytest.mark.parametrize("kind", ["generator", "tokenizer"])
+def test_the_whole_copy_lies_on_one_device(
+    kind: str, small_generator_block: Any, small_tokenizer_block: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generator's rotary table is made on the CPU on every device."""
+    block = small_generator_block() if kind == "generator" else small_tokenizer_block()
+    module = build(block)
+    module.block = block
+    state = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}
+    monkeypatch.setattr(parallel, "is_sharded", lambda value: True)
+    monkeypatch.setattr(parallel, "get_model_state_dict", lambda module, options: state)
+    copy = whole(module)
+    devices = {name: tensor.device.type for name, tensor in (*copy.named_parameters(), *copy.named_buffers())}
+    assert len(devices) == len([*module.parameters(), *module.buffers()])
+    assert set(devices.values()) == {"meta"}
+
+
+def child() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, None])
+def test_children_end_if_this_process_fails(error: type[BaseException] | None) -> None:
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs = [child()]
+    module = SimpleNamespace(_trainer=SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+    try:
+        if error is None:
+            with children_end_with_this(module):
+                pass
+            assert launcher.procs[0].poll() is None
+        else:
+            with pytest.raises(error), children_end_with_this(module):
+                raise error
+            assert launcher.procs[0].wait(10) == -signal.SIGTERM
+    finally:
+        launcher.procs[0].kill()
+        launcher.procs[0].wait()
+
+
+@pytest.mark.parametrize(
+    "module", [torch.nn.Module(), SimpleNamespace(_trainer=SimpleNamespace(strategy=SimpleNamespace(launcher=None)))]
+)
+def test_without_children_the_error_is_all(module: Any) -> None:
+    with pytest.raises(ValueError, match="mine"), children_end_with_this(module):
+        raise ValueError("mine")
