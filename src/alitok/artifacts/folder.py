@@ -6,6 +6,7 @@ torch modules is built from it.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -156,7 +157,7 @@ def locate(path: str | Path) -> Path:
     Raises:
         BadInput: there is no such folder, and the hub does not give it.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # pathlib raises for a user who does not exist
     if folder.exists() or not _HUB_NAME.fullmatch(str(path)) or set(str(path).split("/")) & {".", ".."}:
         return folder
     from huggingface_hub import snapshot_download
