@@ -212,3 +212,13 @@ def test_reconstruct_without_its_artifact(refusal: Refusal, tmp_path: Path) -> N
 def test_a_demo_that_cannot_be_written_does_not_begin(refusal: Refusal, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert f"Cannot write {tmp_path / 'file'}" in refusal("demo", "--out", tmp_path / "file")
+
+
+@pytest.mark.parametrize("program", [["alitok"], ["python", "-m", "alitok"]], ids=" ".join)
+def test_a_class_of_the_working_folder_can_be_named(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "my_idea.py").write_text("class Thing: pass\n")
+    found = [str(Path(sys.executable).with_name(program[0])), *program[1:]]
+    words = ["describe", "-c", "experiments/cifar10/generator.yaml", "--model.generator.class_path", "my_idea.Thing"]
+    ours = {**os.environ, "PYTHONPATH": str(DEMO.parents[1] / "src")}
+    result = subprocess.run([*found, *words], capture_output=True, text=True, env=ours, cwd=tmp_path, timeout=120)
+    assert (result.returncode, result.stderr) == (2, "alitok: my_idea.Thing is no Module; name another class.\n")

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
+from alitok.artifacts.folder import load_artifact, save_artifact
 from alitok.common.errors import BadInput
-from alitok.config import compose, compose_run, load_yaml
+from alitok.config import DEFAULTS, compose, compose_run, load_yaml, resolve
 
 QUANTIZER = "alitok.models.quantizer.ClusteredQuantizer"
 
@@ -157,3 +159,154 @@ def test_composing_twice_gives_the_same(base: Path, tmp_path: Path) -> None:
 def test_a_value_that_files_refer_to_but_leave_open_can_be_given(tmp_path: Path) -> None:
     file = write(tmp_path, "open.yaml", "trainer: {max_steps: '${define.steps}'}")
     assert compose([file], ["--define.steps", "3"])["trainer"] == {"max_steps": 3}
+
+
+TEXTS = [
+    *("pets #2", "010", "2024_01_15", "12:30", "no", "on", "1e5", "0x1f", "1_0", "1.0", ".inf", "true", "~x-no-user"),
+    *("&x", "*x", "@x", "%x", "!x", "|", "[x", "[a, b]", "{a}", "a: b", "a:", "- a", "#x", "`x`", "?", "'q'", '"q"'),
+]
+UNQUOTED = ["010", "2024_01_15", "12:30", "no", "on", "1e5", "0x1f", "1_0", "1.0", ".inf", "true"]
+CIFAR = "experiments/cifar10/tokenizer-stage1.yaml"
+
+
+def texts_of(config: dict, *more: str) -> list[str]:
+    data = config["data"]["init_args"]
+    return [data[key] for key in more or ("val_split",)]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_of_the_command_line_is_taken_to_the_letter(text: str) -> None:
+    overrides = ["--define.source", text, f"--define.run={text}", "--data.val_split", text]
+    config = compose_run([CIFAR], overrides)
+    assert texts_of(config, "source", "val_split") == [text, text]
+    assert config["define"]["source"] == config["define"]["run"] == text
+    for composed in (config, resolve([DEFAULTS, CIFAR], overrides)):  # without the types of the classes, too
+        trainer = composed["trainer"]
+        assert trainer["default_root_dir"] == f"{text}/stage1"
+        assert trainer["callbacks"]["checkpoint"]["init_args"]["dirpath"] == f"{text}/stage1/checkpoints"
+
+
+@pytest.mark.parametrize("text", UNQUOTED)
+@pytest.mark.parametrize("route", ["key", "define", "anchor", "merged", "list"])
+def test_a_text_of_a_file_needs_no_quotes(text: str, route: str, tmp_path: Path) -> None:
+    content = {
+        "key": f"data: {{init_args: {{val_split: {text}}}}}",
+        "define": f"define: {{split: {text}}}\ndata: {{init_args: {{val_split: '${{define.split}}'}}}}",
+        "anchor": f"define: {{split: &it {text}}}\ndata: {{init_args: {{val_split: *it}}}}",
+        "merged": f"define: {{all: &it {{val_split: {text}}}}}\ndata: {{init_args: {{<<: *it}}}}",
+        "list": f"model: {{init_args: {{trainable: [{text}]}}}}",
+    }[route]
+    config = compose_run([CIFAR, write(tmp_path, "over.yaml", content)])
+    assert (config["model"]["init_args"]["trainable"] if route == "list" else texts_of(config)) == [text]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_comes_back_from_the_files_of_a_run_and_an_artifact(text: str, tmp_path: Path) -> None:
+    config = compose_run([CIFAR], ["--data.val_split", text, "--define.run", text])
+    del config["define"]  # as `fit` writes it
+    again = compose([write(tmp_path, "config.yaml", yaml.safe_dump(config, sort_keys=False))])
+    assert again == config
+    block = {"class_path": f"{__name__}.Named", "init_args": {"name": text}}
+    save_artifact(tmp_path / "artifact", block, Named(text), {"kind": "tokenizer"})
+    assert load_artifact(tmp_path / "artifact").name == text
+
+
+class Named(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+def test_an_artifact_whose_text_is_no_text_is_refused(tmp_path: Path) -> None:
+    block = {"class_path": f"{__name__}.Named", "init_args": {"name": "x"}}
+    save_artifact(tmp_path, block, Named("x"), {"kind": "tokenizer"})
+    write(tmp_path, "config.yaml", f"class_path: {__name__}.Named\ninit_args: {{name: 010}}")
+    with pytest.raises(BadInput, match="name must be text, not 8"):
+        load_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("data.global_batch", "0x20", 32),
+        ("data.count", "1_000", 1000),
+        ("data.count", "null", None),
+        ("data.flip", "no", False),
+        ("data.val_fraction", "1e-1", 0.1),
+        ("model.betas", "[0.9, 1e-1]", [0.9, 0.1]),
+        ("model.phases.main", "steps: 5", {"steps": 5, "lr": [1e-3, 1e-4], "shape": "cosine"}),
+        ("model.phases.main", "{steps: 5, shape: null}", {"steps": 5, "lr": [1e-3, 1e-4]}),
+        ("trainer.devices", "2", 2),
+        ("trainer.devices", "[0, 1]", [0, 1]),
+        ("trainer.devices", "auto", "auto"),
+        ("trainer.precision", "32", 32),
+        ("trainer.max_time", "00:12:00:00", "00:12:00:00"),
+        ("trainer.val_check_interval", "0.5", 0.5),
+        ("trainer.logger", "false", False),
+        ("define.image_size", "0x40", 64),
+        ("seed_everything", "010", 8),
+    ],
+)
+def test_what_is_no_text_is_read_as_yaml(key: str, text: str, value: object) -> None:
+    *path, last = key.split(".")
+    config = compose_run([CIFAR], [f"--{key}", text])
+    node = config
+    for name in path:
+        node = node[name].get("init_args", node[name])
+    assert node.get(last) == value
+    assert type(node.get(last)) is type(value)
+
+
+@pytest.mark.parametrize("home", ["~", "~/x"])
+def test_a_home_folder_is_expanded_once_for_all_paths(home: str, tmp_path: Path) -> None:
+    there, out = str(Path(home).expanduser()), write(tmp_path, "over.yaml", f"data: {{init_args: {{cache: '{home}'}}}}")
+    keys = ["data.val_cache", "data.source", "model.start_from", "ckpt_path", "define.run"]
+    weights = ["model.losses.p.weights", "model.losses.l.vgg_weights", "model.losses.l.linear_weights"]
+    callbacks = [
+        ("metrics.Reconstruction", "extractor"),
+        ("metrics.Generation", "tokenizer"),
+        ("metrics.Generation", "extractor"),
+        ("metrics.Generation", "reference"),
+        ("pictures.SampleGrid", "tokenizer"),
+        ("artifact.ExportArtifact", "folder"),
+    ]
+    overrides = [
+        *("--model.losses.p.class_path", "alitok.losses.perceptual.ConvNeXtLogits"),
+        *("--model.losses.l.class_path", "alitok.losses.perceptual.LPIPS"),
+        *(word for key in [*keys, *weights] for word in (f"--{key}", home)),
+    ]
+    for name, key in callbacks:
+        place = name.rpartition(".")[2]
+        overrides += [f"--trainer.callbacks.{place}.class_path=alitok.callbacks.{name}"]
+        overrides += [f"--trainer.callbacks.{place}.{key}={home}"]
+    config = compose_run([CIFAR, out], overrides)
+    assert [leaf for leaf in leaves(config) if "~" in str(leaf)] == []
+    assert leaves(config).count(there) == len(keys) + len(weights) + len(callbacks) + 1
+    assert config["trainer"]["default_root_dir"] == f"{there}/stage1"
+    assert resolve([DEFAULTS, CIFAR, out], overrides)["trainer"]["default_root_dir"] == f"{there}/stage1"
+
+
+def leaves(value: object) -> list:
+    if isinstance(value, dict | list):
+        return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in leaves(item)]
+    return [value]
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        ("model", "torch.nn.Linear", "model: torch.nn.Linear is no LightningModule"),
+        ("data", "alitok.models.encoder.Encoder", "data: .* is no LightningDataModule"),
+        ("model.tokenizer.encoder", "subprocess.Popen", "encoder: subprocess.Popen is no Module"),
+        ("model.tokenizer.bottleneck", "alitok.losses.reconstruction.MSE", "bottleneck: .* is no Module"),
+        ("model.losses.prefix.perceptual", "torch.nn.Linear", "perceptual: .* is no Perceptual"),
+    ],
+)
+def test_a_class_of_another_kind_is_refused(key: str, name: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        compose_run([CIFAR], [f"--{key}.class_path", name])
+
+
+def test_a_part_without_a_class_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"bottleneck must be a map with the class_path of a Module, not \{'p': 0.3\}"):
+        compose_run([CIFAR], ["--model.tokenizer.bottleneck.p", "0.3"])

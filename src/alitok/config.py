@@ -2,6 +2,9 @@
 
 Files and overrides are merged deeply and in order before anything is resolved, so that a value which the data and the
 model share through `${...}` is the same in both, whichever file changed it last.
+
+Every value keeps the text that was written until all is merged; then it is read by the type of the argument that it
+goes to (`alitok.common.written`).
 """
 
 import inspect
@@ -13,12 +16,25 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alitok.common.build import import_class, is_class_block, known_arguments, misfit, nearest
+from alitok.common.build import (
+    argument_hints,
+    import_class,
+    is_class_block,
+    known_arguments,
+    misfit,
+    nearest,
+    not_a,
+)
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
+from alitok.common.merge import Merged, opened
+from alitok.common.written import Hints, Written, read_written
 
 # What a run's configuration may hold; `define` is free: values that others refer to.
 TOP_LEVEL = ("define", "seed_everything", "model", "data", "trainer", "ckpt_path")
+# The types of arguments that are needed before the classes of model, data and trainer are imported.
+_EARLY: Hints = {"seed_everything": int, "ckpt_path": str, "trainer": {"default_root_dir": str, "max_steps": int}}
+_NULL = ("null", "Null", "NULL")
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
 # Since omegaconf 2.4 the one is called as the other was, and the other warns.
@@ -47,6 +63,7 @@ def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
 
     Maps merge deeply; a block whose `class_path` changes keeps only the arguments that the new class knows; `key: null`
     removes the entry; lists and scalars are replaced. `${add:a,b}`, `${mul:a,b}` and `${div:a,b}` are integer sums.
+    An argument that takes text gets it to the letter, with a leading `~` expanded to the home folder.
 
     Args:
         files: paths, laid over one another in order.
@@ -56,26 +73,51 @@ def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
         BadInput: a file that is missing or no YAML map, an override without a value, an unknown key (with the nearest
             one), an interpolation that cannot be resolved.
     """
-    config = resolve(files, overrides)
+    merged = _merge(files, overrides)
+    top = dict(_EARLY)
+    if "trainer" in merged:
+        from lightning import Trainer  # slow to import: only if a configuration has a trainer
+
+        top["trainer"] = argument_hints(Trainer)
+    config = _interpolate(read_written(merged, top, lambda class_path, _: argument_hints(import_class(class_path))))
     check(config)
     return config
 
 
 def resolve(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """`compose` without the check of the keys, which imports every class that is named (Lightning too: seconds)."""
-    merged: dict[str, Any] = {}
+    """`compose` without the check of the keys and without Lightning, which takes seconds to import.
+
+    The arguments of `model`, `data` and `trainer` are read as YAML, except for those in `_EARLY`.
+    """
+
+    def hints_of(class_path: str, path: str) -> Hints:
+        slow = path in ("model", "data") or path.startswith("trainer.")
+        return {} if slow else argument_hints(import_class(class_path))
+
+    return _interpolate(read_written(_merge(files, overrides), _EARLY, hints_of))
+
+
+def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, Any]:
+    """Files and overrides laid over one another, every value as it was written."""
+    merged = Merged()
+    files = list(files)
+    first = next((file for file in files if file != DEFAULTS), None)
     for file in files:
-        merge(merged, load_yaml(file))
+        merged.lay(_read(file), file, is_base=file in (DEFAULTS, first))
     for key, value in parse_overrides(overrides):
-        path = _full_path(merged, key)
+        path = _full_path(merged.config, key)
         block: Any = value
         for name in reversed(path):
             block = {name: block}
-        _check_path(merged, path, key)
-        _check_define(merged, path, key)
-        merge(merged, block)
+        _check_path(merged.config, path, key)
+        _check_define(merged.config, path, key)
+        merged.lay(block, f"--{key}")
+    return merged.config
+
+
+def _interpolate(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        container = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
+        container = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or "?"
         raise BadInput(f"Configuration key {key}: {str(error).splitlines()[0]}.") from error
@@ -98,30 +140,57 @@ def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> d
 
 
 def load_yaml(file: str | Path) -> dict[str, Any]:
-    """One YAML file as a plain map, interpolations untouched.
+    """One YAML file as a plain map as YAML reads it, interpolations untouched.
 
     A file experiments/... that is not here is the one that ships with the package, so that no repository is needed.
 
     Raises:
         BadInput: it is missing, no YAML or no map.
     """
+    return _load(file)[0]
+
+
+class _Texts(yaml.SafeLoader):
+    """Reads every scalar as the text that it is."""
+
+
+_Texts.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<` merges maps
+
+
+def _load(file: str | Path) -> tuple[dict[str, Any], Any]:
+    """What YAML reads, and the same with every scalar as a text."""
     path = Path(file)
     if path.parts[:1] == ("experiments",) and not path.exists():
         shipped = experiments_folder().joinpath(*path.parts[1:])
         path = shipped if shipped.is_file() else path
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        texts = yaml.load(path.read_text("utf-8"), Loader=_Texts)
     except OSError as error:
         raise BadInput(f"Cannot read configuration {file}: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise BadInput(f"Configuration {file} is no valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(texts, dict | None):  # OmegaConf makes a key of a lone text
         raise BadInput(f"Configuration {file} holds no map of keys.")
-    return cast(dict[str, Any], content)
+    return cast(dict[str, Any], content), texts
 
 
-def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """["--a.b", "1", "--c=x"] -> [("a.b", 1), ("c", "x")], values read as YAML.
+def _read(file: str | Path) -> dict[str, Any]:
+    """One YAML file, with every value that YAML reads as something else than its text as `Written`."""
+    return cast(dict[str, Any], _both(*_load(file)))
+
+
+def _both(value: Any, text: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(text, Mapping):
+        return {key: _both(item, text.get(str(key))) for key, item in value.items()}
+    if isinstance(value, list) and isinstance(text, list):
+        return [_both(*pair) for pair in zip(value, text, strict=True)]
+    plain = value is None or isinstance(value, str) or not isinstance(text, str)
+    return value if plain else Written(text, value)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Written | None]]:
+    """["--a.b", "1", "--c=null"] -> [("a.b", Written("1", 1)), ("c", None)].
 
     Raises:
         BadInput: an argument that is no `--key`, or a key without a value.
@@ -132,36 +201,43 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
         if not word.startswith("--") or len(word) == 2:
             raise BadInput(f"Unexpected argument {word!r}: overrides are written --key value.")
         key, equals, text = word[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise BadInput(f"Override --{key} has no value.")
+        if not equals and rest and not rest[0].startswith("--"):
             text = rest.pop(0)
-        try:
-            # OmegaConf's reader, so that 1e-4 is a number here as it is in a file.
-            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise BadInput(f"Override --{key}: {text!r} is no valid YAML value.") from error
-        pairs.append((key, value))
+        if not text:
+            raise BadInput(f"Override --{key} has no value; null removes the key.")
+        pairs.append((key, None if text in _NULL else _written(text, key)))
     return pairs
 
 
-def merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> None:
-    """Lays one map over another, in place, by the rules of `compose`."""
-    for key, value in overlay.items():
-        if value is None:
-            base.pop(key, None)
-        elif isinstance(value, Mapping):
-            under = base.get(key)
-            under = dict(under) if isinstance(under, Mapping) else {}
-            new_class = value.get("class_path")
-            if new_class and under.get("class_path") not in (None, new_class):
-                known = known_arguments(import_class(new_class))
-                kept = under.get("init_args") or {}
-                under["init_args"] = {k: v for k, v in kept.items() if known is None or k in known}
-            merge(under, value)
-            base[key] = under
-        else:
-            base[key] = value
+def _written(text: str, key: str) -> Written:
+    """A value of the command line; lists and maps in it keep the texts of their items."""
+    document = "value:\n  " + text.replace("\n", "\n  ")
+    try:
+        # OmegaConf's reader, so that 1e-4 is a number here as it is in a file.
+        value = OmegaConf.to_container(OmegaConf.create(document), resolve=False)["value"]  # type: ignore
+        texts = yaml.load(document, Loader=_Texts)["value"]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        value = None
+    broken = value is None  # null is a word of its own; YAML also reads nothing, a comment and ~ so
+    if isinstance(value, dict | list):
+        value = _both(value, texts)
+    return Written(text, text if broken else value, key, broken)
+
+
+def has_place(files: Iterable[str | Path], key: str) -> bool:
+    """Whether an override `--key` has something to change: an argument, an entry of a map, a value in use."""
+    node: Any = _merge([DEFAULTS, *files], ())
+    path = _full_path(node, key)
+    if path[0] == "define" and len(path) > 1:
+        return path[1] in node.get("define", {}) or f"define.{path[1]}" in str(node)
+    known: set[str] | None = None
+    for name in path:
+        if not isinstance(node, Mapping) or (known is not None and name not in known):
+            return False
+        is_block = name == "init_args" and is_class_block(node)
+        known = known_arguments(import_class(str(node["class_path"]))) if is_block else None
+        node = opened(node.get(name, {} if is_block else None))
+    return True
 
 
 def _full_path(merged: Mapping[str, Any], key: str) -> list[str]:
@@ -173,7 +249,7 @@ def _full_path(merged: Mapping[str, Any], key: str) -> list[str]:
             path.append("init_args")
             node = node.get("init_args") or {}
         path.append(name)
-        node = node.get(name) if isinstance(node, Mapping) else None
+        node = opened(node.get(name)) if isinstance(node, Mapping) else None
     return path
 
 
@@ -181,7 +257,7 @@ def _check_path(merged: Mapping[str, Any], path: list[str], key: str) -> None:
     """Refuses an override below something that is no map."""
     node: Any = merged
     for name in path[:-1]:
-        node = node.get(name) if isinstance(node, Mapping) else None
+        node = opened(node.get(name)) if isinstance(node, Mapping) else None
         if node is not None and not isinstance(node, Mapping):
             raise BadInput(f"Override --{key}: {name} is a value, not a map, in this configuration.")
 
@@ -206,11 +282,16 @@ def check(config: Mapping[str, Any]) -> None:
                 f"{part} needs a class_path: a file of changes is laid over a base, -c experiments/demo/"
                 "tokenizer-stage1.yaml -c FILE (its first line may name others)."
             )
+    kinds = {}
+    if "model" in config or "data" in config:
+        from lightning import LightningDataModule, LightningModule
+
+        kinds = {"model": LightningModule, "data": LightningDataModule}
     if trainer := config.get("trainer"):
         from lightning import Trainer  # slow to import: only where a configuration has a trainer
 
         _check_arguments("trainer", trainer, known_arguments(Trainer.__init__) or set())
-    _check_blocks(config, "")
+    _check_blocks(config, "", kinds)
 
 
 def _check_arguments(where: str, arguments: Mapping[str, Any], known: set[str]) -> None:
@@ -219,13 +300,16 @@ def _check_arguments(where: str, arguments: Mapping[str, Any], known: set[str]) 
             raise BadInput(f"Unknown configuration key {where}.{key}{nearest(key, known)}")
 
 
-def _check_blocks(value: Any, where: str) -> None:
+def _check_blocks(value: Any, where: str, hint: Any = None) -> None:
+    hints = hint if isinstance(hint, dict) else {}
     if is_class_block(value):
         for key in value:
             if key not in ("class_path", "init_args"):
                 raise BadInput(f"Unknown configuration key {where}.{key}; arguments go under {where}.init_args.")
         target = import_class(value["class_path"])
-        arguments = value.get("init_args") or {}
+        if wanted := not_a(target, hint):
+            raise BadInput(f"Configuration key {where}: {value['class_path']} is no {wanted}; name another class.")
+        arguments, hints = value.get("init_args") or {}, {"init_args": argument_hints(target)}
         known = known_arguments(target)
         if known is not None:
             _check_arguments(f"{where}.init_args", arguments, known)
@@ -246,7 +330,7 @@ def _check_blocks(value: Any, where: str) -> None:
             )
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check_blocks(item, f"{where}.{key}" if where else str(key))
+            _check_blocks(item, f"{where}.{key}" if where else str(key), hints.get(key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_blocks(item, f"{where}[{index}]")

@@ -1,4 +1,6 @@
 import json
+import sys
+from functools import partial
 
 import huggingface_hub
 import pytest
@@ -273,3 +275,40 @@ def test_training_does_not_write_to_the_file(folder):
         for parameter in loaded.parameters():
             parameter.add_(1)
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+IMPORTED = "import pathlib\npathlib.Path('imported').touch()\nimport torch\nclass Thing(torch.nn.Identity): pass\n"
+
+
+@pytest.mark.parametrize("place", ["top", "part", "extra"])
+def test_an_artifact_of_the_hub_names_classes_of_alitok_only(
+    place, folder, tmp_path, tokenizer, small_tokenizer_block, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    (tmp_path / f"idea_{place}.py").write_text(IMPORTED)
+    block = {"class_path": f"idea_{place}.Thing"}
+    if place == "extra":
+        extra = {"critic": (block, torch.nn.Identity())}
+        save_artifact(folder, small_tokenizer_block(1), tokenizer, {"kind": "tokenizer"}, extra)
+        load = partial(load_extra, name="critic")
+    else:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        block = block if place == "top" else {**config, "init_args": {**config["init_args"], "bottleneck": block}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(block))
+        load = load_tokenizer
+    with pytest.raises(BadInput, match=rf"names idea_{place}\.Thing, and an artifact of the hub may only name"):
+        load("someone/tokens")
+    assert not (tmp_path / "imported").exists()
+    if place != "top":
+        load(folder)  # of a folder here, classes of the working folder count
+        assert (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("name", ["subprocess.Popen", "os.system", "antigravity.Thing", "torch.load", "pathlib.Path"])
+def test_an_artifact_names_torch_modules_only(name, folder):
+    (folder / "config.yaml").write_text(yaml.safe_dump({"class_path": name, "init_args": {"args": "true"}}))
+    with pytest.raises(BadInput, match=f"names {name}, which is no torch module"):
+        load_artifact(folder)
+    assert "antigravity" not in sys.modules

@@ -63,6 +63,7 @@ def test_any_number_of_processes_draws_the_same_set(artifacts: Path, tmp_path: P
     names = sorted(path.name for path in (tmp_path / "three").iterdir())
     assert names == [*(f"{index:06d}.png" for index in range(11)), "samples.json"]
     told = [json.loads(file.read_text()) for file in (tmp_path / "one.json", tmp_path / "three" / "samples.json")]
+    assert [each.pop("drawn_with") for each in told] == [[{"batch": batch, "device": "cpu"}] for batch in (11, 2)]
     assert told[0] == told[1]
     left = [f"{name}.{suffix}" for name in ("memory", "one", "two") for suffix in ("json", "npz")]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*left, "three"])

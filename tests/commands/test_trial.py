@@ -7,7 +7,7 @@ import pytest
 from tiny import DEMO, SMALL
 
 from alitok.cli import run
-from alitok.commands.trial import BASE, table
+from alitok.commands.trial import BASE, compose_all, table
 from alitok.common.errors import BadInput
 
 STEPS = ["--model.phases.continuous.steps", "2", "--model.phases.main.steps", "3", "--trainer.callbacks.grid", "null"]
@@ -86,3 +86,55 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     with pytest.raises(BadInput, match=said):
         run(words(tmp_path / "trial", *(word.format(**names) for word in more)))
     assert not (tmp_path / "trial").exists()
+
+
+PERTURBED = str(DEMO.parent / "ideas" / "perturbation.yaml")
+
+
+def plans(out: Path, *overrides: str) -> dict[str, dict]:
+    base = [str(DEMO / "tokenizer-stage1.yaml")]
+    return {name: config for name, _, config in compose_all(base, [PERTURBED], [0], out, overrides)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("bottleneck.beta", 0.5), ("bottleneck.init_args.alpha", 0.25), ("bottleneck.anneal", [0.1, 0.2])],
+)
+def test_a_key_that_only_an_idea_has_changes_that_idea(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    configs = plans(tmp_path, f"--model.tokenizer.{key}", str(value), "--model.warmup_steps", "7")
+    tokenizers = {name: config["model"]["init_args"]["tokenizer"]["init_args"] for name, config in configs.items()}
+    assert "bottleneck" not in tokenizers[BASE]
+    assert tokenizers["perturbation"]["bottleneck"]["init_args"][key.rpartition(".")[2]] == value
+    assert [config["model"]["init_args"]["warmup_steps"] for config in configs.values()] == [7, 7]
+    assert capsys.readouterr().out == (
+        f"--model.tokenizer.{key} concerns perturbation only: the others have no such key.\n"
+    )
+
+
+def test_a_value_that_only_an_idea_defines_changes_that_idea(tmp_path: Path) -> None:
+    file = tmp_path / "factor.yaml"
+    file.write_text(
+        "define: {f: 3.0}\nmodel: {init_args: {losses: {prefix: {init_args: {mse_weight: '${define.f}'}}}}}\n"
+    )
+    base = [str(DEMO / "tokenizer-stage1.yaml")]
+    configs = [config for _, _, config in compose_all(base, [str(file)], [0], tmp_path, ["--define.f", "4"])]
+    weights = [config["model"]["init_args"]["losses"]["prefix"].get("init_args") for config in configs]
+    assert "f" not in configs[0]["define"]
+    assert (weights[0] or {}).get("mse_weight", 1.0) == 1.0
+    assert weights[1]["mse_weight"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--model.tokenizer.bottleneck.bta=1", "bottleneck must be a map with the class_path of a Module"),
+        ("--model.tokenizer.widht=1", "Unknown configuration key .*widht"),
+        ("--model.tokenizer.other.p=1", "Unknown configuration key .*other"),
+        ("--define.levls=1", "no file defines or uses 'levls'"),
+    ],
+)
+def test_a_key_that_none_has_is_refused(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        plans(tmp_path, override)

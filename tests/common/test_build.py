@@ -1,10 +1,20 @@
 import fractions
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
 
-from alitok.common.build import build, build_value, import_class, is_class_block, known_arguments, misfit
+from alitok.common.build import (
+    build,
+    build_a,
+    build_value,
+    import_class,
+    is_class_block,
+    known_arguments,
+    misfit,
+    not_a,
+)
 from alitok.common.errors import BadInput
 
 
@@ -124,3 +134,59 @@ def test_values_that_do_not_fit_are_named_with_what_is_wanted(name, value, wante
 def test_what_a_constructor_refuses_is_bad_input():
     with pytest.raises(BadInput, match=r"Typed: count is negative\."):
         build(block("Typed", count=-1))
+
+
+def test_a_block_without_a_class_is_refused():
+    with pytest.raises(BadInput, match=r"has no class_path: \{'p': 0.3\}"):
+        build({"p": 0.3})
+    assert misfit(Typed, {"part": {"size": 3}}) == ("part", "a map with the class_path of a Leaf")
+    with pytest.raises(BadInput, match="Typed: name must be text, not 8"):
+        build({"class_path": f"{__name__}.Typed", "init_args": {"name": 8}})
+
+
+@pytest.mark.parametrize("name", ["os.system", "os.environ", "sys.argv", "math.pi", "builtins.print", "os.path"])
+def test_what_is_no_class_is_refused(name):
+    with pytest.raises(BadInput, match=f"class_path '{name}' is no class"):
+        import_class(name)
+
+
+@pytest.mark.parametrize(
+    ("hint", "wrong"),
+    [
+        (Leaf, "Leaf"),
+        (Leaf | None, "Leaf"),
+        (Leaf | Typed, "Leaf or Typed"),
+        (dict[str, Any], ""),
+        (Any, ""),
+        (str, ""),
+    ],
+)
+def test_a_class_of_another_kind(hint, wrong):
+    assert not_a(fractions.Fraction, hint) == wrong
+    assert not_a(Branch, hint) == ""
+    assert not_a(block, hint) == ""
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "raise SystemError('x')", "import nowhere", "def"])
+def test_a_module_that_cannot_be_imported_is_bad_input(text, tmp_path, monkeypatch):
+    (tmp_path / "broken_idea.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(BadInput, match=r"'broken_idea\.Thing' cannot be imported: "):
+        import_class("broken_idea.Thing")
+
+
+def test_a_module_of_the_working_folder_hides_nothing_installed(tmp_path, monkeypatch):
+    (tmp_path / "own_idea.py").write_text("class Thing: pass")
+    (tmp_path / "colorsys.py").write_text("class Thing: pass")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    assert import_class("own_idea.Thing").__module__ == "own_idea"
+    with pytest.raises(BadInput, match="colorsys has no 'Thing'"):
+        import_class("colorsys.Thing")
+
+
+def test_a_part_of_another_kind_is_refused_before_it_is_called():
+    assert build_a(Leaf, block("Branch", leaves=[], size=1)).size == 1
+    with pytest.raises(BadInput, match=r"Typed is no Leaf; name another class\."):
+        build_a(Leaf, block("Typed", count=-1))

@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -58,7 +60,8 @@ def _fail(index: int, error: Exception) -> None:
 
 def _of_one_process(index: int, address: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{address}", rank=index, world_size=2)
+    patience = timedelta(seconds=20)  # one that waits for the other for good fails
+    dist.init_process_group("gloo", f"file://{address}", timeout=patience, rank=index, world_size=2)
     assert (rank(), world_size()) == (index, 2)
     tensor = torch.tensor([1.0, 10.0]) * (index + 1)
     assert all_sum(tensor).tolist() == [3, 30]

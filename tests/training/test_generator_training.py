@@ -1,6 +1,7 @@
 """Training of the generator on a token cache."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny import tiny, train
 from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import write_token_cache
+from alitok.training import generator as training
 from alitok.training.generator import GeneratorTraining
 
 
@@ -112,3 +114,19 @@ def test_dropped_classes_do_not_depend_on_micro_batches(tmp_path: Path) -> None:
     parts = fit(tmp_path, 4, *still, "--data.micro_batch", "3").generator.state_dict()
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, parts[name], atol=2e-5, rtol=1e-4)
+
+
+def test_dropped_classes_are_sent_to_the_device_without_waiting_for_it(monkeypatch):
+    """Through `send`, which pins them for a GPU."""
+    sent = []
+
+    def send(tensor, device):
+        sent.append((tuple(tensor.shape), device.type))
+        return tensor.to(device)
+
+    monkeypatch.setattr(training, "send", send)
+    module = SimpleNamespace(seed=0, class_dropout=0.5, generator=SimpleNamespace(num_classes=3))
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(global_batch=8))
+    batch = {"position": torch.arange(8), "label": torch.zeros(8, dtype=torch.int64)}
+    assert set(training.GeneratorTraining._drop_classes(module, batch, 0).tolist()) == {0, 3}
+    assert sent == [((8,), "cpu")]

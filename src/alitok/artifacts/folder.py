@@ -6,7 +6,9 @@ torch modules is built from it.
 """
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +100,7 @@ def load_artifact(path: str | Path, kind: str | None = None, device: torch.devic
     card = read_card(folder, kind)
     if kind is not None and card.get("kind") != kind:
         raise BadInput(f"{path} is a {card.get('kind')}, but a {kind} is needed here; give the folder of a {kind}.")
-    block, module = _read(folder, "config.yaml", "model.safetensors")
+    block, module = _read(folder, "config.yaml", "model.safetensors", folder != Path(path).expanduser())
     module.to(device)
     vars(module).update(card=card, block=block)
     return module
@@ -120,7 +122,7 @@ def load_extra(path: str | Path, name: str) -> nn.Module | None:
     read_card(folder)
     if not (folder / f"{name}.yaml").is_file():
         return None
-    block, module = _read(folder, f"{name}.yaml", f"{name}.safetensors")
+    block, module = _read(folder, f"{name}.yaml", f"{name}.safetensors", folder != Path(path).expanduser())
     vars(module).update(block=block)
     return module
 
@@ -158,7 +160,7 @@ def locate(path: str | Path) -> Path:
     Raises:
         BadInput: there is no such folder, and the hub does not give it.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # pathlib raises for a user who does not exist
     if folder.exists() or not _HUB_NAME.fullmatch(str(path)) or set(str(path).split("/")) & {".", ".."}:
         return folder
     from huggingface_hub import snapshot_download
@@ -233,9 +235,10 @@ def _write(folder: Path, config: str, weights: str, block: Block, module: nn.Mod
     save_file(owned_tensors(state), folder / weights, metadata={"format": "pt"})
 
 
-def _read(folder: Path, config: str, weights: str) -> tuple[dict[str, Any], nn.Module]:
+def _read(folder: Path, config: str, weights: str, from_hub: bool) -> tuple[dict[str, Any], nn.Module]:
     """The block and the module, in eval mode, its weights taken from the file without a copy."""
     block = _read_block(folder / config)
+    _check_classes(block, folder / config, from_hub)
     module = _construct(block, "meta", folder / config)
     if any(buffer.is_meta and name not in module.state_dict() for name, buffer in module.named_buffers()):
         # what is computed in the constructor and not saved has to be computed in earnest
@@ -266,12 +269,21 @@ def _read_block(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], block)
 
 
-def _construct(block: Block, device: str, source: Path) -> nn.Module:
+def _check_classes(block: Block, source: Path, from_hub: bool) -> None:
+    """Refuses everything but torch modules, and of the hub's everything but ours, before it is imported if possible."""
     for class_path in _class_paths(block):
-        # a file from the hub must not be able to call any function that is installed here
-        target = import_class(class_path)
+        package = class_path.partition(".")[0]
+        if from_hub and package != "alitok":  # importing a module runs it
+            raise BadInput(
+                f"{source} names {class_path}, and an artifact of the hub may only name classes of alitok; "
+                "if you trust it, download it and give its folder."
+            )
+        target = None if package in sys.stdlib_module_names else import_class(class_path)
         if not (isinstance(target, type) and issubclass(target, nn.Module)):
             raise BadInput(f"{source} names {class_path}, which is no torch module; an artifact holds modules only.")
+
+
+def _construct(block: Block, device: str, source: Path) -> nn.Module:
     try:
         with torch.device(device):
             return build(block)

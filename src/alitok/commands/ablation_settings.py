@@ -127,18 +127,24 @@ def defined(configs: Path, settings: Settings) -> dict[str, Any]:
     """The `define` blocks of tokenizer and generator together, as set.
 
     Raises:
-        BadInput: a key that neither knows.
+        BadInput: a key that neither knows, or a value that some rung cannot be built with.
     """
-    from alitok.common.build import nearest
-    from alitok.config import load_yaml, parse_overrides
+    import torch
 
-    known: dict[str, Any] = {}
-    for name in ("tokenizer", "generator"):
-        known |= load_yaml(configs / f"{name}.yaml").get("define", {})
-    for key, value in parse_overrides([f"--{key}={value}" for key, value in settings.define.items()]):
+    from alitok.common.build import import_class, nearest
+    from alitok.config import compose_run, load_yaml
+
+    tokenizer, generator = configs / "tokenizer.yaml", configs / "generator.yaml"
+    known = load_yaml(tokenizer).get("define", {}) | load_yaml(generator).get("define", {})
+    for key in settings.define:
         if key not in known:
             raise BadInput(f"--set: the ladder defines no {key!r}{nearest(key, known)}")
-        known[key] = value
+    rungs = [[tokenizer, *(configs / f"{name}.yaml" for name in names)] for names in LADDER.values()]
+    for files in (*reversed(rungs), [generator]):  # the first rung's values stay
+        config = compose_run(files, sets(files, settings))
+        with torch.device("meta"):
+            import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+        known |= config["define"]
     return known
 
 

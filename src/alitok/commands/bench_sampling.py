@@ -84,13 +84,13 @@ def draw_seconds(
 ) -> tuple[float, list[float]]:
     """Seconds in which a batch is drawn, and milliseconds of a step in each quarter of the sequence.
 
-    On a GPU two batches go before, in which graphs are captured; what is compiled is compiled before.
+    On a GPU a batch goes before, in which graphs are captured; what is compiled is compiled before.
     """
     sampler = Sampler(generator, precision, compiled)  # type: ignore[arg-type]
     labels = torch.arange(batch) % generator.num_classes
     if compiled:
         first_steps(sampler, labels, rule)
-    for _ in range(2 if machine.cuda else 0):
+    if machine.cuda:
         sampler.draw(labels, rule)
     steps = generator.num_tokens
     edges = {quarter * steps // 4 for quarter in (1, 2, 3)}

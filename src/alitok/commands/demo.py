@@ -40,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
+    from alitok.commands.lightning import run as launch
     from alitok.common.errors import BadInput
     from alitok.common.files import experiments_folder
+    from alitok.config import compose_run
 
     if args.samples < 20 or args.images < 20:
         raise BadInput("The demo needs at least 20 --images and 20 --samples.")
@@ -58,16 +60,19 @@ def run(args: argparse.Namespace) -> None:
         flush=True,
     )
     overrides = ["--define.run", str(out), "--trainer.precision", precision]
+    names = ("tokenizer-stage1", "tokenizer-stage2", "generator")
+    # before the minutes of the first step
+    stage1, stage2, generator = (compose_run([configs / f"{name}.yaml"], overrides) for name in names)
 
     with clock("classifier"):
         classifier(out / "classifier", args.classifier_steps)
-    for stage in ("stage1", "stage2"):
+    for stage, config in (("stage1", stage1), ("stage2", stage2)):
         with clock(stage):
-            fit(configs / f"tokenizer-{stage}.yaml", overrides)
+            launch("fit", config)
     with clock("tokenise"):
         cache_tokens(out, args.images)
     with clock("generator"):
-        fit(configs / "generator.yaml", overrides)
+        launch("fit", generator)
     with clock("samples and measures"):
         report(out, args.samples, precision, clock)
 
@@ -98,14 +103,6 @@ def faster_precision() -> str:
 
     cpu = measure_cpu(512)
     return "bf16-mixed" if cpu.half > 1.3 * cpu.single else "32-true"
-
-
-def fit(config: Path, overrides: list[str]) -> None:
-    """One stage, as `alitok fit` would run it."""
-    from alitok.commands.lightning import run as launch
-    from alitok.config import compose_run
-
-    launch("fit", compose_run([config], overrides))
 
 
 def classifier(folder: Path, steps: int) -> None:

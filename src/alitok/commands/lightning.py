@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from alitok.commands.changes import check_changes
-from alitok.common.build import build, import_class, is_class_block
+from alitok.common.build import build_a, import_class, is_class_block
 from alitok.common.ends import Terminated, alone_in
 from alitok.common.errors import BadInput
 from alitok.common.files import check_readable_name, write_text
@@ -167,10 +167,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 def check_weight_files(config: Mapping[str, Any]) -> None:
     """Raises BadInput for a loss term whose weight file is missing; what else may be wrong is left to `compose`."""
     arguments = _map(_map(config.get("model")).get("init_args"))
+    from alitok.losses.term import LossTerm
+
     phases = [_map(phase) for phase in _map(arguments.get("phases")).values()]
     for name, block in _map(arguments.get("losses")).items():
         if is_class_block(block) and any(_map(phase.get("weights")).get(name, 1) for phase in phases):
-            build(block).check()
+            build_a(LossTerm, block).check()
 
 
 def _map(value: Any) -> Mapping[str, Any]:
@@ -231,6 +233,7 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from alitok.callbacks.artifact import Trainer
+    from alitok.training.parallel import children_end_with_this
 
     trainer = dict(config["trainer"])
     for name in ("callbacks", "logger", "plugins"):
@@ -263,14 +266,15 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
                 raise _refusal(error) from error
 
     try:
-        CLI(
-            ready_module,
-            ready_data,
-            trainer_class=Trainer,
-            save_config_callback=None,
-            args={"subcommand": verb, verb: {**options, "trainer": trainer}},
-            parser_kwargs={"exit_on_error": False, verb: {"exit_on_error": False}},
-        )
+        with children_end_with_this(module):
+            CLI(
+                ready_module,
+                ready_data,
+                trainer_class=Trainer,
+                save_config_callback=None,
+                args={"subcommand": verb, verb: {**options, "trainer": trainer}},
+                parser_kwargs={"exit_on_error": False, verb: {"exit_on_error": False}},
+            )
     except argparse.ArgumentError as error:
         raise BadInput(f"The trainer's configuration is not valid: {_deepest(str(error))}.") from error
     except SIGTERMException:  # between two batches

@@ -140,7 +140,7 @@ def class_numbers(text: str | None, names: list[str]) -> list[int]:
     for word in (part.strip() for part in text.split(",")):
         if word in names:
             numbers.append(names.index(word))
-        elif word.isdigit() and int(word) < len(names):
+        elif word.isdecimal() and int(word) < len(names):
             numbers.append(int(word))
         else:
             raise BadInput(f"No class {word!r}: there are {len(names)}, 0..{len(names) - 1}{nearest(word, names)}")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example: alitok trial -c experiments/demo/tokenizer-stage1.yaml --idea experiments/ideas/perturbation.yaml"
         " --out runs/trial\n"
-        "any --key value overrides the files of base and ideas alike"
+        "any --key value overrides the files of base and ideas alike; a key that only an idea has changes that idea"
     )
 
 
@@ -74,7 +74,7 @@ def compose_all(
     Raises:
         BadInput: a configuration that does not compose, two ideas of one name, or an idea that changes nothing.
     """
-    from alitok.config import compose_run
+    from alitok.config import compose_run, has_place, parse_overrides
 
     files: dict[str, list[str]] = {BASE: []}
     for words in ideas:
@@ -83,12 +83,19 @@ def compose_all(
         if name in files:
             raise BadInput(f"--idea {words}: there is a {name!r} already; runs are named by their files.")
         files[name] = overlay
+    given: dict[str, list[str]] = {name: [] for name in files}
+    for key, value in parse_overrides(overrides):
+        takers = [name for name in files if has_place([*base, *files[name]], key)] or list(files)
+        if len(takers) < len(files):
+            print(f"--{key} concerns {', '.join(takers)} only: the others have no such key.", flush=True)
+        for name in takers:
+            given[name].append(f"--{key}={'null' if value is None else value}")
     plans = []
     for seed in numbers:
         configs: dict[str, dict[str, Any]] = {}
         for name, overlay in files.items():
             own = ["--seed_everything", str(seed), "--trainer.default_root_dir", str(out / name / f"seed-{seed}")]
-            configs[name] = compose_run([*base, *overlay], [*overrides, *own])
+            configs[name] = compose_run([*base, *overlay], [*given[name], *own])
             measure_the_end(configs[name])
             if name != BASE and all(configs[name][part] == configs[BASE][part] for part in ("model", "data")):
                 raise BadInput(f"--idea {','.join(overlay)} changes nothing of the base's model or data.")

@@ -3,8 +3,12 @@
 import difflib
 import importlib
 import inspect
+import os
+import sys
 import types
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from alitok.common.errors import BadInput, first_line
@@ -16,19 +20,25 @@ def is_class_block(value: Any) -> bool:
 
 
 def import_class(class_path: str) -> Any:
-    """The class (or factory function) behind a dotted path.
+    """The class (or factory function) behind a dotted path; modules in the working folder count.
 
     Raises:
-        BadInput: no such module or name, with the nearest one.
+        BadInput: no such module or name, with the nearest one, or something else than a class or a Python function.
     """
     module_name, _, name = str(class_path).rpartition(".")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # last: it hides nothing that is installed
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise BadInput(f"class_path {class_path!r} cannot be imported: {error}.") from error
+    except Exception as error:  # a module of the user's may raise anything
+        reason = str(error) if isinstance(error, ImportError | ValueError) else repr(error)
+        raise BadInput(f"class_path {class_path!r} cannot be imported: {' '.join(reason.split())}.") from error
     if not hasattr(module, name):
         raise BadInput(f"class_path {class_path!r}: {module_name} has no {name!r}{nearest(name, dir(module))}")
-    return getattr(module, name)
+    target = getattr(module, name)
+    if not isinstance(target, type | types.FunctionType):
+        raise BadInput(f"class_path {class_path!r} is no class; give the dotted name of a class.")
+    return target
 
 
 def nearest(word: str, choices: Any) -> str:
@@ -53,14 +63,12 @@ def known_arguments(target: Any) -> set[str] | None:
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
-_MAPS, _LISTS = (dict, Mapping), (list, tuple, Sequence)
+MAPS, LISTS = (dict, Mapping), (list, tuple, Sequence)
 
 
-def misfit(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first argument whose value is not of the type that its hint names, and what it must be; None = all fit.
-
-    Held to are numbers, text, truth values, choices, lists and maps; what else a hint says is left to the class.
-    """
+@cache
+def argument_hints(target: Any) -> dict[str, Any]:
+    """The type of each argument that a class's constructor, or one of its parents', names."""
     hints: dict[str, Any] = {}
     for item in reversed(inspect.getmro(target)) if inspect.isclass(target) else (target,):
         function = item.__dict__.get("__init__") if inspect.isclass(item) else item
@@ -69,16 +77,26 @@ def misfit(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
                 hints |= get_type_hints(function)
             except (NameError, TypeError):  # hints that only a type checker can follow
                 continue
+    return hints
+
+
+def misfit(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first argument whose value is not of the type that its hint names, and what it must be; None = all fit.
+
+    Checks numbers, text, truth values, choices, lists and maps; the class checks what else a hint says.
+    """
+    hints = argument_hints(target)
     for name, value in arguments.items():
-        if name in hints and not _fits(value, hints[name]):
+        if name in hints and not fits(value, hints[name]):
             return name, _in_words(hints[name])
     return None
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a hint names; True for a type that is not checked."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, item) for item in inner)
+        return any(fits(value, item) for item in inner)
     if origin is Literal:
         return value in inner
     if hint in (int, float):
@@ -86,15 +104,33 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in _WORDS:
         return isinstance(value, hint)
     kind = hint if origin is None else origin
-    if kind in _MAPS:
-        return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values() if inner)
-    if kind in _LISTS:
-        items = _length(hint) or [inner[0] if inner else Any] * len(value if isinstance(value, list | tuple) else ())
-        return isinstance(value, list | tuple) and len(value) == len(items) and all(map(_fits, value, items))
+    if isinstance(value, Mapping) and is_part(kind):
+        return is_class_block(value)
+    if kind in MAPS:
+        return isinstance(value, Mapping) and all(fits(item, inner[1]) for item in value.values() if inner)
+    if kind in LISTS:
+        if not isinstance(value, list | tuple):
+            return False
+        items = fixed_length(hint) or [inner[0] if inner else Any] * len(value)
+        return len(value) == len(items) and all(map(fits, value, items))
     return True
 
 
-def _length(hint: Any) -> Sequence[Any]:
+def is_part(hint: Any) -> bool:
+    """Whether a hint is a class whose objects are built of a class block."""
+    plain = (*_WORDS, *MAPS, *LISTS, object, Path, Any)
+    return inspect.isclass(hint) and get_origin(hint) is None and hint not in plain
+
+
+def not_a(target: Any, hint: Any) -> str:
+    """The name of the class that a hint wants, if `target` is a class of another kind; else nothing."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    wanted = [item for item in members if is_part(item) and not getattr(item, "_is_protocol", False)]
+    wrong = wanted and inspect.isclass(target) and not issubclass(target, tuple(wanted))
+    return " or ".join(item.__name__ for item in wanted) if wrong else ""
+
+
+def fixed_length(hint: Any) -> Sequence[Any]:
     """The hint of each item where their number is set, as in tuple[float, float]; else empty."""
     inner = get_args(hint)
     return inner if get_origin(hint) is tuple and inner[-1] is not ... else ()
@@ -107,11 +143,11 @@ def _in_words(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, inner))
     kind = hint if origin is None else origin
-    if kind in _MAPS:
+    if kind in MAPS:
         return "a map"
-    if kind in _LISTS:
-        return f"a list of {len(_length(hint))}" if _length(hint) else "a list"
-    return _WORDS.get(hint, str(getattr(hint, "__name__", hint)))
+    if kind in LISTS:
+        return f"a list of {len(fixed_length(hint))}" if fixed_length(hint) else "a list"
+    return _WORDS.get(hint, f"a map with the class_path of a {getattr(hint, '__name__', hint)}")
 
 
 def build(block: Mapping[str, Any], **extra: Any) -> Any:
@@ -120,6 +156,8 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
     Raises:
         BadInput: the class does not exist, does not know an argument, or refuses a value.
     """
+    if not is_class_block(block):
+        raise BadInput(f"A part of the configuration has no class_path: {dict(block)}; name its class, or remove it.")
     target = import_class(block["class_path"])
     arguments = {key: build_value(value) for key, value in (block.get("init_args") or {}).items()}
     arguments.update(extra)
@@ -127,6 +165,9 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
     for key in arguments:
         if known is not None and key not in known:
             raise BadInput(f"{block['class_path']} has no argument {key!r}{nearest(key, known)}")
+    if wrong := misfit(target, block.get("init_args") or {}):
+        name, wanted = wrong
+        raise BadInput(f"{block['class_path']}: {name} must be {wanted}, not {arguments[name]!r}.")
     try:
         inspect.signature(target).bind(**arguments)
     except TypeError as error:
@@ -135,6 +176,17 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
         return target(**arguments)
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         raise BadInput(f"{block['class_path']}: {first_line(error)}.") from error
+
+
+def build_a(kind: type, block: Mapping[str, Any]) -> Any:
+    """`build`, for a class that must be of a kind.
+
+    Raises:
+        BadInput: as `build`; a class of another kind, before it is called.
+    """
+    if is_class_block(block) and (wanted := not_a(import_class(block["class_path"]), kind)):
+        raise BadInput(f"{block['class_path']} is no {wanted}; name another class.")
+    return build(block)
 
 
 def build_value(value: Any) -> Any:

@@ -109,7 +109,7 @@ def hub_checkpoints() -> Path:
     """The folder where torch.hub and torchvision keep weight files: $TORCH_HOME/hub/checkpoints."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    return Path(os.path.expanduser(home)) / "hub" / "checkpoints"
 
 
 def find_weights(name: str, given: str | Path | None, folder: Path, origin: str, elsewhere: str = "") -> Path:
@@ -125,7 +125,7 @@ def find_weights(name: str, given: str | Path | None, folder: Path, origin: str,
     Raises:
         BadInput: it is not there; says which file, where it was looked for and where it comes from.
     """
-    path = folder / name if given is None else Path(given).expanduser()
+    path = folder / name if given is None else Path(os.path.expanduser(given))
     if path.is_dir():
         path = path / name
     if not path.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alitok.artifacts.folder import check_weights
-from alitok.common.build import build
+from alitok.common.build import build_a
 from alitok.common.compiler import need_compiler
 from alitok.common.distributed import all_stack, all_sum
 from alitok.common.errors import BadInput
@@ -35,7 +35,6 @@ from alitok.training.parallel import (
 from alitok.training.schedule import Moment, Schedule
 
 log = logging.getLogger("alitok")
-T = TypeVar("T")
 
 
 @dataclass
@@ -134,8 +133,7 @@ class TrainingModule(L.LightningModule):
 
     def attach_terms(self, blocks: Mapping[str, Any]) -> None:
         """Builds the loss terms that a phase uses, and takes on what of them trains."""
-        used = {name: block for name, block in blocks.items() if self.schedule.uses(name)}
-        self.terms = {name: built_as(LossTerm, block, f"losses.{name}") for name, block in used.items()}
+        self.terms = {name: build_a(LossTerm, block) for name, block in blocks.items() if self.schedule.uses(name)}
         for name, term in self.terms.items():
             term.attach(self.model)
             if term.head is not None:
@@ -434,16 +432,8 @@ def merge_over_processes(parts: list[Any]) -> Any:
     return reduce(lambda a, b: a.merge(b), parts)
 
 
-def built_as(kind: type[T], block: Mapping[str, Any], where: str) -> T:
-    """The object of a class block; raises BadInput if it is none of the kind."""
-    built = build(block)
-    if not isinstance(built, kind):
-        raise BadInput(f"{where}: {type(built).__name__} must subclass {kind.__module__}.{kind.__name__}.")
-    return built
-
-
 def build_with_block(block: Mapping[str, Any]) -> nn.Module:
     """A model of its class block, with the block as `module.block`: the artifact is written with it."""
-    module: nn.Module = build(block)
+    module: nn.Module = build_a(nn.Module, block)
     module.block = dict(block)  # type: ignore[assignment]
     return module

@@ -7,12 +7,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from alitok.artifacts.folder import load_generator, load_tokenizer
+from alitok.common.build import build_a
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.models.seams import Corruption, Order
-from alitok.training.base import TrainingModule, build_with_block, built_as
+from alitok.training.base import TrainingModule, build_with_block
 from alitok.training.optimizer import AdamW, adamw, generator_decays
 from alitok.training.schedule import Moment
 
@@ -68,10 +69,8 @@ class GeneratorTraining(TrainingModule):
         self.class_dropout = class_dropout
         self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}
         self.attach_terms(losses or {})
-        self.corruptions: list[Corruption] = [
-            built_as(Corruption, block, f"corruptions.{name}") for name, block in (corruptions or {}).items()
-        ]
-        self.order: Order | None = built_as(Order, order, "order") if order else None
+        self.corruptions: list[Corruption] = [build_a(Corruption, block) for block in (corruptions or {}).values()]
+        self.order: Order | None = build_a(Order, order) if order else None
         if self.order is not None and not self.generator.ordered:
             raise BadInput(
                 f"model.order needs a generator that writes in any order, not {type(self.generator).__name__}; lay the"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alitok.artifacts.digest import tokenizer_digest
 from alitok.artifacts.folder import check_weights, load_extra, load_tokenizer
-from alitok.common.build import build, nearest
+from alitok.common.build import build_a, nearest
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
@@ -64,7 +64,7 @@ class TokenizerTraining(TrainingModule):
         self.discriminator = build_with_block(discriminator) if discriminator and self.schedule.adversarial else None
         self.adversarial: AdversarialLoss | None = None
         if adversarial and self.schedule.adversarial:
-            self.adversarial = build(adversarial)
+            self.adversarial = build_a(AdversarialLoss, adversarial)
         if self.schedule.adversarial and (self.discriminator is None or self.adversarial is None):
             raise BadInput("A phase is adversarial, but the model has no discriminator and adversarial loss.")
         parts = [name for name, _ in self.tokenizer.named_children()]

@@ -1,0 +1,80 @@
+"""Configurations laid over one another, with a sentence on what one overlay takes away from another."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alitok.common.build import import_class, known_arguments
+from alitok.common.written import Written
+
+_said: set[str] = set()
+
+
+class Merged:
+    """A configuration that grows layer by layer.
+
+    Attributes:
+        config: the layers so far; maps are merged deeply, everything else is replaced.
+    """
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}  # what the overlays and overrides set, and which of them did
+
+    def lay(self, layer: Mapping[str, Any], source: str | Path, is_base: bool = False) -> None:
+        """Lays one more map over the others, in place.
+
+        `None` removes an entry. A block whose `class_path` changes keeps only the arguments that the new class knows.
+
+        Args:
+            source: a file, or an override `--key`, for the sentences.
+            is_base: other layers may change what this one sets without a sentence.
+        """
+        self._merge(self.config, layer, "", None if is_base else str(source))
+
+    def _merge(self, base: dict[str, Any], layer: Mapping[str, Any], path: str, source: str | None) -> None:
+        for key, value in layer.items():
+            here = f"{path}.{key}" if path else str(key)
+            under = opened(base.get(key))
+            if isinstance(under, Mapping):
+                value = opened(value)
+            if value is None:
+                base.pop(key, None)
+            elif isinstance(value, Mapping):
+                under = dict(under) if isinstance(under, Mapping) else {}
+                old, new = under.get("class_path"), value.get("class_path")
+                if old and new and str(old) != str(new):
+                    self._change_class(under, str(new), here, source)
+                self._merge(under, value, here, source)
+                base[key] = under
+            else:
+                base[key] = value
+                if source is not None:
+                    self._origins[here] = source
+
+    def _change_class(self, block: dict[str, Any], new: str, path: str, source: str | None) -> None:
+        known = known_arguments(import_class(new))
+        arguments = block.get("init_args") or {}
+        block["init_args"] = {key: value for key, value in arguments.items() if known is None or key in known}
+        earlier = self._origins.get(f"{path}.class_path")
+        if source is not None and earlier is not None and not source.startswith("--"):
+            say_once(f"{source} replaces {block['class_path']}, which {earlier} set as {path}, by {new}.")
+        for key in arguments.keys() - block["init_args"].keys():
+            place = f"{path}.init_args.{key}"
+            for name in [name for name in self._origins if f"{name}.".startswith(f"{place}.")]:
+                say_once(f"{new} has no argument {key!r}, so that {name} of {self._origins.pop(name)} is dropped.")
+
+
+def opened(value: Any) -> Any:
+    """The map that an override wrote, for what is laid over it or lies under it; everything else as it is."""
+    return value.value if isinstance(value, Written) and isinstance(value.value, Mapping) else value
+
+
+def say_once(sentence: str) -> None:
+    """Prints a sentence on stderr, once a launch."""
+    first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if first and sentence not in _said:
+        print(f"alitok: {sentence}", file=sys.stderr)
+    _said.add(sentence)
