@@ -8,6 +8,7 @@ value null removes it.
 
 import csv
 import fnmatch
+import functools
 import json
 import lzma
 import shutil
@@ -31,6 +32,9 @@ FILES = HERE / "files"
 ROOT = HERE.parents[1]
 # Of the norm of all that is compared. The same code on two processors differs by less, see README.md.
 TOLERANCE = 1e-5
+
+# Not losses. Two codes may lie on one another, and which of them is counted is then up to rounding.
+LEFT_OUT = ("norm", "/lr", "/codebook_usage", "/codebook_perplexity")
 
 __all__ = ["FILES", "HERE", "ROOT", "TOLERANCE", "alitok_run", "compose_run"]
 
@@ -65,6 +69,8 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         lines = [f"{where}.{key} is absent" for key in old if key not in new]
         lines += [f"{where}.{key} is new" for key in new if key not in old]
+        if where.endswith("phases") and not lines and list(old) != list(new):
+            lines.append(f"{where}: the order {list(old)} became {list(new)}")
         return lines + [line for key in old if key in new for line in differences(old[key], new[key], f"{where}.{key}")]
     if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
         return [line for i in range(len(old)) for line in differences(old[i], new[i], f"{where}[{i}]")]
@@ -84,6 +90,25 @@ def furthest(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
         apart += (new[name].double() - tensor.double()).square().sum()
         norm += tensor.double().square().sum()
     return float(apart.sqrt() / norm.sqrt())
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """The entries of nested maps by their dotted paths."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        name: leaf for key, item in value.items() for name, leaf in leaves(item, f"{path}.{key}".lstrip(".")).items()
+    }
+
+
+def overlaid(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested map with other entries at some dotted paths; null removes one."""
+    config: dict[str, Any] = {}
+    for path, value in {**leaves(base), **changes}.items():
+        if value is not None:
+            *parents, name = path.split(".")
+            functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, config)[name] = value
+    return config
 
 
 def lay_out(folder: Path, *names: str) -> None:
@@ -110,15 +135,15 @@ def weights(artifact: Path) -> dict[str, Tensor]:
 
 
 def logged(run: Path, first: int = 0) -> dict[str, list[float]]:
-    """Losses of a run from step `first` on, by name, from its CSV log; norms and rates are left out."""
+    """Losses of a run from step `first` on, by name, from its CSV log."""
     values: dict[str, list[float]] = {}
     for file in sorted(run.glob("logs/*/metrics.csv")):
         with open(file, newline="") as handle:
             for row in csv.DictReader(handle):
                 for name, text in row.items():
-                    used = text and name.startswith("train/") and not name.endswith(("norm", "/lr"))
+                    used = text and name.startswith("train/") and not name.endswith(LEFT_OUT)
                     if used and int(row["step"]) >= first:
-                        values.setdefault(name, []).append(float(text))
+                        values.setdefault(name, []).append(float(f"{float(text):.9g}"))  # float32
     return values
 
 

@@ -76,10 +76,24 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def compose() -> None:
-    from alitok.config import compose_run
+    """A whole configuration for each first file, and for a stack what it changes in that of its first file."""
+    from kept_files import compose_run, leaves, overlaid
 
-    stacks = [*bases(), *variants(), *ideas(), *overlays()]
-    write(HERE / "stacks.json", {key(stack): compose_run(key(stack).split()) for stack in stacks})
+    whole: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    for stack in [*bases(), *variants(), *ideas(), *overlays()]:
+        first, name = key(stack[:1]), key(stack)
+        whole[first] = whole.get(first) or compose_run([first])
+        if name == first:
+            entries[name] = whole[first]
+            continue
+        config = compose_run(name.split())
+        old, new = leaves(whole[first]), leaves(config)
+        changes = {path: value for path, value in new.items() if path not in old or old[path] != value}
+        changes |= dict.fromkeys(path for path in old if path not in new)
+        assert overlaid(whole[first], changes) == config
+        entries[name] = {"changes": changes}
+    write(HERE / "stacks.json", entries)
 
 
 def describe() -> None:
