@@ -35,13 +35,15 @@ def enter() -> None:
 
 def everything() -> None:
     make_runs.runs("stage1", *OTHERS, *TOKENIZERS)
-    for name in ("tokens", "tokens-fsq", "tokens-lfq", "tokens-wetok", "tokens-tail-drop"):
+    caches = [name for name in make_data.COMMANDS if name.startswith("tokens")]
+    for name in caches:
         make_data.make(name)
     make_runs.runs(*GENERATORS)
     make_data.make("pairs")
     make_runs.runs("post-training")
-    for name in list(make_data.COMMANDS)[6:]:
-        make_data.make(name)
+    for name in make_data.COMMANDS:
+        if name not in (*caches, "pairs"):
+            make_data.make(name)
     make_runs.fsdp("stage1")
     make_runs.fsdp("generator")
 
