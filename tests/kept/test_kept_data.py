@@ -73,16 +73,29 @@ def test_what_is_finished_is_known_as_such(name: str, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def lay_out_unfinished(name: str, folder: Path) -> Path:
+    lay_out(folder, *DATA[name]["needs"])
+    partial = DATA[name]["partial"]
+    stored = f"unfinished/{partial.removeprefix('.')}"  # not hidden there
+    lay_out(folder, stored)
+    return (folder / stored).rename(folder / partial)
+
+
 @pytest.mark.parametrize("name", UNFINISHED)
 def test_what_is_unfinished_is_finished(name: str, tmp_path: Path) -> None:
-    lay_out(tmp_path, *DATA[name]["needs"])
-    partial = DATA[name]["partial"]
-    lay_out(tmp_path, f"unfinished/{partial.removeprefix('.')}")
-    (tmp_path / "unfinished" / partial.removeprefix(".")).rename(tmp_path / partial)
-    shards = {path.name: path.stat().st_ino for path in (tmp_path / partial).glob("*[0-9]*") if path.is_file()}
-    assert shards
+    partial = lay_out_unfinished(name, tmp_path)
+    pieces = {path.name: path.stat().st_ino for path in partial.glob("*[0-9]*") if path.is_file()}
+    assert pieces
     alitok_run(DATA[name]["words"])
     check_made(name, tmp_path)
-    assert not (tmp_path / partial).exists()
+    assert not partial.exists()
     if (out := tmp_path / name).is_dir():  # the pieces that were there are still those
-        assert {path.name: path.stat().st_ino for path in out.iterdir() if path.name in shards} == shards
+        assert {path.name: path.stat().st_ino for path in out.iterdir() if path.name in pieces} == pieces
+
+
+def test_images_of_an_unfinished_array_are_not_drawn_again(tmp_path: Path) -> None:
+    piece = lay_out_unfinished("samples.npz", tmp_path) / "00000000-00000004.npy"
+    other = 255 - np.load(piece)
+    np.save(piece, other)
+    alitok_run(DATA["samples.npz"]["words"])
+    np.testing.assert_array_equal(content(tmp_path / "samples.npz")["arr_0"][:4], other)
