@@ -33,6 +33,7 @@ ROOT = HERE.parents[1]
 # Of the norm of all that is compared. The same code on two processors differs by less, see README.md.
 TOLERANCE = 1e-5
 
+LOSS_FLOOR = 1e-7  # a loss of nearly zero is a difference of larger numbers
 # Not losses. Two codes may lie on one another, and which of them is counted is then up to rounding.
 LEFT_OUT = ("norm", "/lr", "/codebook_usage", "/codebook_perplexity")
 
@@ -64,20 +65,26 @@ def _replaced(value: Mapping[str, Any], path: list[str], new: Any) -> dict[str, 
     return {**{key: item for key, item in value.items() if key != name}, **({} if entry is None else {name: entry})}
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Places where two JSON values differ: floats by more than rounding, classes that are not the same object."""
+def differences(old: Any, new: Any, where: str = "", floor: float = 0.0) -> list[str]:
+    """Places where two JSON values differ: floats by more than rounding, classes that are not the same object.
+
+    Args:
+        floor: by how much any two floats may differ.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         lines = [f"{where}.{key} is absent" for key in old if key not in new]
         lines += [f"{where}.{key} is new" for key in new if key not in old]
         if where.endswith("phases") and not lines and list(old) != list(new):
             lines.append(f"{where}: the order {list(old)} became {list(new)}")
-        return lines + [line for key in old if key in new for line in differences(old[key], new[key], f"{where}.{key}")]
+        return lines + [
+            line for key in old if key in new for line in differences(old[key], new[key], f"{where}.{key}", floor)
+        ]
     if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        return [line for i in range(len(old)) for line in differences(old[i], new[i], f"{where}[{i}]")]
+        return [line for i in range(len(old)) for line in differences(old[i], new[i], f"{where}[{i}]", floor)]
     if where.endswith(".class_path") and isinstance(old, str) and isinstance(new, str) and old != new:
         return [] if import_class(old) is import_class(new) else [f"{where}: {old} is not {new}"]
     if isinstance(old, float) and isinstance(new, float | int):
-        return [] if new == pytest.approx(old, rel=TOLERANCE, abs=1e-12) else [f"{where}: {old} became {new}"]
+        return [] if new == pytest.approx(old, rel=TOLERANCE, abs=floor) else [f"{where}: {old} became {new}"]
     return [] if old == new and isinstance(old, bool) == isinstance(new, bool) else [f"{where}: {old!r} became {new!r}"]
 
 

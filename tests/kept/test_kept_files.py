@@ -19,12 +19,18 @@ from kept_files import HERE, TOLERANCE, differences, furthest, kept
         ({"a": 1}, {"a": True}, 1),
         ({"a": 1.0}, {"a": 1.0001}, 1),
         ({"a": [1, 2]}, {"a": [1, 2, 3]}, 1),
+        ({"phases": {"a": 1, "b": 2}}, {"phases": {"b": 2, "a": 1}}, 1),
         ({"class_path": "alitok.cli.run"}, {"class_path": "kept_files.alitok_run"}, 0),  # the same object
         ({"class_path": "alitok.cli.run"}, {"class_path": "alitok.cli.main"}, 1),
     ],
 )
 def test_differences(old: Any, new: Any, count: int) -> None:
     assert len(differences(old, new)) == count
+
+
+def test_differences_below_a_floor() -> None:
+    assert differences({"a": [1e-3]}, {"a": [1.0001e-3]})
+    assert not differences({"a": [1e-3]}, {"a": [1.0001e-3]}, floor=1e-6)
 
 
 def test_the_distance_of_weights_is_a_share_of_their_norm() -> None:

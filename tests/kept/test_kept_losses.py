@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kept_files import alitok_run, differences, kept, lay_out, logged, random_cache, read_json
+from kept_files import LOSS_FLOOR, alitok_run, differences, kept, lay_out, logged, random_cache, read_json
 
 LOSSES: dict[str, Any] = read_json("losses.json")
 EVERY = LOSSES.pop("every")
@@ -18,7 +18,9 @@ def check(stack: str, folder: Path) -> None:
         random_cache(folder / "tokens-random", **entry["tokens"])
     alitok_run(["fit", *(word for file in entry["files"] for word in ("-c", file)), *EVERY, *entry["words"]])
     before, now = kept("losses", stack, entry["losses"]), logged(folder / entry["root"])
-    assert not differences(before, {name: values[: len(before.get(name, values))] for name, values in now.items()})
+    assert not differences(
+        before, {name: values[: len(before.get(name, values))] for name, values in now.items()}, floor=LOSS_FLOOR
+    )
 
 
 @pytest.fixture(autouse=True)
