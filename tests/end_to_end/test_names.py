@@ -25,7 +25,7 @@ from alitok.data.token_cache import TokenCache
 @pytest.fixture(autouse=True)
 def _no_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest's copy of the log would hold names that pytest-xdist cannot send."""
-    monkeypatch.setattr(logging.getLogger("alitok"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("alitok"), "disabled", True)
 
 
 STEPS = ["--model.phases", "{continuous: null, main: {steps: 2, lr: 1.e-3}}", "--trainer.val_check_interval", "2"]
