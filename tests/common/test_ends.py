@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny, token_cache
 
@@ -55,7 +56,9 @@ def test_one_command_a_folder(tmp_path: Path) -> None:
         with alone_in(tmp_path / "other"):
             pass
     with alone_in(tmp_path / "run"):
-        assert list((tmp_path / "run").iterdir()) == []
+        (tmp_path / "run" / "file").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # "other" was left empty
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
 
 
 def test_a_killed_command_keeps_nobody_out(tmp_path: Path) -> None:
@@ -135,6 +138,40 @@ def test_two_starts_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
         main(words)
     assert ended.value.code == 2
     assert "Another command is at work in" in capsys.readouterr().err
+
+
+# Each verb that works in a folder for minutes -> the folder that it keeps others out of.
+FOLDERS = {
+    "tokenize": "tokens.partial",
+    "pairs": "pairs.partial",
+    "sample": ".samples.partial",
+    "tune-guidance": "search",
+    "trial": "trial",
+    "demo": "demo",
+}
+
+
+@pytest.mark.parametrize("verb", FOLDERS)
+def test_two_starts_of_one_work(verb: str, tmp_path: Path, artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator, tokenizer = artifacts / "generator", artifacts / "tokenizer"
+    pair = ["--generator", generator, "--tokenizer", tokenizer]
+    for name in ("circle", "square", "star"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / name / "0.png")
+    demo = ROOT / "experiments" / "demo"
+    words: list[object] = {
+        "tokenize": ["--tokenizer", tokenizer, "--data", "shapes", "--count", 4, "--out", tmp_path / "tokens"],
+        "pairs": [*pair, "--data", tmp_path / "data", "--out", tmp_path / "pairs"],
+        "sample": [*pair, "--count", 2, "--out", tmp_path / "samples"],
+        "tune-guidance": [*pair, "--reference", "nowhere.npz", "--count", 40, "--out", tmp_path / "search"],
+        "trial": ["-c", demo / "tokenizer-stage1.yaml", "--idea", demo.parent / "ideas" / "perturbation.yaml"],
+        "demo": ["--out", tmp_path / "demo"],
+    }[verb]
+    words += ["--out", tmp_path / "trial"] if verb == "trial" else []
+    with alone_in(tmp_path / FOLDERS[verb]), pytest.raises(SystemExit) as ended:
+        main([verb, *map(str, words)])
+    assert ended.value.code == 2
+    assert f"Another command is at work in {tmp_path / FOLDERS[verb]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0, 0), (0, 3), (2, 0)])

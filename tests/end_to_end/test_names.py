@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,13 @@ from alitok.commands.lightning import run as launch
 from alitok.commands.runs import open_runs
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import TokenCache
+
+
+@pytest.fixture(autouse=True)
+def _no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest's copy of the log would hold names that pytest-xdist cannot send."""
+    monkeypatch.setattr(logging.getLogger("alitok"), "disabled", True)
+
 
 STEPS = ["--model.phases", "{continuous: null, main: {steps: 2, lr: 1.e-3}}", "--trainer.val_check_interval", "2"]
 STEPS += ["--data.val_count", "2", "--data.count", "null"]

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.ablation_measures import Judge
     from alitok.commands.ablation_results import write_results
     from alitok.commands.compare import write_page
+    from alitok.common.ends import alone_in
     from alitok.common.files import experiments_folder
 
     configs = Path(args.config) if args.config else experiments_folder() / "ablation"
@@ -44,14 +45,15 @@ def run(args: argparse.Namespace) -> None:
     settings = settle(args, configs, out)
     sizes = defined(configs, settings)
     image_size, rows = int(sizes["image_size"]), int(sizes["image_size"]) // int(sizes["patch_size"])
-    judge = Judge(settings, out, image_size, rows)
-    results = Path(args.results) if args.results else out / "ablation"
-    for number, (variant, seed) in enumerate(work, start=1):
-        folder = out / f"seed-{seed}" / variant
-        print(f"rung {number} of {len(work)}: {variant}, seed {seed}", flush=True)
-        if not (folder / "row.json").is_file():
-            rung(variant, seed, folder, configs, settings, judge)
-        write_results(out, results, judge.facts)
+    with alone_in(out):
+        judge = Judge(settings, out, image_size, rows)
+        results = Path(args.results) if args.results else out / "ablation"
+        for number, (variant, seed) in enumerate(work, start=1):
+            folder = out / f"seed-{seed}" / variant
+            print(f"rung {number} of {len(work)}: {variant}, seed {seed}", flush=True)
+            if not (folder / "row.json").is_file():
+                rung(variant, seed, folder, configs, settings, judge)
+            write_results(out, results, judge.facts)
     folders = [file.parent for name in LADDER for file in sorted(out.glob(f"seed-*/{name}/row.json"))]
     if len(folders) > 1:
         write_page(folders, out / "compare.html", data=settings.data)

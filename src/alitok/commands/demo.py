@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from alitok.commands.lightning import run as launch
+    from alitok.common.ends import alone_in
     from alitok.common.errors import BadInput
     from alitok.common.files import experiments_folder
     from alitok.config import compose_run
@@ -48,10 +49,6 @@ def run(args: argparse.Namespace) -> None:
     if args.samples < 20 or args.images < 20:
         raise BadInput("The demo needs at least 20 --images and 20 --samples.")
     out = Path(args.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # before the minutes of the first step
-    except OSError as error:
-        raise BadInput(f"Cannot write {out}: {error.strerror or error}; name another --out.") from error
     configs = Path(args.config) if args.config else experiments_folder() / "demo"
     clock = Clock(out / "seconds.json")
     precision = faster_precision() if args.precision == "auto" else args.precision
@@ -64,17 +61,18 @@ def run(args: argparse.Namespace) -> None:
     # before the minutes of the first step
     stage1, stage2, generator = (compose_run([configs / f"{name}.yaml"], overrides) for name in names)
 
-    with clock("classifier"):
-        classifier(out / "classifier", args.classifier_steps)
-    for stage, config in (("stage1", stage1), ("stage2", stage2)):
-        with clock(stage):
-            launch("fit", config)
-    with clock("tokenise"):
-        cache_tokens(out, args.images)
-    with clock("generator"):
-        launch("fit", generator)
-    with clock("samples and measures"):
-        report(out, args.samples, precision, clock)
+    with alone_in(out):
+        with clock("classifier"):
+            classifier(out / "classifier", args.classifier_steps)
+        for stage, config in (("stage1", stage1), ("stage2", stage2)):
+            with clock(stage):
+                launch("fit", config)
+        with clock("tokenise"):
+            cache_tokens(out, args.images)
+        with clock("generator"):
+            launch("fit", generator)
+        with clock("samples and measures"):
+            report(out, args.samples, precision, clock)
 
 
 class Clock:

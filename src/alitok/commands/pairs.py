@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.device import pick_device
     from alitok.commands.sample_set import Draw, common_batch, set_settings
     from alitok.commands.tokenize import is_finished, job
-    from alitok.common.distributed import all_or_none, process_group, rank
+    from alitok.common.distributed import all_or_none, group_alone_in, process_group, rank
     from alitok.data.found import announce
     from alitok.data.sources import describe_source, open_source
     from alitok.data.token_shards import TokenShards
@@ -79,13 +79,14 @@ def run(args: argparse.Namespace) -> None:
                 class_names=source.class_names,
                 images_per_shard=args.images_per_shard,
             )
-            mine = shards.share()
-            batch = args.batch or common_batch(generator, tokenizer, True, args.precision)
-            with all_or_none():
-                make(shards, mine, generator, tokenizer, source, settings, args.sigma, batch)
-            with all_or_none():
-                if rank() == 0:
-                    shards.finish({**wanted, "source_description": describe_source(source)})
+            with group_alone_in(shards.partial):
+                mine = shards.share()
+                batch = args.batch or common_batch(generator, tokenizer, True, args.precision)
+                with all_or_none():
+                    make(shards, mine, generator, tokenizer, source, settings, args.sigma, batch)
+                with all_or_none():
+                    if rank() == 0:
+                        shards.finish({**wanted, "source_description": describe_source(source)})
         if rank() == 0:
             print(f"{args.out}: {len(source):,} pairs" + (", all there already" if finished else ""))
 

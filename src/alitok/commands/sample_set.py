@@ -13,7 +13,7 @@ from torch import Tensor
 from alitok import __version__
 from alitok.artifacts.digest import module_digest
 from alitok.commands.image_specs import counter
-from alitok.common.distributed import all_or_none, all_stack, rank, world_size
+from alitok.common.distributed import all_or_none, all_stack, group_alone_in, rank, world_size
 from alitok.common.errors import BadInput
 from alitok.evaluation.quantise import to_uint8
 from alitok.models.generator import Generator
@@ -122,39 +122,40 @@ def draw_set(
     if batch is None:
         most = common_batch(generator, tokenizer, rule is not None, settings["precision"])
         batch = min(most, -(-settings["count"] // world_size()))
-    device = generator.embeddings.weight.device
-    with all_or_none():
-        if rank() == 0:
-            kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            images.start({"batch": batch, "device": kind})
-    tokens = settings["keep"] or generator.num_tokens
-    runs = images.missing(batch)
-    with all_or_none():  # every process has looked before one writes
-        mine = runs[rank() :: world_size()]
-    with all_or_none(), counter("Sampling", len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
-        sampler = ImageSampler(generator, tokenizer, settings["precision"], settings["compiled"])
-        total = settings["num_classes"]
-        classes = settings["classes"]
-        labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
-        saving: Future[None] | None = None
-        drawn = sampler.draw(
-            zip(mine, labels, strict=True),
-            rule,
-            settings["temperature"],
-            settings["seed"],
-            lambda step: advance(1),
-            batch,
-            tokens,
-        )
-        for indices, _, pixels in drawn:
+    with group_alone_in(images.partial):
+        device = generator.embeddings.weight.device
+        with all_or_none():
+            if rank() == 0:
+                kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+                images.start({"batch": batch, "device": kind})
+        tokens = settings["keep"] or generator.num_tokens
+        runs = images.missing(batch)
+        with all_or_none():  # every process has looked before one writes
+            mine = runs[rank() :: world_size()]
+        with all_or_none(), counter("Sampling", len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
+            sampler = ImageSampler(generator, tokenizer, settings["precision"], settings["compiled"])
+            total = settings["num_classes"]
+            classes = settings["classes"]
+            labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
+            saving: Future[None] | None = None
+            drawn = sampler.draw(
+                zip(mine, labels, strict=True),
+                rule,
+                settings["temperature"],
+                settings["seed"],
+                lambda step: advance(1),
+                batch,
+                tokens,
+            )
+            for indices, _, pixels in drawn:
+                if saving is not None:
+                    saving.result()
+                saving = saver.submit(images.write, indices[0], to_uint8(pixels))
             if saving is not None:
                 saving.result()
-            saving = saver.submit(images.write, indices[0], to_uint8(pixels))
-        if saving is not None:
-            saving.result()
-    with all_or_none():
-        if rank() == 0:
-            images.finish(grid)
+        with all_or_none():
+            if rank() == 0:
+                images.finish(grid)
     return True
 
 

@@ -197,7 +197,7 @@ def tokenize(
             another job; finished shards stay for the next start.
     """
     from alitok.common.devices import float32_products
-    from alitok.common.distributed import all_or_none, rank
+    from alitok.common.distributed import all_or_none, group_alone_in, rank
     from alitok.data.sources import describe_source
     from alitok.data.token_shards import TokenShards
 
@@ -210,17 +210,18 @@ def tokenize(
         class_names=source.class_names,
         images_per_shard=images_per_shard,
     )
-    mine = shards.share()
-    with all_or_none():  # every process has looked before one writes
-        skipped_before = len(shards.skipped())
-    encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
-    with all_or_none(), float32_products(tf32=precision == "tf32"):
-        crop_count, seconds, waiting = _make(shards, mine, source, encode, workers, max_skipped - skipped_before)
-    skipped = shards.skipped()
-    with all_or_none():
-        _check_skipped(len(skipped), max_skipped, skipped[-1].reason if skipped else "")
-        if rank() == 0:
-            shards.finish({**wanted, "source_description": describe_source(source)})
+    with group_alone_in(shards.partial):
+        mine = shards.share()
+        with all_or_none():  # every process has looked before one writes
+            skipped_before = len(shards.skipped())
+        encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
+        with all_or_none(), float32_products(tf32=precision == "tf32"):
+            crop_count, seconds, waiting = _make(shards, mine, source, encode, workers, max_skipped - skipped_before)
+        skipped = shards.skipped()
+        with all_or_none():
+            _check_skipped(len(skipped), max_skipped, skipped[-1].reason if skipped else "")
+            if rank() == 0:
+                shards.finish({**wanted, "source_description": describe_source(source)})
     return Pace(crop_count, seconds, waiting, len(skipped))
 
 

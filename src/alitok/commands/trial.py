@@ -46,12 +46,14 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.lightning import run as launch
     from alitok.commands.provenance import command, machine
     from alitok.commands.runs import open_runs, parse_seeds, training_seconds
+    from alitok.common.ends import alone_in
     from alitok.common.files import write_json, write_text
 
     plans = compose_all(args.config, args.idea, parse_seeds(args.seeds), args.out, args.overrides)
-    for number, (name, seed, config) in enumerate(plans, start=1):
-        print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
-        launch("fit", copy.deepcopy(config))
+    with alone_in(args.out):
+        for number, (name, seed, config) in enumerate(plans, start=1):
+            print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
+            launch("fit", copy.deepcopy(config))
     folders = [Path(config["trainer"]["default_root_dir"]) for _, _, config in plans]
     rows = [
         {"name": name, "seed": seed, "seconds": training_seconds(folder), **measures(run)}

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.commands.device import pick_device
     from alitok.commands.guidance_search import GROUPS, Search, report
     from alitok.commands.image_specs import check_writable
-    from alitok.common.distributed import process_group, rank
+    from alitok.common.distributed import group_alone_in, process_group, rank
     from alitok.common.errors import BadInput
 
     if args.count < 2 * GROUPS:
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
     with process_group(pick_device(args.device), patience=timedelta(days=1)) as device:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        search = Search(args, device)
-        found = search.run()
-        if rank() == 0:
-            report(found, search, result)
+        with group_alone_in(args.out):
+            search = Search(args, device)
+            found = search.run()
+            if rank() == 0:
+                report(found, search, result)

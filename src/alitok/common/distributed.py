@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alitok.common.ends import alone_in
 from alitok.common.errors import BadInput
 
 
@@ -99,3 +101,13 @@ def all_or_none() -> Iterator[None]:
         raise error
     if failed:
         raise BadInput("Another process failed and prints why; correct that and start again.")
+
+
+@contextmanager
+def group_alone_in(folder: Path) -> Iterator[None]:
+    """`alone_in` by the first process of a group; all processes are refused alike. A collective."""
+    with ExitStack() as stack:
+        with all_or_none():
+            if rank() == 0:
+                stack.enter_context(alone_in(folder))
+        yield

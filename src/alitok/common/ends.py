@@ -55,10 +55,13 @@ def drop_output() -> None:
 def alone_in(folder: str | Path) -> Iterator[None]:
     """Keeps other commands out of a folder until the block or the process ends, however it ends.
 
+    Makes the folder if it is not there, and removes it again if the block leaves it empty.
+
     Raises:
         BadInput: another command works in the folder, or the folder cannot be made.
     """
     folder = Path(folder)
+    fresh = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -76,4 +79,6 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if fresh and folder.is_dir() and not any(folder.iterdir()):  # the block was refused
+            folder.rmdir()
         os.close(descriptor)

@@ -21,7 +21,12 @@ from alitok.common.files import atomic_file, write_json
 SIDECAR = "samples.json"
 # What an output that is called so cannot be: a folder.
 FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
-NOT_DECIDING = ("name", "class_names", "drawn_with")  # settings that may differ where the images are the same set's
+NOT_DECIDING = (
+    "name",
+    "class_names",
+    "drawn_with",
+    "alitok",
+)  # settings that may differ where the images are the same set's
 
 
 class SampleSet:
@@ -73,8 +78,9 @@ class SampleSet:
             raise BadInput(
                 f"{self.partial} holds {drawn:,} images of other settings ({other}); remove it, or name another --out."
             )
-        if other:
-            shutil.rmtree(self.partial, ignore_errors=True)
+        if other and self.partial.is_dir():
+            for path in self.partial.iterdir():  # the folder itself stays: it is what keeps other commands out
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         before = [] if other or held is None else held.get("drawn_with", [])
         kinds = [*before, *([drawn_with] if drawn_with is not None and drawn_with not in before else [])]
         if other or kinds != before:
