@@ -20,6 +20,7 @@ from alitok.common.random import Step
 from alitok.config import load_yaml
 from alitok.data.pairs import PairedDataModule
 from alitok.sampling.generate import generate
+from alitok.training.base import MicroBatch
 
 ORDERS = [pair for first, second in combinations(IDEAS, 2) for pair in ((first, second), (second, first))]
 IMAGES = 4
@@ -147,6 +148,25 @@ def softcfg(pair: Pair, folder: Path) -> bool:
     return generator.card["schedule"] == "softcfg" and not torch.equal(*drawn)
 
 
+def term(name: str) -> Callable[[Pair, Path], bool]:
+    """The loss term has a value for what the model makes in training, and moves the decoder."""
+
+    def acts(pair: Pair, folder: Path) -> bool:
+        kind = pair.module.terms[name]
+        kind.setup("cpu")
+        step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
+        part = MicroBatch({"image": pair.images}, 1.0, step, True)
+        if pair.paired:
+            part.batch["tokens"] = pair.ids
+        pair.model.zero_grad()
+        outputs = pair.module.train()._outputs(part, pair.module.schedule.at(0))
+        for _, one in outputs.get("decodings") or [(1.0, outputs)]:
+            kind(part.batch, one, step).backward(retain_graph=True)
+        return any(bool(p.grad.any()) for p in pair.model.decoder.parameters() if p.grad is not None)
+
+    return acts
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
     "lfq": quantizer("LookupFreeQuantizer", 4096),
@@ -155,6 +175,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "tail-drop": bottleneck("TailDrop"),
     "perturbation": bottleneck("LatentPerturbation"),
     "titok": titok,
+    "gram": term("gram"),
     "post-training": post_training,
     "fsq-generator": codes(4375),
     "lfq-generator": codes(4096),
