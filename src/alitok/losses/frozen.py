@@ -158,7 +158,7 @@ def _random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
     state = module.state_dict()
     for key, value in module.named_parameters():
         if value.ndim == 1:
-            state[key] = torch.full(value.shape, float(key.endswith("weight")))
+            state[key] = torch.full(value.shape, float(key.endswith(("weight", "gamma"))))
         else:
             noise = torch.randn(value.shape, generator=stream("frozen network", seed, key))
             state[key] = noise * math.sqrt(2 / math.prod(value.shape[1:]))
