@@ -167,6 +167,15 @@ def term(name: str) -> Callable[[Pair, Path], bool]:
     return acts
 
 
+def noise_decoder(pair: Pair, folder: Path) -> bool:
+    """Once the noise has weights, another seed makes another image of the same latents."""
+    decoder = pair.model.decoder
+    torch.nn.init.normal_(decoder.embed.noise_weight)
+    latents = torch.zeros(1, *pair.model.quantizer.lookup(pair.ids).shape[1:])
+    with torch.no_grad():
+        return not torch.equal(decoder.decode(latents, 0), decoder.decode(latents, 1))
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
     "lfq": quantizer("LookupFreeQuantizer", 4096),
@@ -176,6 +185,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "perturbation": bottleneck("LatentPerturbation"),
     "titok": titok,
     "gram": term("gram"),
+    "semantic": term("semantic"),
     "post-training": post_training,
     "fsq-generator": codes(4375),
     "lfq-generator": codes(4096),
