@@ -41,15 +41,16 @@ def rivals(first: Path, second: Path) -> bool:
 
 
 def stack_of(first: Path, second: Path) -> tuple[Path, ...] | None:
-    """The two ideas, and what goes between, over the first base of demo/ that they share."""
+    """The two ideas, and what goes between, over the first base of demo/ that they share, if no two are rivals."""
     for one in stacks(first):
         for two in stacks(second):
             if one[0] == two[0] and one[0].parent.name == "demo":
-                return tuple(dict.fromkeys([*one, *two]))
+                base, *overlays = dict.fromkeys([*one, *two])
+                return None if any(rivals(*pair) for pair in combinations(overlays, 2)) else (base, *overlays)
     return None
 
 
-COMPOSED = [pair for pair in ORDERS if stack_of(*pair) is not None and not rivals(*pair)]
+COMPOSED = [pair for pair in ORDERS if stack_of(*pair) is not None]
 REFUSED = {
     ("perturbation", "wetok"): "this quantizer's tokens have sub-codes: leave the perturbation",
 }
@@ -185,6 +186,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "perturbation": bottleneck("LatentPerturbation"),
     "titok": titok,
     "gram": term("gram"),
+    "noise-decoder": noise_decoder,
     "semantic": term("semantic"),
     "post-training": post_training,
     "fsq-generator": codes(4375),
