@@ -1,11 +1,14 @@
 """WeTok's noise-in decoder: where it begins, what its noise depends on, and its steps on two processes."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import two_processes
 from safetensors.torch import load_file
 from tiny import module_of, tiny, train
@@ -13,8 +16,14 @@ from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer, save_artifact
 from alitok.callbacks.curves import read_curves
+from alitok.cli import main
 from alitok.commands.lightning import run
+from alitok.common.build import build
 from alitok.common.random import Step
+from alitok.data import shapes
+from alitok.data.sources import open_source
+from alitok.data.token_cache import TokenCache
+from alitok.evaluation.classifier import Classifier
 from alitok.ideas.noise_decoder import NoiseDecoder
 
 NOISE = ["--model.tokenizer.decoder.class_path", "alitok.ideas.noise_decoder.NoiseDecoder"]
@@ -114,6 +123,45 @@ def test_the_decoder_alone_trains_with_the_gan(tmp_path: Path) -> None:
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".")[0] for name in moved} == {"decoder"}
     assert after["decoder.embed.noise_weight"].any()
+
+
+@pytest.fixture
+def noisy(golden: Any, small_tokenizer_block: Any, tmp_path: Path) -> Path:
+    """An artifact whose noise has weights, with the encoder and the codes of `artifacts`."""
+    block = small_tokenizer_block(2)
+    block["init_args"]["decoder"]["class_path"] = "alitok.ideas.noise_decoder.NoiseDecoder"
+    save_artifact(tmp_path / "tokenizer", block, golden.randomise(build(block)), {"kind": "tokenizer"})
+    return tmp_path / "tokenizer"
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "pairs", "reconstruct"])
+def test_no_verb_draws_by_its_batches(
+    verb: str, noisy: Path, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "SHAPES", {name: shapes.SHAPES[name] for name in ("circle", "square", "star")})
+    classifier, drawn = tmp_path / "classifier", []
+    Classifier(3, width=4).save(classifier)
+    for batch in (2, 5):
+        out = tmp_path / str(batch)
+        words = [verb, "--tokenizer", str(noisy)]
+        if verb == "evaluate":
+            words += ["--reconstruction", "--data", "shapes", "--count", "5", "--batch", str(batch)]
+            main([*words, "--extractor", str(classifier), "--json", str(out)])
+            drawn.append(torch.tensor([json.loads(out.read_text())[name] for name in ("psnr", "ssim", "rfid")]))
+        elif verb == "pairs":
+            words += ["--generator", str(artifacts / "generator"), "--data", "shapes", "--count", "5"]
+            main([*words, "--batch", str(batch), "--out", str(out)])
+            cache = TokenCache(out)
+            drawn.append(cache.gather(torch.arange(5), torch.ones(5, dtype=torch.int64)))
+        else:
+            monkeypatch.setattr("alitok.commands.reconstruct.BATCH", batch)
+            source = open_source("shapes", "val", size=32, count=5)
+            for index in range(5):
+                source[index][0].save(tmp_path / f"p{index}.png")
+            main([*words, *(str(tmp_path / f"p{index}.png") for index in range(5)), "--out", str(out)])
+            pictures = [np.asarray(Image.open(out / f"p{index}.png"), dtype=np.float32) for index in range(5)]
+            drawn.append(torch.from_numpy(np.stack(pictures)))
+    torch.testing.assert_close(*drawn, rtol=1e-4, atol=1 if verb == "reconstruct" else 1e-3)
 
 
 def configuration(folder: Path, strategy: str, parent: Path) -> dict[str, Any]:
