@@ -72,6 +72,11 @@ def reduce(value: Any) -> Any:
     return [reduce(item) for item in value] if isinstance(value, list) else value
 
 
+def needs_file(loss: dict[str, Any]) -> bool:
+    stands_in = str(loss.get("init_args", {}).get("weights")).startswith("random:")
+    return issubclass(import_class(loss["class_path"]), Perceptual) and not stands_in
+
+
 def reduced(files: tuple[Path, ...], folder: Path) -> dict[str, Any]:
     """The composed configuration with small models, three steps, few shapes, and no callback but those that keep."""
     config = compose_run(files, ["--define.run", str(folder)])
@@ -81,10 +86,8 @@ def reduced(files: tuple[Path, ...], folder: Path) -> dict[str, Any]:
             arguments[part] = reduce(arguments[part])
     arguments["warmup_steps"] = 0
     phases = arguments["phases"]
-    for name in [
-        n for n, b in arguments.get("losses", {}).items() if issubclass(import_class(b["class_path"]), Perceptual)
-    ]:
-        del arguments["losses"][name]  # needs a weight file
+    for name in [n for n, block in arguments.get("losses", {}).items() if needs_file(block)]:
+        del arguments["losses"][name]
         for phase in phases.values():
             phase.get("weights", {}).pop(name, None)
     for number, phase in enumerate(phases.values(), 1):

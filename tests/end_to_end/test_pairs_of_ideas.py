@@ -20,6 +20,7 @@ from alitok.common.random import Step
 from alitok.config import load_yaml
 from alitok.data.pairs import PairedDataModule
 from alitok.sampling.generate import generate
+from alitok.training.base import MicroBatch
 
 ORDERS = [pair for first, second in combinations(IDEAS, 2) for pair in ((first, second), (second, first))]
 IMAGES = 4
@@ -40,15 +41,16 @@ def rivals(first: Path, second: Path) -> bool:
 
 
 def stack_of(first: Path, second: Path) -> tuple[Path, ...] | None:
-    """The two ideas, and what goes between, over the first base of demo/ that they share."""
+    """The two ideas, and what goes between, over the first base of demo/ that they share, if no two are rivals."""
     for one in stacks(first):
         for two in stacks(second):
             if one[0] == two[0] and one[0].parent.name == "demo":
-                return tuple(dict.fromkeys([*one, *two]))
+                base, *overlays = dict.fromkeys([*one, *two])
+                return None if any(rivals(*pair) for pair in combinations(overlays, 2)) else (base, *overlays)
     return None
 
 
-COMPOSED = [pair for pair in ORDERS if stack_of(*pair) is not None and not rivals(*pair)]
+COMPOSED = [pair for pair in ORDERS if stack_of(*pair) is not None]
 REFUSED = {
     ("perturbation", "wetok"): "this quantizer's tokens have sub-codes: leave the perturbation",
 }
@@ -147,6 +149,34 @@ def softcfg(pair: Pair, folder: Path) -> bool:
     return generator.card["schedule"] == "softcfg" and not torch.equal(*drawn)
 
 
+def term(name: str) -> Callable[[Pair, Path], bool]:
+    """The loss term has a value for what the model makes in training, and moves the decoder."""
+
+    def acts(pair: Pair, folder: Path) -> bool:
+        kind = pair.module.terms[name]
+        kind.setup("cpu")
+        step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
+        part = MicroBatch({"image": pair.images}, 1.0, step, True)
+        if pair.paired:
+            part.batch["tokens"] = pair.ids
+        pair.model.zero_grad()
+        outputs = pair.module.train()._outputs(part, pair.module.schedule.at(0))
+        for _, one in outputs.get("decodings") or [(1.0, outputs)]:
+            kind(part.batch, one, step).backward(retain_graph=True)
+        return any(bool(p.grad.any()) for p in pair.model.decoder.parameters() if p.grad is not None)
+
+    return acts
+
+
+def noise_decoder(pair: Pair, folder: Path) -> bool:
+    """Once the noise has weights, another seed makes another image of the same latents."""
+    decoder = pair.model.decoder
+    torch.nn.init.normal_(decoder.embed.noise_weight)
+    latents = torch.zeros(1, *pair.model.quantizer.lookup(pair.ids).shape[1:])
+    with torch.no_grad():
+        return not torch.equal(decoder.decode(latents, 0), decoder.decode(latents, 1))
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
     "lfq": quantizer("LookupFreeQuantizer", 4096),
@@ -155,6 +185,9 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "tail-drop": bottleneck("TailDrop"),
     "perturbation": bottleneck("LatentPerturbation"),
     "titok": titok,
+    "gram": term("gram"),
+    "noise-decoder": noise_decoder,
+    "semantic": term("semantic"),
     "post-training": post_training,
     "fsq-generator": codes(4375),
     "lfq-generator": codes(4096),

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny, token_cache
 
 from alitok.commands.lightning import run
-from alitok.training.base import TrainingModule
+from alitok.training.base import TrainingModule, tapped
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null"]
@@ -59,3 +59,28 @@ def test_random_anchors_and_bottlenecks_need_no_announcement(tmp_path: Path, cap
     run("fit", tiny("tokenizer-stage1", tmp_path, *words, "--trainer.max_steps", "2"))
     run("fit", tiny("tokenizer-stage1", tmp_path, *words, "--data.micro_batch", "4"))
     assert "micro-batches" not in caplog.text
+
+
+class Model(torch.nn.Module):
+    """Encodes once, and decodes as often as is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Identity(), torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor, times: int) -> dict[str, Any]:
+        latents = self.encoder(x)
+        images = [{"image": self.decoder(latents + turn)} for turn in range(max(1, times))]
+        return {**images[0], "decodings": [(1.0, one) for one in images]} if times else images[0]
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_each_decoding_gets_what_was_tapped_in_it(times: int) -> None:
+    model = Model()
+    with tapped(model, ["encoder", "decoder"]) as seen:
+        outputs = seen.join(model(torch.zeros(()), times))
+    assert outputs["decoder"] is outputs["image"]
+    for turn, (_, one) in enumerate(outputs.get("decodings", [])):
+        assert one["decoder"] is one["image"]
+        assert (float(one["decoder"]), float(one["encoder"])) == (turn, 0)
+    assert not model.decoder._forward_hooks

@@ -152,7 +152,8 @@ def make(
                 found = [label for _, label in read]
                 true = tokenizer.encode(pictures.to(device).float() / 255)[:, : generator.num_tokens]
                 drawn = sampler.draw(true, torch.tensor(found), chosen, settings["temperature"], settings["seed"])
-                again = tokenizer.encode(to_uint8(tokenizer.decode(drawn)).float() / 255)[:, : generator.num_tokens]
+                decoded = to_uint8(tokenizer.decode(drawn, settings["seed"], chosen))
+                again = tokenizer.encode(decoded.float() / 255)[:, : generator.num_tokens]
                 labels += found
                 ids += list(torch.stack([drawn, again], dim=1).cpu().numpy())
                 advance(len(chosen))

@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
         images = torch.stack(batch).to(device) / 255
         with torch.inference_mode():
             ids = tokenizer.encode(images)
-            outputs = [tokenizer.decode(ids[:, :count]).clamp(0, 1) for count in counts]
+            places = range(start, start + len(batch))
+            outputs = [tokenizer.decode(ids[:, :count], indices=places).clamp(0, 1) for count in counts]
         values += torch.stack([psnr(output, images) for output in outputs], dim=1).tolist()
         pictures = to_uint8(outputs[-1], "round").cpu()
         if len(counts) > 1 and len(rows) < ROWS:

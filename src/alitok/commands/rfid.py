@@ -54,7 +54,7 @@ def perturb(
     ends = []
     for setting in metric.settings:
         swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
-        images = to_uint8(tokenizer.decode(swapped), quantisation)
+        images = to_uint8(tokenizer.decode(swapped, indices=index.tolist()), quantisation)
         metric.update(setting, images)
         if setting in (metric.settings[0], metric.settings[-1]):
             ends.append(images)
@@ -98,7 +98,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
             originals = pixels.to(device).float() / 255
             latents = tokenizer.encode_latents(originals)
             ids = tokenizer.ids_of(latents)
-            decoded = tokenizer.decode(ids)
+            decoded = tokenizer.decode(ids, indices=index.tolist())
             metrics.update(originals, decoded)
             codebook.update(ids)
             ends = [] if perturbed is None else perturb(perturbed, tokenizer, latents, index, quantisation)

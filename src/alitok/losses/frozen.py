@@ -1,5 +1,6 @@
 """Frozen networks that losses look through: published weights from a file or, where named, random ones."""
 
+import logging
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from alitok.common.errors import BadInput
 from alitok.common.files import find_weights, hub_checkpoints
 from alitok.common.random import stream
 
+log = logging.getLogger("alitok")
 RANDOM = "random:"
 _loaded: WeakValueDictionary[tuple[str, str, str], nn.Module] = WeakValueDictionary()
 _built: dict[tuple[str, str | None], nn.Module] | None = None
@@ -101,6 +103,7 @@ def load(network: Network, given: str | None, device: torch.device | str) -> nn.
     if module is None:
         module = _unfilled(network)
         if where.startswith(RANDOM):
+            log.warning("%s has random weights (%s), which stand in for the published ones.", network.name, where)
             state = _random_state(module, int(where.removeprefix(RANDOM)))
         else:
             state = read_state(where, module.state_dict(), network.name, network.unused)
@@ -155,7 +158,7 @@ def _random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
     state = module.state_dict()
     for key, value in module.named_parameters():
         if value.ndim == 1:
-            state[key] = torch.full(value.shape, float(key.endswith("weight")))
+            state[key] = torch.full(value.shape, float(key.endswith(("weight", "gamma"))))
         else:
             noise = torch.randn(value.shape, generator=stream("frozen network", seed, key))
             state[key] = noise * math.sqrt(2 / math.prod(value.shape[1:]))

@@ -94,7 +94,10 @@ class Decoder(seams.Decoder):
         for block in self.blocks:
             x = block(x)
         x = self.norm_out(x[:, self.buffer_tokens.shape[0] :])
-        outputs = {"image": self.image_head(x[:, -self.image_tokens :], self.rows)}
+        outputs = {"image": self.image_head(self.at_image(x), self.rows)}
         if self.prefix_head is not None:
             outputs["prefix"] = self.prefix_head(x[:, : self.num_prefix], 1)
         return outputs
+
+    def at_image(self, hidden: Tensor) -> Tensor:
+        return hidden[:, -self.image_tokens :]

@@ -176,6 +176,10 @@ class Decoder(Part):
         image: Tensor = self(latents)["image"]
         return image
 
+    def at_image(self, hidden: Tensor) -> Tensor:
+        """What a block inside puts out (B, length, width) -> that of the patches (B, H * W, width), row by row."""
+        raise NotImplementedError(f"{type(self).__name__} does not define which places of its blocks are patches.")
+
 
 class Head:
     """How a generator's hidden state becomes a token; mixed into the module at `Generator.output`.

@@ -71,4 +71,7 @@ class TiTokDecoder(seams.Decoder):
         x = self.norm_in(torch.cat([masks, x], dim=1))
         for block in self.blocks:
             x = block(x)
-        return {"image": self.image_head(self.norm_out(x[:, : self.image_tokens]), self.rows)}
+        return {"image": self.image_head(self.norm_out(self.at_image(x)), self.rows)}
+
+    def at_image(self, hidden: Tensor) -> Tensor:
+        return hidden[:, : self.image_tokens]

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.models.seams import Bottleneck, Decoder, Encoder, Part, Quantized, Quantizer
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Part):
     """Images <-> token ids, of parts that are each chosen by `class_path` (see `alitok.models.seams`).
 
     Args:
@@ -26,6 +26,7 @@ class Tokenizer(nn.Module):
         ValueError: the decoder takes another number of latents than the encoder gives.
     """
 
+    entries = ("decode",)  # validation calls it if the decoder is generative
     # nn.Module's attributes are typed as modules
     encoder: Encoder
     quantizer: Quantizer

@@ -158,8 +158,8 @@ class TrainingModule(L.LightningModule):
         for name, parameter in self.heads.named_parameters():
             yield f"heads.{name}", parameter
 
-    def tapped(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Within it, the outputs that the terms' taps name, by path."""
+    def tapped(self) -> AbstractContextManager["Taps"]:
+        """Within it, the outputs that the terms' taps name."""
         return tapped(self.model, {path for term in self.terms.values() for path in term.taps})
 
     def add_terms(self, part: "MicroBatch", outputs: Mapping[str, Any], moment: Moment) -> Tensor:
@@ -401,21 +401,32 @@ class TrainingModule(L.LightningModule):
                 )
 
 
+class Taps(dict[str, list[Tensor]]):
+    """What modules put out, by path: one tensor for each time that they ran."""
+
+    def join(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """The outputs, with those of the modules; each decoding gets what was put out for it."""
+        for number, (_, one) in enumerate([(1.0, outputs), *outputs.get("decodings", [])]):
+            turn = max(0, number - 1)  # the first decoding's outputs are the whole's, too
+            one.update({path: seen[min(turn, len(seen) - 1)] for path, seen in self.items() if seen})
+        return outputs
+
+
 @contextmanager
-def tapped(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Within it, what the modules at these paths put out, by path.
+def tapped(model: nn.Module, paths: Iterable[str]) -> Iterator[Taps]:
+    """Within it, what the modules at these paths put out.
 
     Raises:
         BadInput: the model has no such module.
     """
-    seen: dict[str, Tensor] = {}
+    seen = Taps((path, []) for path in paths)
     handles = []
-    for path in paths:
+    for path, values in seen.items():
         try:
             module = model.get_submodule(path)
         except AttributeError as error:
             raise BadInput(f"A loss term reads {path}, which {type(model).__name__} does not have.") from error
-        handles.append(module.register_forward_hook(lambda _, __, output, path=path: seen.update({path: output})))
+        handles.append(module.register_forward_hook(lambda _, __, output, values=values: values.append(output)))
     try:
         yield seen
     finally:

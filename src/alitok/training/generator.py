@@ -211,7 +211,7 @@ class GeneratorTraining(TrainingModule):
             nats = outputs["nats"]
             if ordering is not None and ordering.weights is not None:
                 nats = nats * send(ordering.weights, nats.device)
-            loss = nats.mean() + self.add_terms(part, {**outputs, **seen}, moment)
+            loss = nats.mean() + self.add_terms(part, seen.join(outputs), moment)
             self.note("loss", loss, part.share)
             self.backward_part(loss, part)
         self.finish_gradients(self.generator.parameters(), averaged=isinstance(self.trainer.strategy, DDPStrategy))

@@ -214,7 +214,7 @@ class TokenizerTraining(TrainingModule):
         quantize, ids = moment.phase.quantize, part.batch.get("tokens")
         with self.tapped() as seen:
             outputs: dict[str, Any] = self.tokenizer(part.batch["image"], quantize, ids, part.step)
-        return {**outputs, **seen}
+        return seen.join(outputs)
 
     def _tokenizer_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
         outputs = self._outputs(part, moment)
@@ -251,7 +251,7 @@ class TokenizerTraining(TrainingModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
         with self.tapped() as seen:
             outputs = self.tokenizer(batch["image"])
-        outputs |= seen
+        seen.join(outputs)
         for name, term in self.terms.items():
             self.note_validation(name, term(batch, outputs), len(batch["image"]))
         return reconstructed(self.tokenizer, batch, outputs)

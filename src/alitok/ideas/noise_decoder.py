@@ -1,0 +1,63 @@
+"""WeTok's generative decoder: it gets noise beside the latents, and so can draw what they leave open."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alitok.common.devices import send
+from alitok.common.random import Step, stream
+from alitok.models.decoder import Decoder
+
+
+class NoisyEmbed(nn.Module):
+    """A linear layer of latents and noise; it begins as the layer of the latents that it replaces.
+
+    Args:
+        linear: that layer. Its parameters keep their names.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.noise_weight = nn.Parameter(torch.zeros_like(linear.weight))
+
+    def forward(self, both: Tensor) -> Tensor:
+        """(B, k, 2 D), latents and noise -> (B, k, width)."""
+        latents, noise = both.chunk(2, -1)
+        return F.linear(latents, self.weight, self.bias) + F.linear(noise, self.noise_weight)
+
+
+class NoiseDecoder(Decoder):
+    """`Decoder` whose input is [z ; n] with n ~ N(0, 1) of z's shape (WeTok, arXiv 2508.05599).
+
+    The weights of n begin at zero, so that it begins as the decoder that it starts from, to the bit. With an
+    adversarial loss it learns to make of the noise what z leaves open. In a step the noise depends on the run's seed,
+    the step and the image's place in the global batch; in `decode` on the seed and the image's index.
+
+    Args: as `Decoder`.
+    """
+
+    generative = True
+    embed: Any  # the paper convolves [z ; n], which is two linear layers that are added
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.embed = NoisyEmbed(self.embed)
+
+    def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
+        """As `Decoder`. Without a step the noise is that of `decode` for images 0..B-1 of seed 0."""
+        if step is None:
+            return self._with(latents, (stream(0, "noise", index) for index in range(len(latents))))
+        return self._with(latents, (step.stream("noise", place) for place in step.places))
+
+    def decode(self, latents: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
+        indices = range(len(latents)) if indices is None else indices
+        return self._with(latents, (stream(seed, "noise", index) for index in indices))["image"]
+
+    def _with(self, latents: Tensor, generators: Iterable[torch.Generator]) -> dict[str, Tensor]:
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
+        return super().forward(torch.cat([latents, send(noise, latents.device).to(latents.dtype)], dim=-1))

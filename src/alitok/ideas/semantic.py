@@ -1,0 +1,193 @@
+"""GigaTok's semantic regularization: a decoder's early features predict a frozen encoder's (arXiv 2504.08736)."""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.evaluation.classifier import Classifier
+from alitok.losses.frozen import VGG16, Network, load, locate
+from alitok.losses.perceptual import IMAGENET_MEAN, IMAGENET_STD
+from alitok.losses.term import Batch, LossTerm, Outputs
+from alitok.models import seams
+from alitok.networks import dino
+
+
+class Teacher:
+    """A frozen network whose feature map the decoder learns to predict. Its images have ImageNet's mean and deviation.
+
+    Attributes:
+        channels: of the map.
+        stride: pixels of an image for each place of the map, along a side.
+    """
+
+    channels: int
+    stride: int
+    MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
+
+    def check(self) -> None:
+        """Raises BadInput if the file that `setup` will read is missing; reads none."""
+        raise NotImplementedError
+
+    def network(self, device: torch.device | str) -> nn.Module:
+        """The network, frozen, on the device: (B, 3, H, W) -> (B, channels, H / stride, W / stride)."""
+        raise NotImplementedError
+
+    def setup(self, device: torch.device | str) -> None:
+        """Loads the network."""
+        self._network = self.network(device)
+        self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (self.MEAN, self.STD))
+
+    @torch.no_grad()
+    def features(self, images: Tensor, rows: int) -> Tensor:
+        """(B, 3, H, W), RGB in [0, 1] -> (B, rows * rows, channels), after a bicubic resize that gives so many rows."""
+        size = (self.stride * rows, self.stride * rows)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+        maps: Tensor = self._network((images - self._mean) / self._std)
+        return maps.flatten(2).mT
+
+
+class DINOv2B(Network):
+    @property
+    def origin(self) -> str:
+        return f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/{self.file}"
+
+
+DINO = DINOv2B("DINOv2-B", "dinov2_vitb14_pretrain.pth", dino.DINOv2)
+
+
+class DINOv2(Teacher):
+    """The paper's: patch features of DINOv2-B/14 after its last norm.
+
+    Args:
+        weights: None (torch.hub's folder of checkpoints), a file, a folder that holds it, or 'random:SEED'.
+    """
+
+    channels, stride = 768, 14
+
+    def __init__(self, weights: str | None = None) -> None:
+        self.weights = weights
+
+    def check(self) -> None:
+        locate(DINO, self.weights)
+
+    def network(self, device: torch.device | str) -> nn.Module:
+        return load(DINO, self.weights, device)
+
+
+class VGG16Map(Teacher):
+    """VGG16's features after relu4_3; with random weights, a map of what is seen without any training.
+
+    Args:
+        weights: as `DINOv2`'s.
+    """
+
+    channels, stride = 512, 8
+
+    def __init__(self, weights: str | None = None) -> None:
+        self.weights = weights
+
+    def check(self) -> None:
+        locate(VGG16, self.weights)
+
+    def network(self, device: torch.device | str) -> nn.Module:
+        layers = load(VGG16, self.weights, device).get_submodule("features")
+        assert isinstance(layers, nn.Sequential)
+        return layers[:23]
+
+
+class ClassifierMap(Teacher):
+    """The last map of a classifier of `alitok train-classifier`. It was trained on labels, so it leaks the class.
+
+    Args:
+        folder: of the classifier.
+        width: of the classifier.
+    """
+
+    stride = 8
+    MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+    def __init__(self, folder: str, width: int = 24) -> None:
+        self.folder = folder
+        self.channels = 4 * width
+
+    def check(self) -> None:
+        if not (Path(self.folder) / "model.safetensors").is_file():
+            raise BadInput(f"{self.folder} holds no classifier: make one with `alitok train-classifier`.")
+
+    def network(self, device: torch.device | str) -> nn.Module:
+        classifier = Classifier.load(self.folder)
+        if classifier.num_features != self.channels:
+            raise BadInput(
+                f"ClassifierMap: the classifier of {self.folder} has width {classifier.width},"
+                f" not {self.channels // 4}; give its width."
+            )
+        return classifier.body.requires_grad_(False).to(device)
+
+
+class Semantic(LossTerm):
+    """-cos(MLP(h), f), the mean over images and patches: h of a decoder block, f the teacher's features.
+
+    The MLP is Linear(w, 4 w), SiLU, Linear(4 w, 4 w), SiLU, Linear(4 w, channels); it trains beside the tokenizer and
+    is no part of the artifact. The teacher's map is as fine as the grid of patches.
+
+    Args:
+        teacher: a `Teacher`.
+        block: which block of the decoder is read, from 1; None for depth / 8, rounded up, which is the paper's third
+            of ViT-L's 24.
+        weight: of the term in phases that name none.
+
+    Raises:
+        BadInput: `teacher` is no Teacher, or (once attached) the decoder has no such block.
+    """
+
+    def __init__(self, teacher: Teacher, block: int | None = None, weight: float = 0.5) -> None:
+        if not isinstance(teacher, Teacher):
+            raise BadInput(f"Semantic: teacher must be a {__name__}.Teacher, not a {type(teacher).__name__}.")
+        self.teacher = teacher
+        self.block = block
+        self.weight = weight
+
+    def attach(self, model: nn.Module) -> None:
+        decoder = getattr(model, "decoder", None)
+        blocks = getattr(decoder, "blocks", None)
+        known = isinstance(decoder, seams.Decoder) and type(decoder).at_image is not seams.Decoder.at_image
+        if decoder is None or not known or blocks is None:
+            raise BadInput(
+                f"Semantic reads a block of a tokenizer's decoder, and {type(decoder or model).__name__} has no"
+                " `blocks`, or no `at_image` that finds the patches in them."
+            )
+        block = math.ceil(len(blocks) / 8) if self.block is None else self.block
+        if not 1 <= block <= len(blocks):
+            raise BadInput(f"Semantic: the decoder has blocks 1 to {len(blocks)}, not {block}.")
+        self.taps = (f"decoder.blocks.{block - 1}",)
+        self._decoder = decoder
+        width = blocks[0].norm1.normalized_shape[0]
+        self.head = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.SiLU(),
+            nn.Linear(4 * width, 4 * width),
+            nn.SiLU(),
+            nn.Linear(4 * width, self.teacher.channels),
+        )
+
+    def check(self) -> None:
+        self.teacher.check()
+
+    def setup(self, device: torch.device | str) -> None:
+        self.teacher.setup(device)
+
+    def similarity(self, batch: Batch, outputs: Outputs) -> Tensor:
+        """(B, H * W): the cosine at each patch."""
+        assert self.head is not None
+        hidden = self._decoder.at_image(outputs[self.taps[0]]).float()
+        features = self.teacher.features(batch["image"].float(), math.isqrt(hidden.shape[1]))
+        return F.cosine_similarity(self.head(hidden), features, dim=-1)
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        return -self.similarity(batch, outputs).mean()
