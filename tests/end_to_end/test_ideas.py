@@ -108,6 +108,10 @@ def prepare(config: dict[str, Any]) -> None:
     if begin is not None:
         torch.manual_seed(1)
         save_artifact(begin, arguments["tokenizer"], build(arguments["tokenizer"]), {"kind": "tokenizer"})
+    if isinstance(arguments.get("tokenizer"), str):  # a generator's, for terms that read the codebook
+        made = compose_run([EXPERIMENTS / "demo" / "tokenizer-stage2.yaml"])["model"]["init_args"]["tokenizer"]
+        torch.manual_seed(1)
+        save_artifact(arguments["tokenizer"], reduce(made), build(reduce(made)), {"kind": "tokenizer"})
     if data["init_args"].get("cache") is not None:
         model = build(arguments["generator"])
         write_cache(data["init_args"]["cache"], random_ids(model, 24, 2), model.codebook_size)

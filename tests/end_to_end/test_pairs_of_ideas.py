@@ -19,6 +19,7 @@ from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.config import load_yaml
 from alitok.data.pairs import PairedDataModule
+from alitok.models.seams import Quantizer
 from alitok.sampling.generate import generate
 
 ORDERS = [pair for first, second in combinations(IDEAS, 2) for pair in ((first, second), (second, first))]
@@ -147,6 +148,33 @@ def softcfg(pair: Pair, folder: Path) -> bool:
     return generator.card["schedule"] == "softcfg" and not torch.equal(*drawn)
 
 
+class Codes(Quantizer):
+    """Vectors of 16 channels for the codes of any quantizer."""
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        vectors = torch.sin(ids[..., None] * torch.arange(1, 17.0))
+        return vectors if ids.ndim == 2 else vectors.mean(-2)
+
+
+def random_ids(pair: Pair) -> Tensor:
+    shape = (IMAGES, *pair.model.id_shape)
+    return torch.randint(pair.model.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+
+
+def rear(pair: Pair, folder: Path) -> bool:
+    """The context is noisy, and both networks learn from the vectors of the codes."""
+    ids, step = random_ids(pair), Step(0, 0, 10, IMAGES, range(IMAGES))
+    noisy = pair.module.corruptions[0](ids, pair.model.codebook_size, step)
+    terms = [pair.module.terms[name] for name in ("current", "next")]
+    labels = torch.zeros(IMAGES, dtype=torch.int64)
+    with pair.module.tapped() as seen:
+        outputs = pair.model.losses(ids, labels, noisy, None, step)
+    for term in terms:
+        term.use_codebook(Codes())
+    sum(term({"tokens": ids}, {**outputs, **seen}, step) for term in terms).backward()
+    return not torch.equal(ids, noisy) and all(p.grad.any() for term in terms for p in term.head.parameters())
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
     "lfq": quantizer("LookupFreeQuantizer", 4096),
@@ -161,6 +189,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "wetok-generator": sub_codes,
     "latents-generator": shorter,
     "softcfg": softcfg,
+    "rear": rear,
 }
 
 
