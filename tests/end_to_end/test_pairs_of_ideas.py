@@ -175,6 +175,21 @@ def rear(pair: Pair, folder: Path) -> bool:
     return not torch.equal(ids, noisy) and all(p.grad.any() for term in terms for p in term.head.parameters())
 
 
+def random_order(weighted: bool) -> Callable[[Pair, Path], bool]:
+    @torch.no_grad()
+    def acts(pair: Pair, folder: Path) -> bool:
+        ids, model = random_ids(pair), pair.model
+        found = pair.module.order(model.num_tokens, model.num_prefix, Step(0, 0, 10, IMAGES, range(IMAGES)))
+        hidden = []
+        for _ in range(2):  # with and without the vectors of the places that follow
+            hidden.append(model.losses(ids, torch.zeros(IMAGES, dtype=torch.int64), order=found.places)["hidden"])
+            model.next_places.zero_()
+        raster = (found.places == torch.arange(model.num_tokens)).all()
+        return not raster and not torch.equal(*hidden) and (found.weights is not None) == weighted
+
+    return acts
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
     "lfq": quantizer("LookupFreeQuantizer", 4096),
@@ -190,6 +205,8 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "latents-generator": shorter,
     "softcfg": softcfg,
     "rear": rear,
+    "rar": random_order(weighted=False),
+    "ort": random_order(weighted=True),
 }
 
 
