@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import two_processes
 from safetensors.torch import load_file
-from tiny import DEMO, GENERATOR, module_of, tiny, token_cache, train
+from tiny import DEMO, GENERATOR, module_of, tiny, train
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -245,20 +245,18 @@ def test_the_loss_is_weighted_by_step(sub_codes: int, tmp_path: Path, monkeypatc
 def prepare(folder: Path, sub_codes: int) -> None:
     """A tokenizer, and a cache of random tokens that could be its own."""
     block = tiny("tokenizer-stage1", folder)["model"]["init_args"]["tokenizer"]
-    if sub_codes == 1:
-        token_cache(folder)
-    else:
+    if sub_codes > 1:
         kind = {"class_path": "alitok.models.lookup_free.LookupFreeQuantizer"}
         block["init_args"]["quantizer"] = {**kind, "init_args": {"codebook_size": 32, "sub_codes": sub_codes}}
         for part in ("encoder", "decoder"):
             block["init_args"][part]["init_args"]["code_dim"] = 5 * sub_codes
-        ids = np.random.default_rng(0).integers(0, 32, (40, 2, 20, sub_codes))
-        names = Shapes("train").class_names
-        rows = [(image % 10, ids[image]) for image in range(40)]
-        out = folder / "tokens"
-        write_token_cache(out, rows, codebook_size=32, digest="d" * 64, class_names=names, recipe={}, total=40)
     torch.manual_seed(0)
-    save_artifact(folder / "stage2" / "artifact", block, build(block), {"kind": "tokenizer"})
+    digest = save_artifact(folder / "stage2" / "artifact", block, build(block), {"kind": "tokenizer"})["digest"]
+    ids = np.random.default_rng(0).integers(0, 32, (40, 2, 20, *[sub_codes] * (sub_codes > 1)))
+    names = Shapes("train").class_names
+    rows = [(image % 10, ids[image]) for image in range(40)]
+    out = folder / "tokens"
+    write_token_cache(out, rows, codebook_size=32, digest=digest, class_names=names, recipe={}, total=40)
 
 
 def configuration(folder: Path, sub_codes: int, *overrides: str, shared: Path | None = None) -> dict[str, Any]:

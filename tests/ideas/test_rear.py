@@ -187,9 +187,9 @@ def test_refusals(make: Any, words: str) -> None:
 
 
 def test_micro_batches_equal_one_batch_and_the_networks_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token_cache(tmp_path)
     block = tiny("tokenizer-stage1", tmp_path)["model"]["init_args"]["tokenizer"]
-    save_artifact(tmp_path / "stage2" / "artifact", block, build(block), {"kind": "tokenizer"})
+    card = save_artifact(tmp_path / "stage2" / "artifact", block, build(block), {"kind": "tokenizer"})
+    token_cache(tmp_path, digest=card["digest"])
     kept: list[dict[str, Tensor]] = []
     optimize = GeneratorTraining.optimize
 
