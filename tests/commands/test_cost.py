@@ -13,6 +13,7 @@ from tiny import GAN, tiny
 from torch import nn
 
 from alitok.commands.cost import Cost, Layout, cost
+from alitok.commands.describe import chosen
 from alitok.commands.ledger import Ledger
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
@@ -182,6 +183,7 @@ import json, sys, types, warnings
 import lightning as L
 import torch, torchmetrics, torchvision
 from alitok.common.build import import_class
+from alitok.commands.describe import chosen
 from alitok.commands.cost import Layout, cost
 from alitok.config import compose_run
 
@@ -256,3 +258,14 @@ def test_memory_is_that_of_a_real_run(files: list[str], overrides: list[str]) ->
     )
     expected, measured = json.loads(result.stdout.splitlines()[-1])
     assert expected == pytest.approx(measured, rel=0.15)
+
+
+def test_a_term_of_another_artifact_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [ROOT / "demo" / "generator.yaml", ROOT / "ideas" / "rear.yaml"]
+    plain, with_terms = (cost(compose_run(some), Layout("cpu")) for some in (files[:1], files))
+    assert sum(with_terms.flops.values()) == sum(plain.flops.values())
+    heads = 2 * (192 * 2048 + 2048 + 2048 * 16 + 16)  # in memory they are counted
+    assert with_terms.peak.memory["weights"] == plain.peak.memory["weights"] + 4 * heads
+    said = capsys.readouterr().err
+    assert [said.count(f"losses.{name} reads another artifact") for name in ("current", "next")] == [1, 1]
+    assert chosen(compose_run(files)["model"])["bottleneck"] is None

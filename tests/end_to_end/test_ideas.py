@@ -110,9 +110,15 @@ def prepare(config: dict[str, Any]) -> None:
     if begin is not None:
         torch.manual_seed(1)
         save_artifact(begin, arguments["tokenizer"], build(arguments["tokenizer"]), {"kind": "tokenizer"})
+    job = {}
+    if isinstance(arguments.get("tokenizer"), str):  # a generator's, for terms that read the codebook
+        made = compose_run([EXPERIMENTS / "demo" / "tokenizer-stage2.yaml"])["model"]["init_args"]["tokenizer"]
+        torch.manual_seed(1)
+        card = save_artifact(arguments["tokenizer"], reduce(made), build(reduce(made)), {"kind": "tokenizer"})
+        job["digest"] = card["digest"]
     if data["init_args"].get("cache") is not None:
         model = build(arguments["generator"])
-        write_cache(data["init_args"]["cache"], random_ids(model, 24, 2), model.codebook_size)
+        write_cache(data["init_args"]["cache"], random_ids(model, 24, 2), model.codebook_size, **job)
     if issubclass(import_class(data["class_path"]), PairedDataModule):
         model, module = build(arguments["tokenizer"]), PairedDataModule(**data["init_args"])
         source = module._open("train")

@@ -19,6 +19,7 @@ from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.config import load_yaml
 from alitok.data.pairs import PairedDataModule
+from alitok.models.seams import Quantizer
 from alitok.sampling.generate import generate
 from alitok.training.base import MicroBatch
 
@@ -168,6 +169,48 @@ def term(name: str) -> Callable[[Pair, Path], bool]:
     return acts
 
 
+class Codes(Quantizer):
+    """Vectors of 16 channels for the codes of any quantizer."""
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        vectors = torch.sin(ids[..., None] * torch.arange(1, 17.0))
+        return vectors if ids.ndim == 2 else vectors.mean(-2)
+
+
+def random_ids(pair: Pair) -> Tensor:
+    shape = (IMAGES, *pair.model.id_shape)
+    return torch.randint(pair.model.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+
+
+def rear(pair: Pair, folder: Path) -> bool:
+    """The context is noisy, and both networks learn from the vectors of the codes."""
+    ids, step = random_ids(pair), Step(0, 0, 10, IMAGES, range(IMAGES))
+    noisy = pair.module.corruptions[0](ids, pair.model.codebook_size, step)
+    terms = [pair.module.terms[name] for name in ("current", "next")]
+    labels = torch.zeros(IMAGES, dtype=torch.int64)
+    with pair.module.tapped() as seen:
+        outputs = pair.model.losses(ids, labels, noisy, None, step)
+    for term in terms:
+        term.use_codebook(Codes())
+    sum(term({"tokens": ids}, {**outputs, **seen}, step) for term in terms).backward()
+    return not torch.equal(ids, noisy) and all(p.grad.any() for term in terms for p in term.head.parameters())
+
+
+def random_order(weighted: bool) -> Callable[[Pair, Path], bool]:
+    @torch.no_grad()
+    def acts(pair: Pair, folder: Path) -> bool:
+        ids, model = random_ids(pair), pair.model
+        found = pair.module.order(model.num_tokens, model.num_prefix, Step(0, 0, 10, IMAGES, range(IMAGES)))
+        hidden = []
+        for _ in range(2):  # with and without the vectors of the places that follow
+            hidden.append(model.losses(ids, torch.zeros(IMAGES, dtype=torch.int64), order=found.places)["hidden"])
+            model.next_places.zero_()
+        raster = (found.places == torch.arange(model.num_tokens)).all()
+        return not raster and not torch.equal(*hidden) and (found.weights is not None) == weighted
+
+    return acts
+
+
 def noise_decoder(pair: Pair, folder: Path) -> bool:
     """Once the noise has weights, another seed makes another image of the same latents."""
     decoder = pair.model.decoder
@@ -194,6 +237,9 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "wetok-generator": sub_codes,
     "latents-generator": shorter,
     "softcfg": softcfg,
+    "rear": rear,
+    "rar": random_order(weighted=False),
+    "ort": random_order(weighted=True),
 }
 
 

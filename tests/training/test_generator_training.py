@@ -1,5 +1,6 @@
 """Training of the generator on a token cache."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,9 +9,14 @@ import pytest
 import torch
 from tiny import tiny, train
 
+from alitok.artifacts.folder import save_artifact
+from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
 from alitok.data.token_cache import write_token_cache
+from alitok.losses.term import Batch, LossTerm, Outputs
+from alitok.models.seams import Quantizer
 from alitok.training import generator as training
 from alitok.training.generator import GeneratorTraining
 
@@ -130,3 +136,42 @@ def test_dropped_classes_are_sent_to_the_device_without_waiting_for_it(monkeypat
     batch = {"position": torch.arange(8), "label": torch.zeros(8, dtype=torch.int64)}
     assert set(training.GeneratorTraining._drop_classes(module, batch, 0).tolist()) == {0, 3}
     assert sent == [((8,), "cpu")]
+
+
+class Vectors(LossTerm):
+    """A term that reads the codebook."""
+
+    needs_codebook = True
+
+    def use_codebook(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> torch.Tensor:
+        return self.quantizer.lookup(outputs["targets"]).mean()
+
+
+@pytest.mark.parametrize(
+    ("made_by", "codes", "words"),
+    [
+        ("this", 32, None),
+        ("unknown", 32, None),
+        ("unnamed", 32, "losses.vectors reads the codebook: set model.tokenizer"),
+        ("another", 32, "tokens of tokenizer dddddddddddd, but model.tokenizer .* that made the cache"),
+        ("unknown", 16, "has 1 x 16 codes, the generator 1 x 32"),
+    ],
+)
+def test_the_codebook_is_that_of_the_cache(made_by: str, codes: int, words: str | None, tmp_path: Path) -> None:
+    block = tiny("tokenizer-stage1", tmp_path, "--define.codebook_size", str(codes))["model"]["init_args"]["tokenizer"]
+    card = save_artifact(tmp_path / "tokenizer", block, build(block), {"kind": "tokenizer"})
+    digest = {"this": card["digest"], "another": "d" * 64}.get(made_by)
+    ids = np.random.default_rng(0).integers(0, 32, (40, 2, 20))
+    out, names = tmp_path / "tokens", [f"class {i}" for i in range(10)]
+    rows = [(i % 10, ids[i]) for i in range(40)]
+    write_token_cache(out, rows, codebook_size=32, digest=digest, class_names=names, recipe={}, total=40)
+    config = tiny("generator", tmp_path)
+    config["model"]["init_args"] |= {
+        "losses": {"vectors": {"class_path": "test_generator_training.Vectors"}},
+        "tokenizer": None if made_by == "unnamed" else str(tmp_path / "tokenizer"),
+    }
+    with nullcontext() if words is None else pytest.raises(BadInput, match=words):
+        train(config, 1)

@@ -1,6 +1,7 @@
 """What a composed run would cost, found by rehearsing its training step on tensors that hold no numbers."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from alitok.commands.ledger import Answers, Ledger, gpu_kernels
 from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.losses.frozen import without_weights
+from alitok.models.seams import Part
 
 # precision -> dtypes of the weights and of autocast
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -154,6 +156,9 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
         raise BadInput(f"The global batch of {global_batch} does not divide by {layout.devices} devices; change one.")
     share = global_batch // layout.devices
     micro_batch = min(data.get("micro_batch") or share, share)
+    for name, block in ((config["model"].get("init_args") or {}).get("losses") or {}).items():
+        if needs_artifact(import_class(block["class_path"])):
+            print(f"alitok: losses.{name} reads another artifact, so its step is not counted.", file=sys.stderr)
     with _rehearsal(config, precision) as (module, networks):
         model = module.model
         parts = {part: _count(child) for part, child in model.named_children() if _count(child)}
@@ -218,7 +223,10 @@ def _rehearsal(config: Mapping[str, Any], precision: str) -> Iterator[tuple[Any,
             module = import_class(config["model"]["class_path"])(**(config["model"].get("init_args") or {}))
         finally:
             torch.set_default_dtype(default)
-        for term in getattr(module, "terms", {}).values():
+        terms = getattr(module, "terms", {})
+        for name in [name for name, term in terms.items() if needs_artifact(term)]:
+            del terms[name]
+        for term in terms.values():
             term.setup("cpu")
         yield module, {name: network for (name, _), network in networks.items()}
 
@@ -309,12 +317,19 @@ def _claim_state(
     return optimizers
 
 
+def needs_artifact(term: Any) -> bool:
+    """Whether a loss term, or its class, computes with the weights of another artifact, which nothing here reads."""
+    return bool(term.needs_codebook or term.needs_reference)
+
+
 def _name_parts(ledger: Ledger, module: Any) -> None:
     ledger.attribute(module.model, _name_of(module))
     if getattr(module, "discriminator", None) is not None:
         ledger.attribute(module.discriminator, "discriminator")
-    if hasattr(module, "terms"):
-        module.terms = {term: ledger.attributed(f"loss {term}", call) for term, call in module.terms.items()}
+    for entry in module.model.entries if isinstance(module.model, Part) else ():
+        setattr(module.model, entry, ledger.attributed(_name_of(module), getattr(module.model, entry)))
+    for name, term in getattr(module, "terms", {}).items():
+        term.evaluate = ledger.attributed(f"loss {name}", term.evaluate)
 
 
 def _batch(model: Any, images: int, first: int) -> dict[str, Tensor]:

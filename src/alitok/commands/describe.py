@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> None:
 def chosen(model: Mapping[str, Any]) -> dict[str, Any]:
     """The classes that a tokenizer's training names beside its networks: losses by name, and the bottleneck."""
     arguments = model.get("init_args") or {}
-    tokenizer = (arguments.get("tokenizer") or {}).get("init_args") or {}
-    bottleneck = tokenizer.get("bottleneck")
+    tokenizer = arguments.get("tokenizer") or {}  # of a generator's training it is a path
+    bottleneck = None if isinstance(tokenizer, str) else (tokenizer.get("init_args") or {}).get("bottleneck")
     return {
         "losses": {name: _class_name(block) for name, block in (arguments.get("losses") or {}).items()},
         "bottleneck": None if bottleneck is None else _class_name(bottleneck),

@@ -96,7 +96,6 @@ class GeneratorTraining(TrainingModule):
             BadInput: another number of tokens, codes or classes.
         """
         self.setup_terms()
-        self._use_codebook()
         self._load_reference()
         if stage == "fit" and not self.trainer.ckpt_path:
             self.generator.setup(self.trainer.strategy.root_device)
@@ -127,9 +126,13 @@ class GeneratorTraining(TrainingModule):
             )
         if cache.digest is not None:
             self.parents["tokenizer"] = cache.digest
+        self._use_codebook(cache.digest)
 
-    def _use_codebook(self) -> None:
+    def _use_codebook(self, wanted: str | None) -> None:
         """Gives the frozen quantizer to the terms that ask for it.
+
+        Args:
+            wanted: digest of the tokenizer that made the cache, if it is known.
 
         Raises:
             BadInput: no tokenizer is named, or it is not the one whose tokens these are.
@@ -139,7 +142,13 @@ class GeneratorTraining(TrainingModule):
             return
         if self.tokenizer_path is None:
             raise BadInput(f"losses.{asking[0]} reads the codebook: set model.tokenizer to the tokenizer's artifact.")
-        quantizer = load_tokenizer(self.tokenizer_path).quantizer.requires_grad_(False)
+        tokenizer = load_tokenizer(self.tokenizer_path)
+        if wanted not in (None, digest := tokenizer.card["digest"]):
+            raise BadInput(
+                f"The cache has tokens of tokenizer {str(wanted)[:12]}, but model.tokenizer {self.tokenizer_path} is"
+                f" {digest[:12]}; give the tokenizer (of stage 1 or 2) that made the cache."
+            )
+        quantizer = tokenizer.quantizer.requires_grad_(False)
         if quantizer.codebook_size != self.generator.codebook_size or quantizer.sub_codes != self.generator.sub_codes:
             raise BadInput(
                 f"model.tokenizer {self.tokenizer_path} has {quantizer.sub_codes} x {quantizer.codebook_size} codes,"
