@@ -148,6 +148,7 @@ def softcfg(pair: Pair, folder: Path) -> bool:
 
 
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
+    "binary": quantizer("BinaryQuantizer", 4096),
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
     "lfq": quantizer("LookupFreeQuantizer", 4096),
     "wetok": quantizer("LookupFreeQuantizer", 256),
