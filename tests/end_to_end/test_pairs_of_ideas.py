@@ -147,6 +147,10 @@ def softcfg(pair: Pair, folder: Path) -> bool:
     return generator.card["schedule"] == "softcfg" and not torch.equal(*drawn)
 
 
+def masked_bits(pair: Pair, folder: Path) -> bool:
+    return type(pair.model.output).__name__ == "MaskedBitHead" and pair.model.output.rounds == [2, 2, 3, 5]
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "binary": quantizer("BinaryQuantizer", 4096),
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
@@ -162,6 +166,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "wetok-generator": sub_codes,
     "latents-generator": shorter,
     "softcfg": softcfg,
+    "masked-bits": masked_bits,
 }
 
 
