@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from alitok.artifacts.folder import save_artifact
-from alitok.callbacks.metrics import Generation, Reconstruction
+from alitok.callbacks.metrics import Accuracy, Generation, Reconstruction
 from alitok.common.build import build, import_class
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier
@@ -94,6 +94,20 @@ def test_an_average_of_the_weights_is_what_is_measured(parts: Path) -> None:
             self.average_model = pl_module.model  # the same numbers where the average is the trained model itself
 
     assert validate(config, Same(), Reconstruction())["val/psnr"] == pytest.approx(own["val/psnr"], rel=1e-6)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_accuracy_is_left_out_with_a_sentence_if_the_head_has_no_logits(
+    parts: Path, average: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = [Average(), Accuracy()] if average else [Accuracy()]
+    config = generator_config(parts)
+    assert {"val/loss", "val/token_accuracy", "val/token_nats"} <= validate(config, *callbacks).keys()
+    assert "left out" not in capsys.readouterr().out
+    config["model"]["init_args"]["generator"]["class_path"] = "alitok.ideas.masked_bits.MaskedBitGenerator"
+    config["model"]["init_args"]["generator"]["init_args"]["head"] = {"rounds": [5], "width": 16, "depth": 1}
+    assert validate(config, *callbacks).keys() == {"val/loss"}
+    assert capsys.readouterr().out.count("MaskedBitHead has no logits of tokens: token accuracy") == 1
 
 
 def test_what_is_missing_shows_at_the_start(parts: Path) -> None:

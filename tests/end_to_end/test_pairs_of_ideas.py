@@ -220,7 +220,12 @@ def noise_decoder(pair: Pair, folder: Path) -> bool:
         return not torch.equal(decoder.decode(latents, 0), decoder.decode(latents, 1))
 
 
+def masked_bits(pair: Pair, folder: Path) -> bool:
+    return type(pair.model.output).__name__ == "MaskedBitHead" and pair.model.output.rounds == [2, 2, 3, 5]
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
+    "binary": quantizer("BinaryQuantizer", 4096),
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
     "lfq": quantizer("LookupFreeQuantizer", 4096),
     "wetok": quantizer("LookupFreeQuantizer", 256),
@@ -240,6 +245,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "rear": rear,
     "rar": random_order(weighted=False),
     "ort": random_order(weighted=True),
+    "masked-bits": masked_bits,
 }
 
 

@@ -1,7 +1,7 @@
 """Metrics of a run on its validation split: reconstruction, codebook, accuracy, and FID / IS of samples."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -56,7 +56,8 @@ class ValidationMetric(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.update(outputs if self.average is None else self.predict(self.average, batch), batch)
+        if self.running:
+            self.update(outputs if self.average is None else self.predict(self.average, batch), batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for metric in self.running.values():
@@ -102,9 +103,19 @@ class Reconstruction(ValidationMetric):
 
 
 class Accuracy(ValidationMetric):
-    """Teacher-forced top-1 accuracy and nats per token."""
+    """Teacher-forced top-1 accuracy and nats per token, if the generator's head has logits."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        head = cast(Any, pl_module).generator.output
+        if not head.has_logits and trainer.is_global_zero:
+            print(
+                f"{type(head).__name__} has no logits of tokens: token accuracy and token nats are left out.",
+                flush=True,
+            )
 
     def metrics(self, module: Any) -> dict[str, Metric]:
+        if not module.generator.output.has_logits:
+            return {}
         return {"accuracy": TokenAccuracy(module.generator.num_tokens)}
 
     def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:

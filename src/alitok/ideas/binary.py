@@ -1,0 +1,66 @@
+"""Binary codes: a bit for each channel of the latent, by its sign, with no loss and nothing learned."""
+
+import torch
+from torch import Tensor
+
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.models.seams import Quantized, Quantizer
+
+MOST_BITS = 24
+
+
+class BinaryQuantizer(Quantizer):
+    """b = sign(a) in {-1, 1}^D with the gradient of tanh(a): BAR's codes (arXiv 2602.09024) in a symmetric form.
+
+    Bit i of an id, from the least significant, is whether channel i is positive. V = 2^D.
+
+    BAR takes FSQ with 2 levels for each channel. FSQ's shift puts that threshold at a = -3.8, and the slope at a = 0 is
+    0.001: an encoder that starts around 0 gets ones only, and almost no gradient.
+
+    Args:
+        code_dim: D, bits of a token.
+
+    Raises:
+        BadInput: fewer than 1 or more than 24 bits.
+    """
+
+    def __init__(self, code_dim: int) -> None:
+        super().__init__()
+        if not 1 <= code_dim <= MOST_BITS:
+            raise BadInput(
+                f"Binary codes have 1 to {MOST_BITS} channels, a bit for each, not {code_dim}: set code_dim."
+            )
+        self.code_dim = code_dim
+        self.codebook_size = 1 << code_dim
+
+    def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
+        """(B, N, D) -> codes of -1 and 1, ids (B, N); the latents are tanh's.
+
+        Raises:
+            BadInput: the latents have another number of channels.
+        """
+        ids = self.ids(latents)
+        latents = latents.float()
+        # tanh hides an infinite latent; as NaN it reaches the loss
+        bounded = torch.where(latents.isfinite(), latents.tanh(), torch.nan)
+        return Quantized(latents=bounded, quantized=bounded + (self.lookup(ids) - bounded).detach(), ids=ids)
+
+    @torch.no_grad()
+    def ids(self, latents: Tensor) -> Tensor:
+        """(B, N, D) -> ids (B, N).
+
+        Raises:
+            BadInput: the latents have another number of channels.
+        """
+        if latents.shape[-1] != self.code_dim:
+            raise BadInput(
+                f"Binary codes of {self.code_dim} bits take {self.code_dim} channels, the latents have"
+                f" {latents.shape[-1]}; set code_dim to {latents.shape[-1]}."
+            )
+        return ((latents > 0).long() << torch.arange(self.code_dim, device=latents.device)).sum(-1)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """ids (B, N) -> codes (B, N, D) float32 of -1 and 1."""
+        bits = ids[..., None] >> torch.arange(self.code_dim, device=ids.device) & 1
+        return bits.float() * 2 - 1
