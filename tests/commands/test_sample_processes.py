@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from alitok.cli import run
 from alitok.commands import sample_set
-from alitok.common.processes import free_port
+from alitok.studies.processes import free_port
 
 
 def words(artifacts: Path, out: Path, batch: int, count: int = 11) -> list[str]:

@@ -13,11 +13,11 @@ from alitok.cli import run
 from alitok.commands import sample_set
 from alitok.commands.guidance_search import jackknife_error
 from alitok.common.errors import BadInput
-from alitok.common.processes import two_processes
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 from alitok.sampling.images import ImageSampler, sample_images
+from alitok.studies.processes import two_processes
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from alitok.config import compose_run
 from alitok.losses.term import LossTerm
 from alitok.models.generator import Generator
 from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
-from alitok.studies import contract
+from alitok.studies import contract, small
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DEMO = EXPERIMENTS / "demo"
@@ -23,9 +23,9 @@ ELSEWHERE = ("post-training",)
 HERE = [path for path in IDEAS if path.stem not in ELSEWHERE]
 
 
-def stack_of(idea: Path) -> contract.Stack:
+def stack_of(idea: Path) -> small.Stack:
     """The base with the smallest images."""
-    return min(contract.stacks(idea), key=lambda stack: "demo" not in str(stack[0]))
+    return min(small.stacks(idea), key=lambda stack: "demo" not in str(stack[0]))
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def strategies(folder: Path) -> dict[str, list[contract.Finding]]:
     jobs: dict[str, Any] = {}
     for idea in HERE:
         place = folder / f"strategies-{idea.stem}"
-        config = contract.small(compose_run(stack_of(idea), ["--define.run", str(place)]))
+        config = small.small(compose_run(stack_of(idea), ["--define.run", str(place)]))
         if contract.needs_whole_batch(config):
             continue
-        contract.prepare(config)
+        small.prepare(config)
         whole, micro = contract.micro_batch_finding(config)
         assert micro.fault is None, (idea.stem, micro)
         jobs[idea.stem] = (config, whole)
@@ -144,9 +144,9 @@ def test_a_run_that_does_not_resume_is_caught(tmp_path: Path) -> None:
 
 def test_numbers_that_are_equal_on_two_ranks_are_caught(tmp_path: Path) -> None:
     words = ["--model.tokenizer.bottleneck.class_path", "test_contract.DrawsByProcess", "--define.run", str(tmp_path)]
-    config = contract.small(compose_run([DEMO / "tokenizer-stage1.yaml"], words))
+    config = small.small(compose_run([DEMO / "tokenizer-stage1.yaml"], words))
     config["model"]["init_args"]["phases"].pop("continuous", None)
-    contract.prepare(config)
+    small.prepare(config)
     _, finding = contract.micro_batch_finding(copy.deepcopy(config))
     assert finding.fault is not None
     assert "draw by the places of `Step`" in finding.fault

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from alitok.artifacts.digest import tokenizer_digest
 from alitok.common.build import build
 from alitok.common.errors import BadInput
-from alitok.common.processes import two_processes
 from alitok.models import lookup_free as room
 from alitok.models.lookup_free import LookupFreeQuantizer, ShareStatistics
+from alitok.studies.processes import two_processes
 from alitok.training.base import merge_over_processes
 
 

@@ -15,8 +15,8 @@ from alitok.artifacts.folder import read_card, save_artifact
 from alitok.callbacks.curves import read_curves
 from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
-from alitok.common.processes import two_processes
 from alitok.losses.adversarial import MagvitGAN
+from alitok.studies.processes import two_processes
 from alitok.training.parallel import check_replicas
 
 TOLERANCE = 1e-5

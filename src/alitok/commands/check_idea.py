@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from alitok.commands.lightning import quiet
     from alitok.common.errors import BadInput
-    from alitok.studies import contract
+    from alitok.studies import contract, small
 
     if not args.idea.is_file():
         raise BadInput(f"There is no file {args.idea}.")
     quiet()
     broken = 0
-    for stack in contract.stacks(args.idea)[: None if args.all_bases else 1]:
+    for stack in small.stacks(args.idea)[: None if args.all_bases else 1]:
         print(f"{args.idea.name} over {', '.join(str(file) for file in stack[:-1])}", flush=True)
         with tempfile.TemporaryDirectory() as name:
             for finding in contract.all_findings(stack, Path(name), args.overrides):

@@ -4,9 +4,8 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -18,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from alitok.artifacts.folder import check_weights
 from alitok.common.build import build_a
 from alitok.common.compiler import need_compiler
-from alitok.common.distributed import all_stack, all_sum
+from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.common.random import Step, reseed
 from alitok.losses.term import LossTerm
@@ -32,51 +31,10 @@ from alitok.training.parallel import (
     recompute_activations,
     shard,
 )
+from alitok.training.records import MicroBatch, StepRecord, merge_over_processes, tapped
 from alitok.training.schedule import Moment, Schedule
 
 log = logging.getLogger("alitok")
-
-
-@dataclass
-class MicroBatch:
-    """What one device holds at a time: a part of its share of the global batch.
-
-    Attributes:
-        batch: the tensors by name.
-        share: of this process's batch, 0..1.
-        step: of the run, with the places of the part's images in the global batch.
-        last: no other part follows.
-    """
-
-    batch: dict[str, Tensor]
-    share: float
-    step: Step
-    last: bool
-
-
-@dataclass
-class StepRecord:
-    """What callbacks may know of a step; tensors stay on the device, so that nothing waits for them.
-
-    Attributes:
-        step: number of the batch, from 0.
-        discriminator: it was the discriminator's turn.
-        notes: means over this process's batch, by name.
-        parts: (image indices, whether the loss is not finite) of each micro-batch.
-        ids: token ids that the quantizer chose, of each micro-batch.
-        statistics: of the loss terms that keep some, of each micro-batch, by name.
-        norm: of the gradient, over all processes.
-        bad: whether the norm or any process's loss is not finite; then the step changes no weight.
-    """
-
-    step: int
-    discriminator: bool
-    notes: dict[str, Tensor] = field(default_factory=dict)
-    parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    ids: list[Tensor] = field(default_factory=list)
-    statistics: dict[str, list[Any]] = field(default_factory=dict)
-    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
-    bad: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
 
 
 class TrainingModule(L.LightningModule):
@@ -399,48 +357,6 @@ class TrainingModule(L.LightningModule):
                     len(now),
                     len(before),
                 )
-
-
-class Taps(dict[str, list[Tensor]]):
-    """What modules put out, by path: one tensor for each time that they ran."""
-
-    def join(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """The outputs, with those of the modules; each decoding gets what was put out for it."""
-        for number, (_, one) in enumerate([(1.0, outputs), *outputs.get("decodings", [])]):
-            turn = max(0, number - 1)  # the first decoding's outputs are the whole's, too
-            one.update({path: seen[min(turn, len(seen) - 1)] for path, seen in self.items() if seen})
-        return outputs
-
-
-@contextmanager
-def tapped(model: nn.Module, paths: Iterable[str]) -> Iterator[Taps]:
-    """Within it, what the modules at these paths put out.
-
-    Raises:
-        BadInput: the model has no such module.
-    """
-    seen = Taps((path, []) for path in paths)
-    handles = []
-    for path, values in seen.items():
-        try:
-            module = model.get_submodule(path)
-        except AttributeError as error:
-            raise BadInput(f"A loss term reads {path}, which {type(model).__name__} does not have.") from error
-        handles.append(module.register_forward_hook(lambda _, __, output, values=values: values.append(output)))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def merge_over_processes(parts: list[Any]) -> Any:
-    """Statistics of all micro-batches and processes, merged in their order, so that every process gets the same."""
-    statistics = reduce(lambda a, b: a.merge(b), parts)
-    gathered = {name: all_stack(value) for name, value in vars(statistics).items()}
-    ranks = len(next(iter(gathered.values())))
-    parts = [type(statistics)(**{name: value[rank] for name, value in gathered.items()}) for rank in range(ranks)]
-    return reduce(lambda a, b: a.merge(b), parts)
 
 
 def build_with_block(block: Mapping[str, Any]) -> nn.Module:

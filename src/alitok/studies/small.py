@@ -1,0 +1,107 @@
+"""Stacks of configurations made small, so that they train in seconds, with all that they begin with."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alitok.artifacts.folder import save_artifact
+from alitok.common.build import build, import_class, is_class_block, known_arguments
+from alitok.common.errors import BadInput
+from alitok.common.files import experiments_folder
+from alitok.config import load_yaml
+from alitok.data.token_cache import write_token_cache
+
+SMALL = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.0}
+IMAGES, BATCH, STEPS = 16, 8, 3
+Stack = tuple[Path, ...]
+
+
+def stacks(idea: Path) -> list[Stack]:
+    """Files to compose for each base that the idea's first line names: `# over: FILE ...`.
+
+    Raises:
+        BadInput: there is no such line, or a file that is not there.
+    """
+    first = idea.read_text("utf-8").splitlines()[:1]
+    if not first or not re.match(r"#\s*over:", first[0]):
+        raise BadInput(f"{idea} must begin with `# over: FILE ...`, the configurations that it is laid over.")
+    files = [_named(word, idea) for word in first[0].split("over:", 1)[1].replace(",", " ").split()]
+    contents = {file: load_yaml(file) for file in files}
+    bases = [file for file in files if all(is_class_block(contents[file].get(part)) for part in ("model", "data"))]
+    if not bases:
+        raise BadInput(f"{idea}: none of the files after `# over:` is a whole configuration.")
+    between = [file for file in files if file not in bases]
+    return [(base, *between, idea) for base in bases]
+
+
+def _named(word: str, idea: Path) -> Path:
+    for place in (experiments_folder() / word, experiments_folder().parent / word, idea.parent / word):
+        if place.is_file():
+            return place.resolve()
+    raise BadInput(f"{idea} is laid over {word}, which is neither in experiments/ nor beside it.")
+
+
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """A composed configuration with small models, a few shapes, and random stand-ins for files of weights."""
+    arguments, data = config["model"]["init_args"], config["data"]["init_args"]
+    for part in ("tokenizer", "generator"):
+        if isinstance(arguments.get(part), dict):
+            arguments[part] = _reduced(arguments[part])
+    arguments["warmup_steps"] = 0
+    arguments["losses"] = {name: _standing_in(block) for name, block in (arguments.get("losses") or {}).items()}
+    phases = list(arguments["phases"].items())
+    for number, (_, phase) in enumerate(phases, 1):
+        phase |= {"steps": 1 if number < len(phases) else max(2, STEPS - number + 1), "lr": 1e-3}
+    if "source" in data:
+        data |= {"source": "shapes", "count": IMAGES, "val_count": 4}
+    data |= {"global_batch": BATCH, "micro_batch": None, "num_workers": 0}
+    return config
+
+
+def _reduced(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: SMALL[key] if key in SMALL and item is not None else _reduced(item) for key, item in value.items()}
+    return [_reduced(item) for item in value] if isinstance(value, list) else value
+
+
+def _standing_in(block: Any) -> Any:
+    """A loss term whose weight files are replaced by random networks."""
+    if not is_class_block(block):
+        return {key: _standing_in(item) for key, item in block.items()} if isinstance(block, dict) else block
+    arguments = {key: _standing_in(item) for key, item in (block.get("init_args") or {}).items()}
+    taken = known_arguments(import_class(block["class_path"])) or set()
+    arguments |= {name: "random:0" for name in ("weights", "vgg_weights") if name in taken}
+    return {**block, "init_args": arguments}
+
+
+def prepare(config: Mapping[str, Any]) -> None:
+    """Puts in place what the small run begins with: artifacts of the stages before, and a token cache."""
+    arguments, data = config["model"]["init_args"], config["data"]["init_args"]
+    torch.manual_seed(1)
+    for key in ("start_from", "tokenizer", "reference"):
+        if not isinstance(arguments.get(key), str) or Path(arguments[key]).exists():
+            continue
+        part = "generator" if "generator" in arguments and key != "tokenizer" else "tokenizer"
+        block = arguments.get(part)
+        if not is_class_block(block):
+            continue  # a tokenizer that the test of the idea itself puts there
+        save_artifact(arguments[key], block, build(block), {"kind": part})
+    if data.get("cache") is not None and not Path(data["cache"]).exists():
+        model = build(arguments["generator"])
+        shape = (2, model.num_tokens) + (() if model.sub_codes == 1 else (model.sub_codes,))
+        random = np.random.default_rng(0)
+        rows = [(image % 10, random.integers(0, model.codebook_size, shape)) for image in range(IMAGES + 4)]
+        names = [f"class {number}" for number in range(10)]
+        write_token_cache(
+            Path(data["cache"]),
+            rows,
+            codebook_size=model.codebook_size,
+            digest="d" * 64,
+            class_names=names,
+            recipe={},
+            total=len(rows),
+        )
