@@ -31,7 +31,7 @@ from alitok.training.parallel import (
     recompute_activations,
     shard,
 )
-from alitok.training.records import MicroBatch, StepRecord, merge_over_processes, tapped
+from alitok.training.records import MicroBatch, StepRecord, Taps, merge_over_processes, tapped
 from alitok.training.schedule import Moment, Schedule
 
 log = logging.getLogger("alitok")
@@ -116,7 +116,7 @@ class TrainingModule(L.LightningModule):
         for name, parameter in self.heads.named_parameters():
             yield f"heads.{name}", parameter
 
-    def tapped(self) -> AbstractContextManager["Taps"]:
+    def tapped(self) -> AbstractContextManager[Taps]:
         """Within it, the outputs that the terms' taps name."""
         return tapped(self.model, {path for term in self.terms.values() for path in term.taps})
 

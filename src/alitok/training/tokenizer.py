@@ -12,6 +12,7 @@ from alitok.common.build import build_a, nearest
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
+from alitok.models.seams import Part
 from alitok.models.tokenizer import Tokenizer
 from alitok.training.base import MicroBatch, TrainingModule, build_with_block, merge_over_processes
 from alitok.training.optimizer import adamw
@@ -114,7 +115,8 @@ class TokenizerTraining(TrainingModule):
         self.setup_terms()
         if stage == "fit" and not self.trainer.ckpt_path:
             for part in self.tokenizer.children():
-                part.setup(self.trainer.strategy.root_device)  # type: ignore[operator]
+                if isinstance(part, Part):
+                    part.setup(self.trainer.strategy.root_device)
         if stage == "fit" and self.start_from is not None:
             self._start_from(self.start_from)
         pairs = getattr(self.trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
