@@ -44,9 +44,9 @@ def test_it_learns_and_micro_batches_equal_one_batch(tmp_path: Path) -> None:
 
 def test_a_cache_with_other_sub_codes_is_refused(tmp_path: Path) -> None:
     for shape, kind, words in (
-        ((20,), KIND, "have no sub-codes, the generator's 3"),
-        ((20, 3), [], "have 3 sub-codes, the generator's none"),
-        ((20, 2), KIND, "have 2 sub-codes, the generator's 3"),
+        ((20,), KIND, r"have 1 sub-code\(s\), the generator's 3"),
+        ((20, 3), [], r"have 3 sub-code\(s\), the generator's 1"),
+        ((20, 2), KIND, r"have 2 sub-code\(s\), the generator's 3"),
     ):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         cache(folder, *shape)
