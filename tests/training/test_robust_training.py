@@ -123,23 +123,10 @@ class Spy(MSE):
 
     seen: ClassVar[list[Any]] = []
 
-<<<<<<< HEAD
-    def __new__(cls) -> Any:
-        from alitok.losses.reconstruction import MSE
-
-        class Kept(MSE):
-            def compute(self, batch: Any, outputs: Any, step: Any) -> Tensor:
-                if "tokens" in batch:
-                    cls.seen.append((dict(batch), {k: v for k, v in outputs.items() if isinstance(v, Tensor)}))
-                return super().compute(batch, outputs, step)
-
-        return Kept()
-=======
     def compute(self, batch: Any, outputs: Any, step: Any) -> Tensor:
         if "tokens" in batch:
             self.seen.append((dict(batch), {k: v for k, v in outputs.items() if isinstance(v, Tensor)}))
         return super().compute(batch, outputs, step)
->>>>>>> 3c54d9f164ec5d7bd268ae03e5bd41b7674924ff
 
 
 @pytest.mark.parametrize(
