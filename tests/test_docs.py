@@ -168,7 +168,7 @@ def understood(verb: str, words: list[str]) -> argparse.Namespace:
     if not getattr(module, "TAKES_OVERRIDES", False):
         return parser.parse_args(words)
     args, overrides = parser.parse_known_args(words)
-    if args.config is not None:  # `describe --data` has none
+    if getattr(args, "config", None) is not None:  # `describe --data` and `check-idea` have none
         compose_run(args.config, overrides)
     return args
 

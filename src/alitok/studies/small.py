@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from alitok.artifacts.folder import save_artifact
+from alitok.artifacts.folder import read_card, save_artifact
 from alitok.common.build import build, import_class, is_class_block, known_arguments
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
-from alitok.config import load_yaml
+from alitok.config import compose_run, load_yaml
 from alitok.data.token_cache import write_token_cache
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.0}
@@ -81,15 +81,14 @@ def _standing_in(block: Any) -> Any:
 def prepare(config: Mapping[str, Any]) -> None:
     """Puts in place what the small run begins with: artifacts of the stages before, and a token cache."""
     arguments, data = config["model"]["init_args"], config["data"]["init_args"]
-    torch.manual_seed(1)
-    for key in ("start_from", "tokenizer", "reference"):
-        if not isinstance(arguments.get(key), str) or Path(arguments[key]).exists():
-            continue
-        part = "generator" if "generator" in arguments and key != "tokenizer" else "tokenizer"
-        block = arguments.get(part)
-        if not is_class_block(block):
-            continue  # a tokenizer that the test of the idea itself puts there
-        save_artifact(arguments[key], block, build(block), {"kind": part})
+    digest = "d" * 64
+    parts = {"start_from": "generator" if "generator" in arguments else "tokenizer", "reference": "generator"}
+    for key, part in parts.items():
+        if isinstance(arguments.get(key), str):
+            _put(arguments[key], arguments[part], part)
+    if isinstance(arguments.get("tokenizer"), str):  # a generator's, for terms that read its codes
+        made = compose_run([experiments_folder() / "demo" / "tokenizer-stage2.yaml"])["model"]["init_args"]["tokenizer"]
+        digest = _put(arguments["tokenizer"], _reduced(made), "tokenizer")
     if data.get("cache") is not None and not Path(data["cache"]).exists():
         model = build(arguments["generator"])
         shape = (2, model.num_tokens) + (() if model.sub_codes == 1 else (model.sub_codes,))
@@ -100,8 +99,16 @@ def prepare(config: Mapping[str, Any]) -> None:
             Path(data["cache"]),
             rows,
             codebook_size=model.codebook_size,
-            digest="d" * 64,
+            digest=digest,
             class_names=names,
             recipe={},
             total=len(rows),
         )
+
+
+def _put(folder: str, block: Mapping[str, Any], kind: str) -> str:
+    """Leaves a random artifact there, if none is; returns its digest."""
+    torch.manual_seed(1)
+    if not Path(folder).exists():
+        save_artifact(folder, block, build(block), {"kind": kind})
+    return str(read_card(Path(folder))["digest"])
