@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 
 def free_port() -> int:
@@ -33,6 +34,7 @@ def _enter(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any
         "TORCHELASTIC_RUN_ID": "test",
         "OMP_NUM_THREADS": "1",
     }
+    rank_zero_only.rank = rank  # which Lightning reads when it is imported: here, before the environment is set
     work(rank, *arguments)
     torch.distributed.barrier()  # a process that ends while the other still talks to it may abort
     torch.distributed.destroy_process_group()
