@@ -50,7 +50,10 @@ def check_alike(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def without_version(value: Any) -> Any:
-    return {key: item for key, item in value.items() if key != "alitok"} if isinstance(value, dict) else value
+    """Without what depends on the package or the machine: its version, and the batch and device that drew a set."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without_version(item) for key, item in value.items() if key not in ("alitok", "drawn_with")}
 
 
 def check_made(name: str, folder: Path) -> None:

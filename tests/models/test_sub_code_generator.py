@@ -78,7 +78,10 @@ def test_the_shape_of_ids_is_said():
     assert (generator.codebook_size, generator.sub_codes) == (8, 3)
 
 
-@pytest.mark.parametrize("arguments", [{"sub_codes": 1}, {"sub_codes": 2, "combine": "product"}])
-def test_what_cannot_be(small_generator_block, arguments):
-    with pytest.raises(BadInput, match="2 or more sub_codes"):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"sub_codes": 1}, "2 or more sub_codes"), ({"sub_codes": 2, "combine": "product"}, "combine must be sum or")],
+)
+def test_what_cannot_be(small_generator_block, arguments, words):
+    with pytest.raises(BadInput, match=words):
         build(block_of(small_generator_block) | {"init_args": small_generator_block()["init_args"] | arguments})

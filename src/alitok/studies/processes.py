@@ -34,7 +34,8 @@ def _enter(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any
         "TORCHELASTIC_RUN_ID": "test",
         "OMP_NUM_THREADS": "1",
     }
-    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # which Lightning reads when it is imported: here, before the environment is set
+    # which Lightning reads when it is imported: here, before the environment is set
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
     work(rank, *arguments)
     torch.distributed.barrier()  # a process that ends while the other still talks to it may abort
     torch.distributed.destroy_process_group()
