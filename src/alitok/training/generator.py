@@ -177,7 +177,7 @@ class GeneratorTraining(TrainingModule):
         """Takes over every tensor that fits. If only the number of classes differs, the rows of the codes carry over.
 
         Raises:
-            BadInput: nothing of the generator fits.
+            BadInput: a layer does not fit.
         """
         parent = load_generator(path)
         carried, own = parent.state_dict(), self.generator.state_dict()
@@ -188,8 +188,9 @@ class GeneratorTraining(TrainingModule):
         if as_before and "embeddings.weight" not in fits:
             new[: codes + 1], new[-1] = old[: codes + 1], old[-1]  # the last row is "no class"
             fits["embeddings.weight"] = new
-        if not any(name.startswith("blocks.") for name in fits):
-            raise BadInput(f"start_from {path}: no layer fits this configuration's generator; give it the same sizes.")
+        other = [name for name in own if name.startswith("blocks.") and name not in fits]
+        if other:
+            raise BadInput(f"start_from {path}: {other[0]} has another shape there; give the generator the same sizes.")
         self.generator.load_state_dict(fits, strict=False)
         fresh = sorted(set(own) - set(fits))
         if self.global_rank == 0:
