@@ -297,8 +297,8 @@ def leaves(value: object) -> list:
     [
         ("model", "torch.nn.Linear", "model: torch.nn.Linear is no LightningModule"),
         ("data", "alitok.models.encoder.Encoder", "data: .* is no LightningDataModule"),
-        ("model.tokenizer.encoder", "subprocess.Popen", "encoder: subprocess.Popen is no Module"),
-        ("model.tokenizer.bottleneck", "alitok.losses.reconstruction.MSE", "bottleneck: .* is no Module"),
+        ("model.tokenizer.encoder", "subprocess.Popen", "encoder: subprocess.Popen is no Encoder"),
+        ("model.tokenizer.bottleneck", "alitok.losses.reconstruction.MSE", "bottleneck: .* is no Bottleneck"),
         ("model.losses.prefix.perceptual", "torch.nn.Linear", "perceptual: .* is no Perceptual"),
     ],
 )
@@ -308,5 +308,7 @@ def test_a_class_of_another_kind_is_refused(key: str, name: str, said: str) -> N
 
 
 def test_a_part_without_a_class_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"bottleneck must be a map with the class_path of a Module, not \{'p': 0.3\}"):
+    with pytest.raises(
+        BadInput, match=r"bottleneck must be a map with the class_path of a Bottleneck, not \{'p': 0.3\}"
+    ):
         compose_run([CIFAR], ["--model.tokenizer.bottleneck.p", "0.3"])

@@ -133,9 +133,9 @@ def test_latents_that_are_not_finite_are_skipped_and_named(
     calls = []
     forward = Encoder.forward
 
-    def poisoned(self: Encoder, images: Tensor) -> Tensor:
+    def poisoned(self: Encoder, images: Tensor, step: Any) -> Tensor:
         calls.append(len(images))
-        latents = forward(self, images)
+        latents = forward(self, images, step)
         return latents * torch.nan if len(calls) == 6 else latents  # step 1, its second micro-batch of two
 
     monkeypatch.setattr(Encoder, "forward", poisoned)

@@ -52,6 +52,7 @@ CASES = [
     ("evaluate --reconstruction --tokenizer TOK --data BAD", FILES, ""),
     (CLASSIFIER.replace("PETS", "BAD"), FILES, ""),
     ("compare BAD --out OUT/page.html", FILES, ""),
+    ("check-idea BAD", FILES, ".yaml"),
     ("probe BAD", FILES, ""),
     ("probe --tokenizer BAD --data PETS", ARTIFACTS, ""),
     ("probe --tokenizer TOK --data BAD", FILES, ""),

@@ -26,14 +26,14 @@ class Short(Bottleneck):
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "own_idea.py").write_text(CODE)
+    (tmp_path / "checked_idea.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
 def test_what_breaks_is_named(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (own / "short.yaml").write_text(IDEA % "own_idea.Short")
+    (own / "short.yaml").write_text(IDEA % "checked_idea.Short")
     with pytest.raises(SystemExit) as ended:
         main(["check-idea", "short.yaml"])
     assert ended.value.code == 2
@@ -46,7 +46,7 @@ def test_what_breaks_is_named(own: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 def test_an_idea_of_the_working_folder_holds(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (own / "half.yaml").write_text(IDEA % "own_idea.Half")
+    (own / "half.yaml").write_text(IDEA % "checked_idea.Half")
     main(["check-idea", "half.yaml"])
     assert "broken" not in capsys.readouterr().out
 

@@ -129,7 +129,7 @@ def test_a_value_that_only_an_idea_defines_changes_that_idea(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("--model.tokenizer.bottleneck.bta=1", "bottleneck must be a map with the class_path of a Module"),
+        ("--model.tokenizer.bottleneck.bta=1", "bottleneck must be a map with the class_path of a Bottleneck"),
         ("--model.tokenizer.widht=1", "Unknown configuration key .*widht"),
         ("--model.tokenizer.other.p=1", "Unknown configuration key .*other"),
         ("--define.levls=1", "no file defines or uses 'levls'"),

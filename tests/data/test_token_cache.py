@@ -45,7 +45,7 @@ def test_round_trip(tmp_path, codes, kind, shape):
     write(tmp_path / "cache", ids, codes)
     cache = TokenCache(tmp_path / "cache")
     assert (len(cache), cache.views, cache.num_tokens) == (11, *shape[:2])
-    assert cache.sub_codes == (shape[2] if len(shape) == 3 else None)
+    assert cache.sub_codes == (shape[2] if len(shape) == 3 else 1)
     assert cache.labels.tolist() == [i % 3 for i in range(11)]
     assert cache.labels.dtype == torch.int64
     assert (cache.digest, cache.codebook_size, cache.class_names) == ("d1", codes, NAMES)

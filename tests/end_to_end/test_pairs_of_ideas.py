@@ -193,7 +193,8 @@ def rear(pair: Pair, folder: Path) -> bool:
         outputs = pair.model.losses(ids, labels, noisy, None, step)
     for term in terms:
         term.use_codebook(Codes())
-    sum(term({"tokens": ids}, {**outputs, **seen}, step) for term in terms).backward()
+    outputs = seen.join(dict(outputs))
+    sum(term({"tokens": ids}, outputs, step) for term in terms).backward()
     return not torch.equal(ids, noisy) and all(p.grad.any() for term in terms for p in term.head.parameters())
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from processes import two_processes
 from tiny import module_of, tiny, token_cache, train
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from alitok.data.sources import open_source
 from alitok.ideas.masked_bits import MASK, MaskedBitGenerator, MaskedBitHead
 from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import Constant, PowerCosine, SoftCFG
+from alitok.studies.processes import two_processes
 from alitok.training.parallel import compile_blocks
 
 STEP = Step(seed=3, number=7, total=10, size=12, places=range(12))

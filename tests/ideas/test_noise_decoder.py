@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import two_processes
 from safetensors.torch import load_file
 from tiny import module_of, tiny, train
 from torch import Tensor
@@ -25,6 +24,7 @@ from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.classifier import Classifier
 from alitok.ideas.noise_decoder import NoiseDecoder
+from alitok.studies.processes import two_processes
 
 NOISE = ["--model.tokenizer.decoder.class_path", "alitok.ideas.noise_decoder.NoiseDecoder"]
 GAN = [

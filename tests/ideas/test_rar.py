@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import two_processes
 from safetensors.torch import load_file
 from tiny import DEMO, GENERATOR, module_of, tiny, train
 from torch import Tensor
@@ -25,6 +24,7 @@ from alitok.models.generator import Generator, in_order
 from alitok.models.seams import draw, image_uniforms
 from alitok.sampling.generate import generate
 from alitok.sampling.guidance import Guidance, PowerCosine
+from alitok.studies.processes import two_processes
 from alitok.training.checkpoint import read_checkpoint
 
 TOKENS, PREFIX, IMAGES = 21, 5, 400

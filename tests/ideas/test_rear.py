@@ -119,7 +119,7 @@ def test_the_cosine_by_hand_and_where_its_gradient_goes(
     ids, inputs = torch.randint(quantizer.codebook_size, (2, 3, *generator.id_shape), generator=draw)
     labels = torch.tensor([0, 1, 2])
     with tapped(generator, term.taps) as seen:
-        outputs = {**generator.losses(ids, labels, inputs), **seen}
+        outputs = seen.join(dict(generator.losses(ids, labels, inputs)))
     value = term({"tokens": ids, "label": labels}, outputs)
     # the states again, block by block: the label's at 0, that of input token i at i + 1
     x = torch.cat([generator.embed_labels(labels), generator.embed_tokens(inputs[:, :-1])], dim=1)

@@ -143,7 +143,7 @@ def plain_step(generator: Generator, batch: int, rule: Guidance) -> float:
 
         def step(cache: GrowingCache = cache, position: int = position) -> None:
             at = torch.tensor([position], device=device)
-            conditional, unconditional = generator.step(x, at, cache).chunk(2)
+            conditional, unconditional = generator.output(generator.step(x, at, cache)).chunk(2)
             logits = rule(conditional, unconditional, at, steps)
             tokens = torch.multinomial(logits.softmax(-1), 1)[:, 0].tolist()
             generator.embed_tokens(torch.tensor(tokens * 2, device=device))
