@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import tiny, token_cache
 
 from alitok.artifacts import folder as artifacts
+from alitok.callbacks import metrics
 from alitok.callbacks.artifact import ExportArtifact
 from alitok.callbacks.average import WeightAverage
 from alitok.callbacks.checkpoints import Checkpoints
@@ -179,3 +180,15 @@ def test_the_average_is_what_a_finished_run_measures(tmp_path: Path, whole: dict
         main(command)
     assert seen
     assert same(run_of(tmp_path), whole["tokenizer-stage1"])
+
+
+def test_validate_measures_the_average_too(whole: dict[str, Path], tmp_path: Path) -> None:
+    """What the card of the artifact says."""
+    command = write(tmp_path)
+    main(command)
+    logged: dict[str, float] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "log_everywhere", lambda module, values: logged.update(values))
+        main(["validate", *command[1:]])
+    card = json.loads((run_of(tmp_path) / "artifact" / "card.json").read_text())
+    assert logged["psnr"] == pytest.approx(card["metrics"]["psnr"], rel=1e-6)

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alitok.common.errors import BadInput
 from alitok.training.base import StepRecord, TrainingModule
+from alitok.training.checkpoint import read_checkpoint
 from alitok.training.parallel import is_sharded, whole
 
 
@@ -43,11 +44,24 @@ class WeightAverage(Callback):
                 "An average of the weights cannot be kept while FSDP shards them; use the strategy DDP, or take"
                 " trainer.callbacks.average out."
             )
+        self._begin(model)
+
+    def _begin(self, model: nn.Module) -> None:
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
         if self._state is not None:
             self.average.load_state_dict(self._state)
             self._state = None
         self.average.requires_grad_(False).eval()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """For `validate` and `test`: Lightning restores callbacks for `fit` alone."""
+        if self.average is None and trainer.ckpt_path:
+            state = read_checkpoint(trainer.ckpt_path)["callbacks"].get(self.state_key, {})
+            self.load_state_dict(state)
+            if self._state is not None:
+                self._begin(cast(TrainingModule, pl_module).model)
+
+    on_test_start = on_validation_start
 
     @torch.no_grad()
     def on_train_batch_end(
