@@ -32,12 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default 64)")
     parser.add_argument("--width", type=int, default=256, metavar="N", help="of the small generator (default 256)")
     parser.add_argument("--depth", type=int, default=6, metavar="N", help="its layers (default 6)")
-    parser.add_argument(
-        "--prefix",
-        type=int,
-        metavar="K",
-        help="tokens in front of a square grid, all where there is none (default: what is over)",
-    )
+    prefix = "prefix tokens before the square grid; all if there is no grid (default: what it leaves)"
+    parser.add_argument("--prefix", type=int, metavar="K", help=prefix)
     parser.add_argument(
         "--images", type=int, default=50_000, metavar="N", help="at most so many to learn from (default 50000)"
     )
