@@ -42,9 +42,9 @@ def strategies(folder: Path) -> dict[str, list[contract.Finding]]:
     for idea in HERE:
         place = folder / f"strategies-{idea.stem}"
         config = small.small(compose_run(stack_of(idea), ["--define.run", str(place)]))
-        if contract.needs_whole_batch(config):
-            continue
         small.prepare(config)
+        if contract.couples_images(config):
+            continue
         whole, micro = contract.micro_batch_finding(config)
         assert micro.fault is None, (idea.stem, micro)
         jobs[idea.stem] = (config, whole)

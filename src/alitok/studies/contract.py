@@ -13,7 +13,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alitok.artifacts.folder import load_artifact, save_artifact
@@ -65,7 +65,10 @@ def all_findings(stack: Sequence[str | Path], folder: Path, overrides: Sequence[
         broken |= finding.fault is not None
         yield finding
     config = small(compose_run(stack, [*overrides, "--define.run", str(folder)]))
-    if broken or needs_whole_batch(config):
+    if broken:
+        return
+    if couples_images(config):
+        yield Finding("its images depend on one another, so micro-batches and devices are not compared", None)
         return
     whole, micro = micro_batch_finding(config)
     yield micro
@@ -285,10 +288,11 @@ def micro_batch_finding(config: Mapping[str, Any]) -> tuple[dict[str, Any], Find
     return whole, compare(whole, gradient(config, BATCH // 2), "two micro-batches")
 
 
-def needs_whole_batch(config: Mapping[str, Any]) -> bool:
-    """Whether a loss term couples images, so that batches cannot be split."""
-    blocks = (config["model"]["init_args"].get("losses") or {}).values()
-    return any(import_class(block["class_path"]).whole_batch for block in blocks)
+def couples_images(config: Mapping[str, Any]) -> bool:
+    """Whether an image's gradient depends on the others of its micro-batch: by a loss term, or by batch norm."""
+    module, _ = _made(config)
+    coupled = any(term.whole_batch for term in module.terms.values())
+    return coupled or any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
 
 
 def strategy_findings(
