@@ -155,9 +155,9 @@ def test_files_that_are_something_else(tmp_path, tokenizer_state, generator_stat
         assert str(path) in str(error.value)
 
     torch.save(generator_state, tmp_path / "whole.bin")
-    refused((tmp_path / "whole.bin").read_bytes()[:5000], "damaged or no PyTorch file")
+    refused((tmp_path / "whole.bin").read_bytes()[:5000], "damaged, a git-lfs pointer or no PyTorch file")
     refused(b"", "cannot be read")
-    refused(b"<html>not found</html>", "damaged or no PyTorch file")
+    refused(b"<html>not found</html>", "damaged, a git-lfs pointer or no PyTorch file")
     refused(torch.zeros(3), "no map of names to tensors")
     refused({}, "no map of names to tensors")
     refused({"a": 1}, "its entry 'a' is no tensor")

@@ -132,7 +132,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # pickle, zip and safetensors readers raise many kinds
-        reason = "it is damaged or no PyTorch file"
+        reason = "it is damaged, a git-lfs pointer or no PyTorch file"
         if "Unsupported global" in str(error):
             reason = "it holds Python objects besides tensors, which are never executed"
         raise BadInput(f"{file} cannot be read: {reason}; expected {EXPECTED}, tensors only.") from error
