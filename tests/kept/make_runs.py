@@ -119,7 +119,7 @@ RUNS: dict[str, tuple[Stack, list[str]]] = {
         [*NEAREST, "--model.discriminator", PATCH_GAN, "--model.adversarial", MAGVIT, "--define.pairs", "pairs"],
     ),
 }
-# What a later helper may change on purpose, see README.md.
+# What a later version may change on purpose, see README.md.
 MARKS = {"stage1-random-anchor": "anchor: random", "generator-dropout": "dropout"}
 
 

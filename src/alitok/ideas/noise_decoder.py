@@ -1,4 +1,4 @@
-"""WeTok's generative decoder: it gets noise beside the latents, and so can draw what they leave open."""
+"""WeTok's generative decoder: noise joins the latents, so it can draw what they leave open."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
