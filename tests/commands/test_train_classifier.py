@@ -38,3 +38,10 @@ def test_what_cannot_be_trained_is_said_at_once(tmp_path: Path, more: str, words
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="exists already"):
         train(tmp_path, "")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SystemExit):
+        main(["train-classifier", "--data", "nowhere", "--out", str(tmp_path / "file" / "clf")])
+    assert "is no folder that can be written" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from alitok.commands.device import pick_device
-    from alitok.commands.image_specs import read_all
+    from alitok.commands.image_specs import check_writable, read_all
     from alitok.common.files import check_readable_name
     from alitok.data.found import announce
     from alitok.data.sources import open_source
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             raise BadInput(f"--{name} must be at least {least}, not {getattr(args, name)}.")
     check_readable_name(args.out)
+    check_writable(args.out)  # before the minutes of training
     device = pick_device(args.device)
     source = open_source(args.data, "train", size=args.size, count=args.count)
     held_out = open_source(args.data, "val", size=args.size, count=args.count)
