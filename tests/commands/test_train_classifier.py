@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alitok.cli import run
+from alitok.cli import main, run
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier
 
@@ -40,7 +40,9 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
         train(tmp_path, "")
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path: Path, capsys) -> None:
+def test_a_place_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(SystemExit):
         main(["train-classifier", "--data", "nowhere", "--out", str(tmp_path / "file" / "clf")])
