@@ -26,7 +26,7 @@ def stacks(idea: Path) -> list[Stack]:
     Raises:
         BadInput: there is no such line, or a file that is not there.
     """
-    first = idea.read_text("utf-8").splitlines()[:1]
+    first = idea.read_text("utf-8", errors="replace").splitlines()[:1]
     if not first or not re.match(r"#\s*over:", first[0]):
         raise BadInput(f"{idea} must begin with `# over: FILE ...`, the configurations that it is laid over.")
     files = [_named(word, idea) for word in first[0].split("over:", 1)[1].replace(",", " ").split()]
