@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 
 from alitok.common.build import import_class
 from alitok.config import compose_run
 from alitok.data.shapes import Shapes
 from alitok.data.token_cache import write_token_cache
+from alitok.training.bare import bare_trainer
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
 SMALL = ["--define.image_size", "32", "--define.patch_size", "8", "--define.num_prefix", "4"]
@@ -46,16 +46,7 @@ def train(config: dict[str, Any], steps: int) -> Any:
     """The module after `steps` steps, without the command's callbacks."""
     module = module_of(config)
     data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
+    trainer = bare_trainer(steps)
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == steps
     return module

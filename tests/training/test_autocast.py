@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import lightning as L
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
 from alitok.common.build import import_class
+from alitok.training.bare import bare_trainer
 
 
 class Watch(torch.autograd.Function):
@@ -50,17 +50,7 @@ def test_the_backward_pass_runs_outside_autocast(
 
     monkeypatch.setattr(type(module), "backward_part", watched)
     Watch.seen = []
-    trainer = L.Trainer(
-        max_steps=3,
-        accelerator="cpu",
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-    )
+    trainer = bare_trainer(3, precision=precision)
     trainer.fit(module, datamodule=data)
     assert forward == [precision == "bf16-mixed"] * (3 if name == "generator" else 9)
     assert Watch.seen == [False] * len(forward)

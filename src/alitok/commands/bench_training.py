@@ -24,6 +24,7 @@ from alitok.commands.ledger import Answers, Ledger
 from alitok.common.build import import_class
 from alitok.config import compose_run
 from alitok.models.quantizer import ClusteredQuantizer
+from alitok.training.bare import bare_trainer
 
 STEPS = {"cpu": 2, "cuda": 20}
 PLAIN_STEPS = {"cpu": 1, "cuda": 5}
@@ -150,18 +151,12 @@ def step_seconds(config: dict[str, Any], machine: Machine, plain: bool = False) 
         own = module.configure_optimizers
         module.configure_optimizers = lambda: one_by_one(own())
     clock = Clock(machine.device)
-    trainer = L.Trainer(
-        max_steps=warm_up + count,
+    trainer = bare_trainer(
+        warm_up + count,
         accelerator="gpu" if machine.cuda else "cpu",
         devices=[machine.device.index or 0] if machine.cuda else 1,
         precision=config["trainer"]["precision"],
         callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
     )
     data = Ready(module.model, config["data"]["init_args"]["global_batch"], warm_up + count)
     with warnings.catch_warnings(), PlainAttention() if plain else nullcontext():

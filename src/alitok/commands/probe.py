@@ -297,13 +297,13 @@ def train_generator(
     device: str,
 ) -> Any:
     """The small generator after its budget, in eval mode: the training step of `alitok fit`, nothing written."""
-    import lightning as L
     import torch
 
     from alitok.callbacks.progress import Progress
     from alitok.commands.device import pick_device
     from alitok.commands.lightning import quiet
     from alitok.common.random import derive_seed
+    from alitok.training.bare import bare_trainer
     from alitok.training.generator import GeneratorTraining
 
     quiet()
@@ -327,17 +327,12 @@ def train_generator(
         torch.manual_seed(derive_seed(seed, "probe"))
         phases = {"main": {"steps": steps, "lr": [2e-3, 1e-4], "shape": "cosine"}}
         module = GeneratorTraining(block, phases, warmup_steps=min(50, steps // 4), seed=seed)
-        trainer = L.Trainer(
+        trainer = bare_trainer(
+            steps,
             accelerator="gpu" if place.type == "cuda" else place.type,
             devices=[place.index or 0] if place.type == "cuda" else 1,
-            max_steps=steps,
-            max_epochs=-1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
             callbacks=[Progress()],
+            enable_progress_bar=True,
             default_root_dir=data.cache,
         )
         trainer.fit(module, datamodule=data)

@@ -26,6 +26,7 @@ from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.generate import generate
 from alitok.studies.processes import two_processes
 from alitok.studies.small import BATCH, STEPS, prepare, small
+from alitok.training.bare import bare_trainer
 from alitok.training.base import TrainingModule
 from alitok.training.checkpoint import AtomicCheckpointIO
 from alitok.training.parallel import FSDP2
@@ -64,9 +65,9 @@ def all_findings(stack: Sequence[str | Path], folder: Path, overrides: Sequence[
     for finding in findings(stack, folder, overrides):
         broken |= finding.fault is not None
         yield finding
-    config = small(compose_run(stack, [*overrides, "--define.run", str(folder)]))
     if broken:
         return
+    config = small(compose_run(stack, [*overrides, "--define.run", str(folder)]))
     if couples_images(config):
         yield Finding("its images depend on one another, so micro-batches and devices are not compared", None)
         return
@@ -112,21 +113,7 @@ def _made(config: Mapping[str, Any]) -> tuple[TrainingModule, Any]:
 
 
 def _trainer(steps: int, strategy: Any = "auto", devices: int = 1) -> lightning.Trainer:
-    return lightning.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        strategy=strategy,
-        devices=devices,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        plugins=[AtomicCheckpointIO()],
-        num_sanity_val_steps=0,
-    )
+    return bare_trainer(steps, strategy=strategy, devices=devices, plugins=[AtomicCheckpointIO()])
 
 
 def _resumes(config: dict[str, Any], folder: Path) -> None:
@@ -214,8 +201,7 @@ def _check_tokenizer(model: Tokenizer) -> None:
 
 def _check_generator(model: Generator) -> None:
     labels = torch.tensor([0, 1])
-    shape = (2, model.num_tokens) + (() if model.sub_codes == 1 else (model.sub_codes,))
-    ids = torch.randint(model.codebook_size, shape, generator=stream("contract ids"))
+    ids = torch.randint(model.codebook_size, (2, *model.id_shape), generator=stream("contract ids"))
     hidden = model.hidden(ids, labels)
     if model.causal:
         place = model.num_tokens // 2

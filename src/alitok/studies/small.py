@@ -91,9 +91,10 @@ def prepare(config: Mapping[str, Any]) -> None:
         digest = _put(arguments["tokenizer"], _reduced(made), "tokenizer")
     if data.get("cache") is not None and not Path(data["cache"]).exists():
         model = build(arguments["generator"])
-        shape = (2, model.num_tokens) + (() if model.sub_codes == 1 else (model.sub_codes,))
         random = np.random.default_rng(0)
-        rows = [(image % 10, random.integers(0, model.codebook_size, shape)) for image in range(IMAGES + 4)]
+        rows = [
+            (image % 10, random.integers(0, model.codebook_size, (2, *model.id_shape))) for image in range(IMAGES + 4)
+        ]
         names = [f"class {number}" for number in range(10)]
         write_token_cache(
             Path(data["cache"]),
