@@ -11,13 +11,13 @@ from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.evaluation.classifier import Classifier
 from alitok.losses.frozen import VGG16, Network, load, locate
-from alitok.losses.perceptual import IMAGENET_MEAN, IMAGENET_STD
+from alitok.losses.perceptual import Standardised
 from alitok.losses.term import Batch, LossTerm, Outputs
 from alitok.models import seams
 from alitok.networks import dino
 
 
-class Teacher:
+class Teacher(Standardised):
     """A frozen network whose feature map the decoder learns to predict. Its images have ImageNet's mean and deviation.
 
     Attributes:
@@ -27,7 +27,6 @@ class Teacher:
 
     channels: int
     stride: int
-    MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 
     def check(self) -> None:
         """Raises BadInput if the file that `setup` will read is missing; reads none."""
@@ -39,8 +38,8 @@ class Teacher:
 
     def setup(self, device: torch.device | str) -> None:
         """Loads the network."""
+        super().setup(device)
         self._network = self.network(device)
-        self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (self.MEAN, self.STD))
 
     @torch.no_grad()
     def features(self, images: Tensor, rows: int) -> Tensor:
@@ -48,7 +47,7 @@ class Teacher:
         size = (self.stride * rows, self.stride * rows)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
-        maps: Tensor = self._network((images - self._mean) / self._std)
+        maps: Tensor = self._network(self.standardise(images))
         return maps.flatten(2).mT
 
 
@@ -61,42 +60,38 @@ class DINOv2B(Network):
 DINO = DINOv2B("DINOv2-B", "dinov2_vitb14_pretrain.pth", dino.DINOv2)
 
 
-class DINOv2(Teacher):
-    """The paper's: patch features of DINOv2-B/14 after its last norm.
+class Published(Teacher):
+    """A teacher whose weights are a published file.
 
     Args:
         weights: None (torch.hub's folder of checkpoints), a file, a folder that holds it, or 'random:SEED'.
     """
 
-    channels, stride = 768, 14
+    source: Network
 
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
 
     def check(self) -> None:
-        locate(DINO, self.weights)
+        locate(self.source, self.weights)
 
     def network(self, device: torch.device | str) -> nn.Module:
-        return load(DINO, self.weights, device)
+        return load(self.source, self.weights, device)
 
 
-class VGG16Map(Teacher):
-    """VGG16's features after relu4_3; with random weights, a map of what is seen without any training.
+class DINOv2(Published):
+    """The paper's: patch features of DINOv2-B/14 after its last norm."""
 
-    Args:
-        weights: as `DINOv2`'s.
-    """
+    source, channels, stride = DINO, 768, 14
 
-    channels, stride = 512, 8
 
-    def __init__(self, weights: str | None = None) -> None:
-        self.weights = weights
+class VGG16Map(Published):
+    """VGG16's features after relu4_3; with random weights, a map of what is seen without any training."""
 
-    def check(self) -> None:
-        locate(VGG16, self.weights)
+    source, channels, stride = VGG16, 512, 8
 
     def network(self, device: torch.device | str) -> nn.Module:
-        layers = load(VGG16, self.weights, device).get_submodule("features")
+        layers = super().network(device).get_submodule("features")
         assert isinstance(layers, nn.Sequential)
         return layers[:23]
 

@@ -18,11 +18,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Perceptual(LossTerm):
-    """Base of the perceptual terms: the batch's mean of `distance`.
-
-    A subclass states the MEAN and STD of what its network takes, and calls this `setup`.
-    """
+class Standardised:
+    """Holds the MEAN and STD of what a network takes; a subclass states its own, and calls this `setup`."""
 
     MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 
@@ -33,6 +30,10 @@ class Perceptual(LossTerm):
     def standardise(self, images: Tensor) -> Tensor:
         """(images - MEAN) / STD by channel."""
         return (images - self._mean) / self._std
+
+
+class Perceptual(Standardised, LossTerm):
+    """Base of the perceptual terms: the batch's mean of `distance`."""
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         return self.distance(*image_pair(batch, outputs)).mean()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.models.seams import Quantized, Quantizer
@@ -138,7 +139,7 @@ class ClusteredQuantizer(Quantizer):
         """
         features, tokens = latents.flatten(0, -2), latents.shape[:-1].numel() // len(latents)
         places = torch.randint(step.size * tokens, (self.codebook_size,), generator=step.stream("anchor"))
-        own = places.to(features.device, non_blocking=True) - step.places.start * tokens
+        own = send(places, features.device) - step.places.start * tokens
         here = (own >= 0) & (own < len(features))
         return torch.where(here, 0.0, torch.inf), features[own.clamp(0, len(features) - 1)]
 
