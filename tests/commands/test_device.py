@@ -36,11 +36,11 @@ def test_the_benchmark_trains_on_that_device(name: str, devices: Any, monkeypatc
     config = bench_training.training_config(Options(machine, "demo", (), (2,), ()), "generator", None, "float32", 2)
     given: dict[str, Any] = {}
 
-    def trainer(**arguments: Any) -> None:
+    def trainer(steps: int, **arguments: Any) -> None:
         given.update(arguments)
         raise InterruptedError
 
-    monkeypatch.setattr(bench_training.L, "Trainer", trainer)
+    monkeypatch.setattr(bench_training, "bare_trainer", trainer)
     with pytest.raises(InterruptedError):
         bench_training.step_seconds(config, machine)
     assert given["devices"] == devices
