@@ -24,7 +24,8 @@ def draws(ranks: int, micro_batch: int, step: int = 7, seed: int = 3, images: in
     """The first number that torch's own generator gives in each micro-batch of a step, by the first place."""
     drawn = {}
     for rank in range(ranks):
-        trainer = SimpleNamespace(datamodule=SimpleNamespace(micro_batch=micro_batch), world_size=ranks)
+        data = SimpleNamespace(micro_batch=micro_batch, global_batch=images)
+        trainer = SimpleNamespace(datamodule=data, world_size=ranks)
         schedule = SimpleNamespace(total_steps=9)
         module: Any = SimpleNamespace(seed=seed, global_rank=rank, trainer=trainer, schedule=schedule)
         batch = {"index": torch.arange(images // ranks)}

@@ -190,20 +190,21 @@ class TrainingModule(L.LightningModule):
     def micro_batches(self, batch: dict[str, Tensor], step: int) -> Iterator[MicroBatch]:
         """Parts of the batch that one device can hold; reseeds before each."""
         size = len(next(iter(batch.values())))
-        limit = getattr(self.trainer.datamodule, "micro_batch", None) or size  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        limit = data.micro_batch or size
         for start in range(0, size, limit):
             part = {name: value[start : start + limit] for name, value in batch.items()}
             count, first = len(next(iter(part.values()))), self.global_rank * size + start
             reseed(self.seed, "step", step, first, 0)  # the 0 keeps the numbers of runs that version 0.1 began
             places = range(first, first + count)
-            this = Step(self.seed, step, self.schedule.total_steps, size * self.trainer.world_size, places)
+            this = Step(self.seed, step, self.schedule.total_steps, data.global_batch, places)
             yield MicroBatch(part, count / size, this, start + limit >= size)
 
     def first_places(self) -> list[int]:
         """Where the micro-batches of all processes begin in the global batch: what dropout depends on."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         share = data.global_batch // self.trainer.world_size
-        starts = range(0, share, getattr(data, "micro_batch", None) or share)
+        starts = range(0, share, data.micro_batch or share)
         return [rank * share + start for rank in range(self.trainer.world_size) for start in starts]
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.models.seams import Corruption, Order
-from alitok.training.base import TrainingModule, build_with_block
+from alitok.training.base import MicroBatch, TrainingModule, build_with_block
 from alitok.training.optimizer import AdamW, adamw, generator_decays
 from alitok.training.schedule import Moment
 
@@ -205,28 +205,32 @@ class GeneratorTraining(TrainingModule):
 
     def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
         for part in self.micro_batches(batch, step):
-            tokens = inputs = part.batch["tokens"]
-            for corruption in self.corruptions:
-                inputs = corruption(inputs, self.generator.codebook_size, part.step)
-            ordering = None
-            if self.order is not None:
-                ordering = self.order(self.generator.num_tokens, self.generator.num_prefix, part.step)
-            labels = self._drop_classes(part.batch, step)
-            places = None if ordering is None else send(ordering.places, tokens.device)
-            with self.tapped() as seen:
-                outputs: dict[str, Any] = dict(self.generator.losses(tokens, labels, inputs, places, part.step))
-            if self._reference:
-                with torch.no_grad():
-                    outputs["reference"] = self._reference[0].losses(tokens, labels, inputs, places, part.step)
-            nats = outputs["nats"]
-            if ordering is not None and ordering.weights is not None:
-                nats = nats * send(ordering.weights, nats.device)
-            loss = nats.mean() + self.add_terms(part, seen.join(outputs), moment)
+            loss = self._loss(part, step, moment)
             self.note("loss", loss, part.share)
             self.backward_part(loss, part)
         self.finish_gradients(self.generator.parameters(), averaged=isinstance(self.trainer.strategy, DDPStrategy))
         self.update_terms()
         self.optimize(0, moment, self.generator.parameters())
+
+    def _loss(self, part: MicroBatch, step: int, moment: Moment) -> Tensor:
+        """The loss of a part. A function of its own, so that logits and hidden states are freed before the backward."""
+        tokens = inputs = part.batch["tokens"]
+        for corruption in self.corruptions:
+            inputs = corruption(inputs, self.generator.codebook_size, part.step)
+        ordering = None
+        if self.order is not None:
+            ordering = self.order(self.generator.num_tokens, self.generator.num_prefix, part.step)
+        labels = self._drop_classes(part.batch, step)
+        places = None if ordering is None else send(ordering.places, tokens.device)
+        with self.tapped() as seen:
+            outputs: dict[str, Any] = dict(self.generator.losses(tokens, labels, inputs, places, part.step))
+        if self._reference:
+            with torch.no_grad():
+                outputs["reference"] = self._reference[0].losses(tokens, labels, inputs, places, part.step)
+        nats = outputs["nats"]
+        if ordering is not None and ordering.weights is not None:
+            nats = nats * send(ordering.weights, nats.device)
+        return nats.mean() + self.add_terms(part, seen.join(outputs), moment)
 
     def _drop_classes(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Labels, some of them "no class": which ones depends on seed and position, not on processes."""
