@@ -3,7 +3,7 @@
 Two processors round sums differently, so no comparison of floats is exact. Where a value has changed for a reason,
 `changed.json` gives the new one: {"KIND/NAME": {"value": ..., "why": "..."}}, or {"file": PATH, "why": "..."} for a
 file of tensors. KIND/NAME may be a pattern (`stacks/*demo*`), and `KIND/NAME#a.b.c` replaces one entry of a map; the
-value null removes it.
+value null removes it. {"values": {"a.b.c": ..., ...}, "why": "..."} replaces several entries.
 """
 
 import csv
@@ -54,6 +54,10 @@ def kept(kind: str, name: str, value: Any) -> Any:
         if place != f"{kind}/{name}" and not fnmatch.fnmatchcase(f"{kind}/{name}", place):
             continue
         assert entry.get("why"), f"changed.json: {pattern} does not say why"
+        if "values" in entry:
+            for place, new in entry["values"].items():
+                value = _replaced(value, place.split("."), new)
+            continue
         new = HERE / entry["file"] if "file" in entry else entry["value"]
         value = _replaced(value, path.split("."), new) if path else new
     return value

@@ -44,6 +44,8 @@ def test_a_change_needs_a_reason_and_reaches_what_it_names(monkeypatch: pytest.M
     monkeypatch.setattr(kept_files, "CHANGED", {"stacks/*demo*#a.b": {"value": 2, "why": "a reason"}})
     assert kept("stacks", "x demo y", {"a": {"b": 1, "c": 3}}) == {"a": {"b": 2, "c": 3}}
     assert kept("stacks", "other", {"a": {"b": 1}}) == {"a": {"b": 1}}
+    monkeypatch.setattr(kept_files, "CHANGED", {"stacks/a": {"values": {"a.b": 2, "c": None}, "why": "a reason"}})
+    assert kept("stacks", "a", {"a": {"b": 1}, "c": 3, "d": 4}) == {"a": {"b": 2}, "d": 4}
     monkeypatch.setattr(kept_files, "CHANGED", {"runs/a": {"file": "new", "why": "a reason"}})
     assert kept("runs", "a", HERE / "old") == HERE / "new"
     monkeypatch.setattr(kept_files, "CHANGED", {"runs/a": {"value": 1}})
