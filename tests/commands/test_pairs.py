@@ -11,12 +11,12 @@ import torch
 
 from alitok.artifacts.folder import load_generator, load_tokenizer
 from alitok.cli import main
+from alitok.common.draw import Draw
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.data.token_shards import TokenShards
 from alitok.evaluation.quantise import to_uint8
 from alitok.sampling.generate import Sampler
-from alitok.sampling.guidance import PowerCosine
 from alitok.sampling.mixed import MixedSampler
 
 
@@ -47,8 +47,8 @@ def test_both_forms_and_the_record(artifacts: Path, tmp_path: Path) -> None:
     source = open_source("shapes", "train", size=32, count=7)
     images = torch.stack([torch.from_numpy(np.array(source[i][0])).permute(2, 0, 1) for i in range(7)]).float() / 255
     labels = torch.tensor([source[i][1] for i in range(7)])
-    mixed = MixedSampler(Sampler(generator), PowerCosine(3.0, 2.0), 0.5)
-    expected = mixed.draw(tokenizer.encode(images), labels, range(7), 1.0, 2)
+    mixed = MixedSampler(Sampler(generator, Draw(3.0, 2.0, seed=2)), 0.5)
+    expected = mixed.sample(tokenizer.encode(images), labels, range(7))
     assert torch.equal(drawn, expected)
     assert torch.equal(again, tokenizer.encode(to_uint8(tokenizer.decode(drawn)).float() / 255))
     cache = TokenCache(tmp_path / "pairs")

@@ -1,6 +1,8 @@
 """`alitok sample`: the three forms of its output, which images it draws, and what it refuses."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from alitok.artifacts.folder import load_generator, load_tokenizer, read_card, s
 from alitok.cli import run
 from alitok.common.build import build
 from alitok.common.compiler import has_compiler
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.sidecar import read_sidecar
@@ -44,7 +47,9 @@ def test_grid_with_titles(artifacts: Path, tmp_path: Path, capsys: pytest.Captur
         assert grid.size == (2 * 66 + 2, 66 // 4 + 3 * 66 + 2)  # a column for each class, enlarged, under its title
         shown = np.asarray(grid.convert("RGB"))
     generator, tokenizer = load_generator(artifacts / "generator"), load_tokenizer(artifacts / "tokenizer")
-    images = torch.cat([images for *_, images in sample_images(generator, tokenizer, [2, 0] * 3, seed=5)])
+    images = torch.cat(
+        [images for *_, images in sample_images(generator, tokenizer, [2, 0] * 3, Draw.chosen(generator.card, seed=5))]
+    )
     third = shown[16 + 2 + 66 : 16 + 66 + 66, 2:66][::2, ::2]
     assert int(np.abs(third.astype(int) - (images[2] * 255).permute(1, 2, 0).numpy()).max()) <= 1
     assert (shown[:16] < 128).any()  # the titles' ink
@@ -70,7 +75,7 @@ def test_npz_holds_the_whole_count_with_classes_cycling(artifacts: Path, tmp_pat
     array = pixels(tmp_path / "samples.npz")
     assert (array.dtype, array.shape) == (np.uint8, (7, 32, 32, 3))
     generator, tokenizer = load_generator(artifacts / "generator"), load_tokenizer(artifacts / "tokenizer")
-    drawn = sample_images(generator, tokenizer, [0, 1, 2, 0, 1, 2, 0], guidance=3.0, power=2.0, seed=5)
+    drawn = sample_images(generator, tokenizer, [0, 1, 2, 0, 1, 2, 0], Draw(3.0, 2.0, seed=5))
     expected = torch.cat([to_uint8(images) for *_, images in drawn]).permute(0, 2, 3, 1).numpy()
     assert same(array, expected)
     assert len(np.unique(array.reshape(7, -1), axis=0)) == 7
@@ -173,7 +178,7 @@ def test_a_finished_command_is_not_done_again(
     outs = [tmp_path / "a.npz", tmp_path / "v1.0"]
     for out in outs:
         sample(artifacts, out, "--count", 3)
-    monkeypatch.setattr(ImageSampler, "draw", None)
+    monkeypatch.setattr(ImageSampler, "sample", None)
     for out in outs:
         sample(artifacts, out, "--count", 3, "--batch", 2)
         assert "3 images, all there already" in capsys.readouterr().out
@@ -183,7 +188,7 @@ def test_a_finished_command_is_not_done_again(
 def test_an_interrupted_command_goes_on_where_it_stopped(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    draw, wanted = ImageSampler.draw, []
+    draw, wanted = ImageSampler.sample, []
 
     def stopped_after(most: int) -> Any:
         def stopping(self: ImageSampler, batches: Any, *arguments: Any) -> Any:
@@ -195,7 +200,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
 
         return stopping
 
-    monkeypatch.setattr(ImageSampler, "draw", stopped_after(2))
+    monkeypatch.setattr(ImageSampler, "sample", stopped_after(2))
     with pytest.raises(KeyboardInterrupt):
         sample(artifacts, tmp_path / name, "--count", 7, "--batch", 2)
     assert [path.name for path in tmp_path.iterdir()] == [f".{name}.partial"]
@@ -206,7 +211,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
     assert (tmp_path / name).exists()
     assert not (tmp_path / f".{name}.partial").exists()
     if name == "a.npz":
-        monkeypatch.setattr(ImageSampler, "draw", draw)
+        monkeypatch.setattr(ImageSampler, "sample", draw)
         sample(artifacts, tmp_path / "whole.npz", "--count", 7, "--batch", 4)
         assert same(pixels(tmp_path / name), pixels(tmp_path / "whole.npz"))
 
@@ -222,3 +227,22 @@ def test_compiled_draws_the_same_or_says_that_there_is_no_compiler(
     with pytest.raises(BadInput, match="needs a C"):
         sample(artifacts, tmp_path / "other.npz", "--count", 3, "--compile")
     assert not (tmp_path / "other.npz").exists()
+
+
+def test_guidance_of_the_working_folder_by_its_class_path(artifacts: Path, tmp_path: Path) -> None:
+    code = """from alitok.sampling.guidance import Linear
+
+
+class Twice(Linear):
+    def scale_at(self, positions, steps):
+        return 2 * super().scale_at(positions, steps)
+"""
+    (tmp_path / "twice_guidance.py").write_text(code)
+    words = ["-m", "alitok", "sample", "--generator", str(artifacts / "generator")]
+    words += ["--tokenizer", str(artifacts / "tokenizer"), "--guidance", "2", "--count", "4", "--batch", "2"]
+    for name, schedule in (("a", "twice_guidance.Twice"), ("b", "linear")):
+        command = [sys.executable, *words, "--schedule", schedule, "--out", f"{name}.npz"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "a.json").read_text())["schedule"] == "twice_guidance.Twice"
+    pixels = [np.load(tmp_path / f"{name}.npz")["arr_0"] for name in "ab"]
+    assert not np.array_equal(*pixels)

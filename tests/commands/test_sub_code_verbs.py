@@ -12,6 +12,7 @@ from PIL import Image
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, save_artifact
 from alitok.cli import run
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
@@ -70,7 +71,7 @@ def test_sample_and_reconstruct(pair: Path, tmp_path: Path) -> None:
         Image.fromarray(file["arr_0"][0]).save(tmp_path / "picture.png")
     tokenizer = load_tokenizer(pair / "tokenizer")
     generator = load_generator(pair / "generator")
-    for _, ids, images in sample_images(generator, tokenizer, [0, 1], batch=2, seed=5):
+    for _, ids, images in sample_images(generator, tokenizer, [0, 1], Draw(seed=5), batch=2):
         assert ids.shape == (2, 21, SUB_CODES)
         torch.testing.assert_close(images, tokenizer.decode(ids), rtol=1e-4, atol=1e-5)
     run(words("reconstruct", "--tokenizer", pair / "tokenizer", tmp_path / "picture.png", "--out", tmp_path / "out"))
@@ -97,9 +98,9 @@ def test_pairs_are_held_to_their_sub_codes(pair: Path, artifacts: Path, small_ge
 
 def test_logits_of_all_sub_codes_count_for_the_batch(pair: Path) -> None:
     generator, tokenizer = load_generator(pair / "generator"), load_tokenizer(pair / "tokenizer")
-    whole = largest_batch(generator, tokenizer, True, "float32", 10**8)
+    whole = largest_batch(generator, tokenizer, Draw(2.0), 10**8)
     generator.sub_codes = 200
-    assert largest_batch(generator, tokenizer, True, "float32", 10**8) < whole
+    assert largest_batch(generator, tokenizer, Draw(2.0), 10**8) < whole
 
 
 @pytest.mark.parametrize(

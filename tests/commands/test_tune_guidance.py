@@ -12,6 +12,7 @@ from alitok.artifacts.folder import load_generator, load_tokenizer
 from alitok.cli import run
 from alitok.commands import sample_set
 from alitok.commands.guidance_search import jackknife_error
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.quantise import to_uint8
@@ -28,7 +29,7 @@ def place(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Classifier(num_classes=4, width=4).save(folder / "classifier")
     generator, tokenizer = load_generator(artifacts / "generator"), load_tokenizer(artifacts / "tokenizer")
     labels = [index % 3 for index in range(120)]
-    drawn = sample_images(generator, tokenizer, labels, guidance=2.0, power=1.0, seed=99)
+    drawn = sample_images(generator, tokenizer, labels, Draw(2.0, seed=99))
     np.savez(folder / "reference.npz", arr_0=torch.cat([to_uint8(x) for *_, x in drawn]).permute(0, 2, 3, 1).numpy())
     return folder
 
@@ -48,14 +49,14 @@ def test_search_and_what_it_reuses(
     artifacts: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn: list[int] = []
-    draw = ImageSampler.draw
+    draw = ImageSampler.sample
 
-    def counting(self: ImageSampler, *arguments: Any) -> Any:
-        for batch in draw(self, *arguments):
+    def counting(self: ImageSampler, *arguments: Any, **named: Any) -> Any:
+        for batch in draw(self, *arguments, **named):
             drawn.extend(batch[0])
             yield batch
 
-    monkeypatch.setattr(ImageSampler, "draw", counting)
+    monkeypatch.setattr(ImageSampler, "sample", counting)
     grid = ("--scales", "2,20", "--powers", "1,0.3", "--refine", 0, "--count", 60, "--batch", 25)
     found = tune(artifacts, place, tmp_path / "a", *grid)
     assert len(drawn) == 4 * 60
@@ -92,7 +93,7 @@ def test_fid_is_that_of_the_images(artifacts: Path, place: Path, tmp_path: Path)
     extractor = ClassifierExtractor(Classifier.load(place / "classifier"), "classifier")
     sides = [FeatureStatistics(extractor.num_features) for _ in range(2)]
     labels = [index % 3 for index in range(40)]
-    for *_, images in sample_images(generator, tokenizer, labels, guidance=3.0, schedule="constant", seed=0):
+    for *_, images in sample_images(generator, tokenizer, labels, Draw(3.0, schedule="constant")):
         sides[0].update(extractor(to_uint8(images)).pooled)
     with np.load(place / "reference.npz") as file:
         sides[1].update(extractor(torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)).pooled)

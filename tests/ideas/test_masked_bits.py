@@ -17,6 +17,7 @@ from alitok.callbacks.curves import read_curves
 from alitok.commands.lightning import run
 from alitok.commands.tokenize import tokenize
 from alitok.common.compiler import has_compiler
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.data.sources import open_source
@@ -283,14 +284,14 @@ def test_a_step_at_a_time_gives_the_hidden_states_of_the_whole(
         sampler.generator.output, "draw", lambda hidden, *rest: (seen.append(hidden), draw(hidden, *rest))[1]
     )
     with torch.no_grad():
-        assert torch.equal(sampler.draw(labels), ids)
+        assert torch.equal(sampler.sample(labels), ids)
         torch.testing.assert_close(torch.stack(seen, 1), model.hidden(ids, labels), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_ready_for_inference_it_draws_the_same(precision: Any) -> None:
     model, labels = generator(), torch.arange(5)
-    sampler = Sampler(model, precision)
+    sampler = Sampler(model, Draw(precision=precision))
     ready = sampler.generator.output
     assert ready is not model.output
     assert {parameter.dtype for parameter in ready.parameters()} <= {torch.float32}
@@ -299,7 +300,7 @@ def test_ready_for_inference_it_draws_the_same(precision: Any) -> None:
     with torch.inference_mode():
         own, copied = (each.draw(hidden, noise, lambda logits: logits, 1.0) for each in (model.output, ready))
     assert torch.equal(own, copied)
-    assert sampler.draw(labels).shape == (5, 7)
+    assert sampler.sample(labels).shape == (5, 7)
 
 
 @pytest.mark.slow  # compiles forward, backward and the step
@@ -314,7 +315,7 @@ def test_compiled_blocks_train_and_draw_the_same() -> None:
         each.losses(ids, torch.zeros(12, dtype=torch.int64), step=STEP)["nats"].mean().backward()
         gradients.append([parameter.grad for parameter in each.parameters()])
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
-    assert torch.equal(Sampler(compiled, compiled=True).draw(labels), Sampler(model).draw(labels))
+    assert torch.equal(Sampler(compiled, Draw(compiled=True)).sample(labels), Sampler(model).sample(labels))
 
 
 def test_it_has_no_logits_and_accuracy_is_left_out_with_a_sentence() -> None:

@@ -212,7 +212,8 @@ def test_cached_steps_equal_full_recomputation(small: Any, rule: Guidance | None
     for step in range(TOKENS):
         logits = small(ids, LABELS)[:, step]
         if rule is not None:
-            logits = rule(logits, small(ids, torch.full_like(LABELS, 3))[:, step], step, TOKENS)
+            unconditional = small(ids, torch.full_like(LABELS, 3))[:, step]
+            logits = rule.combine([logits, unconditional], torch.tensor([step]), TOKENS)
         ids[:, step] = draw(logits / 0.9, noise[:, step])
     drawn = {"guidance": rule or 0.0, "temperature": 0.9, "seed": 5}
     assert torch.equal(generate(small, LABELS, **drawn), ids)

@@ -1,14 +1,16 @@
 """Compiled decoding: the same tokens, or one sentence where there is no compiler."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from alitok.common.compiler import has_compiler
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
-from alitok.sampling import generate as module
+from alitok.sampling import loop as module
 from alitok.sampling.generate import Sampler
-from alitok.sampling.guidance import PowerCosine, SoftCFG
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +25,13 @@ def small() -> Generator:
 def test_draws_the_same_tokens(small: Generator, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_compiler():
         with pytest.raises(BadInput, match="needs a C\\+\\+ compiler"):
-            Sampler(small, precision, compiled=True)
+            Sampler(small, Draw(precision=precision, compiled=True))
         return
     monkeypatch.setitem(module.LAYOUTS, "cpu", 2)
-    compiled, plain = (Sampler(small, precision, compiled=choice) for choice in (True, False))
-    for batch, rule in ((3, None), (5, PowerCosine(3.0)), (2, SoftCFG(3.0))):
-        labels = torch.arange(batch) % 5
-        equal = (compiled.draw(labels, rule, seed=batch) == plain.draw(labels, rule, seed=batch)).float()
+    for batch, scale, schedule in ((3, 0.0, "linear"), (5, 3.0, "power-cosine"), (2, 3.0, "softcfg")):
+        labels, draw = torch.arange(batch) % 5, Draw(scale, schedule=schedule, seed=batch, precision=precision)
+        compiled, plain = (Sampler(small, replace(draw, compiled=choice)).sample(labels) for choice in (True, False))
+        equal = (compiled == plain).float()
         # in bfloat16 only the first tokens: where one token differs, all that follow may
         assert equal.all() if precision == "float32" else equal[:, :4].mean() > 0.8
 
@@ -37,4 +39,4 @@ def test_draws_the_same_tokens(small: Generator, precision: str, monkeypatch: py
 def test_without_a_compiler_it_says_so(small: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BadInput, match="needs a C\\+\\+ compiler"):
-        Sampler(small, compiled=True)
+        Sampler(small, Draw(compiled=True))

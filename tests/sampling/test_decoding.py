@@ -9,19 +9,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alitok.artifacts.release import generator_from_release
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models import seams
 from alitok.models.generator import Generator
 from alitok.models.rope import rotate
 from alitok.models.seams import draw, image_uniforms
-from alitok.sampling import generate as module
 from alitok.sampling import guidance, weights
+from alitok.sampling import loop as module
 from alitok.sampling.cache import KeyValueCache
-from alitok.sampling.generate import Decoding, Sampler, generate
-from alitok.sampling.guidance import Constant, Linear, PowerCosine, SoftCFG
+from alitok.sampling.generate import Sampler, generate
+from alitok.sampling.guidance import Constant, Guidance, Linear, PowerCosine, SoftCFG
 from alitok.sampling.weights import Projection, for_inference
 
-RULES = [None, PowerCosine(5.0, 1.2), Constant(2.0), Linear(3.0), SoftCFG(4.0, 0.8)]
+RULES = [Guidance(), PowerCosine(5.0, 1.2), Constant(2.0), Linear(3.0), SoftCFG(4.0, 0.8)]
 
 
 @pytest.fixture
@@ -64,7 +65,9 @@ def test_softcfg_equals_the_direct_uncached_form(small):
             conditional = small(ids, labels)[:, step]
             unconditional = scaled_values_logits(small, ids, torch.full_like(labels, 3), weights)[:, step]
             confidence[:, step] = conditional.softmax(-1).amax(-1)
-            ids[:, step] = draw(cosine(conditional, unconditional, step, steps), uniforms[:, step])
+            ids[:, step] = draw(
+                cosine.combine([conditional, unconditional], torch.tensor([step]), steps), uniforms[:, step]
+            )
     assert torch.equal(generate(small, labels, rule, seed=seed), ids)
     assert torch.equal(generate(small, labels, 4.0, 0.8, seed=seed, schedule="softcfg"), ids)
     assert not torch.equal(generate(small, labels, cosine, seed=seed), ids)
@@ -72,30 +75,25 @@ def test_softcfg_equals_the_direct_uncached_form(small):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_layouts_of_the_cache_change_nothing(small, rule, monkeypatch):
-    ready = for_inference(small)
     drawn = {}
     for layouts in (1, 8):  # 21 tokens: one layout, or three
         monkeypatch.setitem(module.LAYOUTS, "cpu", layouts)
-        decoding = Decoding(ready, 3, rule, 1.0, torch.float32)
-        with torch.inference_mode():
-            drawn[layouts] = [
-                decoding.run(torch.tensor([0, 1, 2]), image_uniforms(seed, range(3), small.num_tokens))
-                for seed in (0, 1)
-            ]
+        samplers = [Sampler(small, Draw(seed=seed), rule) for seed in (0, 1)]
+        drawn[layouts] = [sampler.sample(torch.tensor([0, 1, 2])) for sampler in samplers]
     assert torch.equal(torch.stack(drawn[1]), torch.stack(drawn[8]))
     assert not torch.equal(*drawn[1])
 
 
 def test_buffers_are_used_again_and_ids_are_not_theirs(small):
-    sampler = Sampler(small)
-    first = sampler.draw(torch.tensor([0, 1]), PowerCosine(3.0), seed=1)
-    kept, decoding = first.clone(), sampler.decoding
-    sampler.draw(torch.tensor([2, 1]), PowerCosine(3.0), seed=2)
-    assert sampler.decoding is decoding
+    sampler = Sampler(small, Draw(3.0, seed=1))
+    first = sampler.sample(torch.tensor([0, 1]))
+    kept, loop = first.clone(), sampler.loop
+    sampler.sample(torch.tensor([2, 1]), [5, 6])
+    assert sampler.loop is loop
     assert torch.equal(first, kept)
-    assert torch.equal(sampler.draw(torch.tensor([0, 1]), PowerCosine(3.0), seed=1), kept)
-    sampler.draw(torch.tensor([2]), PowerCosine(3.0))
-    assert sampler.decoding is not decoding
+    assert torch.equal(sampler.sample(torch.tensor([0, 1])), kept)
+    sampler.sample(torch.tensor([2]))
+    assert sampler.loop is not loop
 
 
 def test_schedules_by_name_and_from_the_card(small):
@@ -176,7 +174,7 @@ def test_bfloat16_agrees_with_float32(golden):
         x = ready.embed_labels(labels)
         for step in range(60):
             cache.start_step(torch.tensor([step]))
-            found = ready.output(ready.step(x, torch.tensor([step]), cache))
+            found = ready.output(ready.step(x, torch.tensor([step]), cache)[:, 0])
             torch.testing.assert_close(found, logits[:, step], rtol=0, atol=0.1 * float(logits.std()))
             same.append(found.argmax(-1) == logits[:, step].argmax(-1))
             x = ready.embed_tokens(ids[:, step, None])
@@ -188,12 +186,11 @@ def test_bfloat16_agrees_with_float32(golden):
 @pytest.mark.parametrize("row", [0, slice(None)])
 def test_what_is_not_a_number_ends_with_its_sequence(small, layouts, half, row, monkeypatch):
     monkeypatch.setitem(module.LAYOUTS, "cpu", layouts)
-    labels, uniforms = torch.tensor([0, 1, 2]), image_uniforms(3, range(3), small.num_tokens)
+    sampler, labels = Sampler(small, Draw(3.0, seed=3)), torch.tensor([0, 1, 2])
+    expected = sampler.sample(labels)
     with torch.inference_mode():
-        decoding = Decoding(for_inference(small), 3, PowerCosine(3.0), 1.0, torch.float32)
-        expected = decoding.run(labels, uniforms)
-        decoding.cache.memory[half].view(6, -1)[row] = torch.nan
-        assert torch.equal(decoding.run(labels, uniforms), expected)
+        sampler.loop.cache.memory[half].view(6, -1)[row] = torch.nan
+    assert torch.equal(sampler.sample(labels), expected)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -209,7 +206,8 @@ def test_the_copy_shares_nothing_that_is_used(small, precision, blocked, monkeyp
         each.resize(8)
         each.start_step(torch.tensor([0]))
         with torch.no_grad():
-            logits.append(ready.output(ready.step(ready.embed_labels(torch.tensor([1])), torch.tensor([0]), each)))
+            hidden = ready.step(ready.embed_labels(torch.tensor([1])), torch.tensor([0]), each)
+            logits.append(ready.output(hidden))
             for name, tensor in (*small.named_parameters(), *small.named_buffers()):
                 tensor.mul_(1.0 if name.startswith("norm.") else 3.0)
     assert torch.equal(*logits)
@@ -221,12 +219,14 @@ def test_a_device_without_float64_needs_none(small, rule, monkeypatch):
     """As on a Mac's GPU."""
     for part in (module, guidance, seams):
         monkeypatch.setattr(part, "widest_float", lambda device: torch.float32)
-    labels, uniforms = torch.tensor([0, 1, 2]), image_uniforms(3, range(3), small.num_tokens)
+    labels = torch.tensor([0, 1, 2])
+    expected = Sampler(small, Draw(seed=3), rule).sample(labels)
+    sampler = Sampler(small, Draw(seed=3), rule)
     with torch.inference_mode():
-        expected = Decoding(for_inference(small), 3, rule, 1.0, torch.float32).run(labels, uniforms)
-        decoding = Decoding(for_inference(small), 3, rule, 1.0, torch.float32)
+        branches = sampler.branches(labels, range(3))
+        loop, uniforms = sampler.ready(branches), image_uniforms(3, range(3), small.num_tokens)
         with Types() as types:
-            found = decoding.run(labels, uniforms)
+            found = loop.run(branches, uniforms)
     assert torch.float64 not in types.seen
     assert torch.equal(found, expected)
 
@@ -249,7 +249,8 @@ class Types(TorchDispatchMode):
 def test_a_device_of_any_other_kind_draws(small_generator_block, rule):
     with torch.device("meta"):
         generator = build(small_generator_block()).to("meta")
+    sampler = Sampler(generator, None, rule)
     with torch.inference_mode():
-        decoding = Decoding(for_inference(generator), 2, rule, 1.0, torch.float32)
-        ids = decoding.run(torch.zeros(2, dtype=torch.int64), image_uniforms(0, range(2), generator.num_tokens))
+        branches = sampler.branches(torch.zeros(2, dtype=torch.int64), range(2))
+        ids = sampler.ready(branches).run(branches, image_uniforms(0, range(2), generator.num_tokens))
     assert (ids.shape, ids.device.type) == ((2, generator.num_tokens), "meta")

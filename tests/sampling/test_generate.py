@@ -7,7 +7,7 @@ from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.seams import draw, image_uniforms
 from alitok.sampling.generate import generate
-from alitok.sampling.guidance import Guidance, PowerCosine
+from alitok.sampling.guidance import Branch, Guidance, PowerCosine
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def test_cached_steps_equal_full_recomputation(small, guidance):
         for step in range(small.num_tokens):
             logits = small(ids, labels)[:, step]
             if guidance:
-                logits = rule(logits, small(ids, torch.full_like(labels, 3))[:, step], step, small.num_tokens)
+                unconditional = small(ids, torch.full_like(labels, 3))[:, step]
+                logits = rule.combine([logits, unconditional], torch.tensor([step]), small.num_tokens)
             ids[:, step] = draw(logits / temperature, uniforms[:, step])
     assert torch.equal(generate(small, labels, guidance, 1.5, temperature, seed), ids)
     assert len(ids.unique()) > 5
@@ -71,9 +72,12 @@ def test_own_guidance_rule_and_steps(small):
     steps = []
 
     class Unconditional(Guidance):
-        def __call__(self, conditional, unconditional, step, steps):
+        def branches(self, generator, labels, seed, indices):
+            return [Branch(labels=torch.full_like(labels, generator.num_classes))]
+
+        def combine(self, logits, positions, steps):
             assert steps == small.num_tokens
-            return unconditional
+            return logits[0]
 
     ids = generate(small, torch.tensor([1]), Unconditional(), on_step=steps.append)
     assert steps == list(range(small.num_tokens))

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
-from alitok.sampling.guidance import SCHEDULES, Constant, Linear, PowerCosine, SoftCFG, make_guidance
+from alitok.sampling.guidance import SCHEDULES, BySubCode, Constant, Guidance, Linear, PowerCosine, SoftCFG, guidance_of
 
 
 def scales(rule, steps: int) -> list[float]:
@@ -29,17 +30,18 @@ def test_constant_and_linear():
 def test_scale_of_one_is_the_conditional_branch(rule):
     conditional, unconditional = torch.randn(2, 3, 5)
     for step in (0, 7):
-        torch.testing.assert_close(rule(conditional, unconditional, step, 8), conditional)
+        torch.testing.assert_close(rule.combine([conditional, unconditional], torch.tensor([step]), 8), conditional)
 
 
 @pytest.mark.parametrize("rule", [PowerCosine(6.0, 1.5), Constant(6.0), Linear(6.0)])
-def test_step_as_a_tensor_is_the_step_as_a_number(rule):
-    conditional, unconditional = torch.randn(2, 3, 5)
+def test_every_row_has_the_scale_of_its_own_position(rule):
+    conditional, unconditional = torch.randn(2, 4, 5)
+    rows = rule.combine([conditional, unconditional], torch.arange(4), 4)
     for step in range(4):
-        logits = rule(conditional, unconditional, step, 4)
-        assert torch.equal(rule(conditional, unconditional, torch.tensor([step]), 4), logits)
-        expected = unconditional + scales(rule, 4)[step] * (conditional - unconditional)
-        torch.testing.assert_close(logits, expected)
+        expected = unconditional[step] + scales(rule, 4)[step] * (conditional[step] - unconditional[step])
+        torch.testing.assert_close(rows[step], expected)
+        alone = rule.combine([conditional, unconditional], torch.tensor([step]), 4)
+        assert torch.equal(alone[step], rows[step])
 
 
 def test_value_weights_take_away_one_token_in_all():
@@ -51,23 +53,44 @@ def test_value_weights_take_away_one_token_in_all():
 
 
 def test_rules_by_name():
-    assert make_guidance("power-cosine", 16, 1.8) == PowerCosine(16.0, 1.8)
-    assert make_guidance("constant", 2) == Constant(2.0)
-    assert make_guidance("linear", 2) == Linear(2.0)
-    assert make_guidance("softcfg", 2, 0.5) == SoftCFG(2.0, 0.5)
-    assert all(make_guidance(name, 0) is None for name in SCHEDULES)
+    assert guidance_of(Draw(16, 1.8)) == PowerCosine(16.0, 1.8)
+    assert guidance_of(Draw(2, schedule="constant")) == Constant(2.0)
+    assert guidance_of(Draw(2, schedule="linear")) == Linear(2.0)
+    assert guidance_of(Draw(2, 0.5, "softcfg")) == SoftCFG(2.0, 0.5)
+    assert all(type(guidance_of(Draw(0, schedule=name))) is Guidance for name in SCHEDULES)
+
+
+class Half(Guidance):
+    """Of somebody's own: takes no scale."""
+
+    def __init__(self, power: float) -> None:
+        self.power = power
+
+
+def test_rules_by_class_path_and_block():
+    path = f"{__name__}.Half"
+    assert guidance_of(Draw(0, 1.5, path)).power == 1.5  # it takes no scale, so 0 does not turn it off
+    assert guidance_of(Draw(3, 1.5, {"class_path": path, "init_args": {"power": 0.5}})).power == 0.5
+    rules = [{"class_path": "alitok.sampling.guidance.Constant", "init_args": {"scale": s}} for s in (1.75, 2.0)]
+    block = {"class_path": "alitok.sampling.guidance.BySubCode", "init_args": {"rules": rules}}
+    assert guidance_of(Draw(1.0, schedule=block)) == BySubCode([Constant(1.75), Constant(2.0)])
+    assert guidance_of(Draw(1.0, schedule={"class_path": "softcfg", "init_args": {"scale": 4.0}})) == SoftCFG(4.0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("liner", 2), "'liner'.*did you mean 'linear'"),
-        (("linear", -1), "scale must be 0"),
-        (("linear", math.inf), "scale must be 0"),
-        (("linear", math.nan), "scale must be 0"),
-        (("power-cosine", 2, 0), "power must be above 0"),
+        ((2, 1, "liner"), "'liner'.*did you mean 'linear'"),
+        ((2, 1, "torch.nn.Linear"), "torch.nn.Linear is no guidance"),
+        ((2, 1, "no_such.Thing"), "cannot be imported"),
+        ((-1,), "scale must be 0"),
+        ((math.inf,), "scale must be 0"),
+        ((math.nan,), "scale must be 0"),
+        ((2, 0), "power must be above 0"),
+        ((2, 1, "linear", 0.0), "temperature must be above 0"),
+        ((2, 1, "linear", 1.0, 0, "float16"), "'float16' is unknown"),
     ],
 )
 def test_refusals(arguments, words):
     with pytest.raises(BadInput, match=words):
-        make_guidance(*arguments)
+        guidance_of(Draw(*arguments))

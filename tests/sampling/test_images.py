@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.sampling.images import CPU_BATCH, LARGEST_BATCH, ImageSampler, largest_batch, sample_images
 
 
@@ -15,7 +16,7 @@ def pair(golden, small_generator_block, small_tokenizer_block):
 
 def test_decoded_as_the_tokenizer_decodes(pair):
     generator, tokenizer = pair
-    parts = list(sample_images(generator, tokenizer, [0, 1, 2, 0, 1], batch=2, guidance=2.0, seed=1))
+    parts = list(sample_images(generator, tokenizer, [0, 1, 2, 0, 1], Draw(2.0, seed=1), batch=2))
     assert [indices for indices, *_ in parts] == [[0, 1], [2, 3], [4]]
     for _, ids, images in parts:
         torch.testing.assert_close(images, tokenizer.decode(ids))
@@ -23,32 +24,34 @@ def test_decoded_as_the_tokenizer_decodes(pair):
 
 def test_batches_of_any_indices(pair):
     generator, tokenizer = pair
-    whole = torch.cat([ids for _, ids, _ in sample_images(generator, tokenizer, [0, 1, 2, 0, 1], seed=1)])
-    sampler = ImageSampler(generator, tokenizer)
-    for indices, ids, _ in sampler.draw([([4], [1]), ([1, 2], [1, 2]), ([0], [0])], seed=1):
+    whole = torch.cat([ids for _, ids, _ in sample_images(generator, tokenizer, [0, 1, 2, 0, 1], Draw(seed=1))])
+    sampler = ImageSampler(generator, tokenizer, Draw(seed=1))
+    for indices, ids, _ in sampler.sample([([4], [1]), ([1, 2], [1, 2]), ([0], [0])]):
         assert torch.equal(ids, whole[indices])
 
 
 def test_largest_batch(pair):
     generator, tokenizer = pair
-    assert largest_batch(generator, tokenizer, True, "float32", None) == CPU_BATCH
-    found = {
-        (guided, precision): largest_batch(generator, tokenizer, guided, precision, 2**23)
-        for guided in (True, False)
+    draws = {
+        (scale, precision): Draw(scale, precision=precision)
+        for scale in (2.0, 0.0)
         for precision in ("float32", "bfloat16")
     }
-    assert 1 < found[True, "float32"] < found[True, "bfloat16"] < found[False, "bfloat16"] < LARGEST_BATCH
-    assert found[True, "float32"] < found[False, "float32"]
-    assert largest_batch(generator, tokenizer, True, "float32", 10) == 1
-    assert largest_batch(generator, tokenizer, True, "float32", 2**45) == LARGEST_BATCH == 512
-    batches = {largest_batch(generator, tokenizer, True, "float32", number * 2**22) for number in range(8, 80)}
+    guided = draws[2.0, "float32"]
+    assert largest_batch(generator, tokenizer, guided, None) == CPU_BATCH
+    found = {key: largest_batch(generator, tokenizer, draw, 2**23) for key, draw in draws.items()}
+    assert 1 < found[2.0, "float32"] < found[2.0, "bfloat16"] < found[0.0, "bfloat16"] < LARGEST_BATCH
+    assert found[2.0, "float32"] < found[0.0, "float32"]
+    assert largest_batch(generator, tokenizer, guided, 10) == 1
+    assert largest_batch(generator, tokenizer, guided, 2**45) == LARGEST_BATCH == 512
+    batches = {largest_batch(generator, tokenizer, guided, number * 2**22) for number in range(8, 80)}
     assert len(batches) > 2
     assert all(batch % 64 == 0 for batch in batches)
 
 
 def test_streams_are_those_of_the_generators_device(pair, monkeypatch):
     """On a GPU that is not the present one, seen through stand-ins."""
-    sampler, device = ImageSampler(*pair), torch.device("cuda", 1)
+    sampler, device = ImageSampler(*pair, Draw(seed=1)), torch.device("cuda", 1)
     sampler.device = device
     asked, waits = [], []
 
@@ -67,7 +70,7 @@ def test_streams_are_those_of_the_generators_device(pair, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
-    parts = list(sampler.draw([([0, 1], [0, 1]), ([2], [2])], seed=1, size=2))
+    parts = list(sampler.sample([([0, 1], [0, 1]), ([2], [2])], size=2))
     assert [indices for indices, *_ in parts] == [[0, 1], [2]]
     assert asked == [device] * 4
     assert sorted(waits) == [("present", "side")] * 2 + [("side", "present")] * 2

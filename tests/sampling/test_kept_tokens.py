@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.seams import draw, image_uniforms
@@ -42,7 +43,8 @@ def test_a_drawn_prefix_is_the_whole_sequences_and_the_uncached_one(
         with torch.no_grad():
             logits = latents(longer, labels)[:, step]
             if guidance:
-                logits = rule(logits, latents(longer, torch.full_like(labels, 3))[:, step], step, 12)
+                unconditional = latents(longer, torch.full_like(labels, 3))[:, step]
+                logits = rule.combine([logits, unconditional], torch.tensor([step]), 12)
         ids = torch.cat([ids, draw(logits, uniforms[:, step])[:, None]], dim=1)
     drawn = generate(latents, labels, guidance, 1.5, seed=seed, keep=keep)
     assert torch.equal(drawn, ids)
@@ -68,7 +70,7 @@ def test_a_batch_leaves_room_for_the_decoders_mask_tokens(
     for mask_tokens in (16, 64):
         sizes["patch_size"] = 32 // int(mask_tokens**0.5)
         parts["decoder"] = {"class_path": "alitok.models.titok.TiTokDecoder", "init_args": {**sizes, "num_latents": 12}}
-        fitting[mask_tokens] = largest_batch(latents, build(block), False, "float32", 2**26)
+        fitting[mask_tokens] = largest_batch(latents, build(block), Draw(), 2**26)
     assert 1 < fitting[64] < 0.6 * fitting[16]
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.models.seams import draw, image_uniforms
 from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import BySubCode, Constant, PowerCosine, SoftCFG
@@ -31,7 +32,8 @@ def test_cached_steps_equal_full_recomputation(small, rule):
     for step in range(steps):
         logits = small(ids, LABELS)[:, step]
         if rule is not None:
-            logits = rule(logits, small(ids, torch.full_like(LABELS, 3))[:, step], step, steps)
+            unconditional = small(ids, torch.full_like(LABELS, 3))[:, step]
+            logits = rule.combine([logits, unconditional], torch.tensor([step]), steps)
         for sub_code in range(SUB_CODES):
             ids[:, step, sub_code] = draw(logits[:, sub_code] / temperature, uniforms[:, step, sub_code])
     found = generate(small, LABELS, 0.0 if rule is None else rule, temperature=temperature, seed=seed)
@@ -49,12 +51,12 @@ def test_image_i_is_the_same_in_any_batch(small):
 
 def test_a_rule_for_each_sub_code():
     with_class, without = torch.randn(2, 5, 3, CODES, generator=torch.Generator().manual_seed(0))
-    found = BY_SUB_CODE(with_class, without, torch.tensor([7]), 21)
+    found = BY_SUB_CODE.combine([with_class, without], torch.tensor([7]), 21)
     for sub_code, rule in enumerate(BY_SUB_CODE.rules):
-        expected = rule(with_class[:, sub_code], without[:, sub_code], 7, 21)
+        expected = rule.combine([with_class[:, sub_code], without[:, sub_code]], torch.tensor([7]), 21)
         torch.testing.assert_close(found[:, sub_code], expected)
     with pytest.raises(ValueError, match="longer"):
-        BySubCode(BY_SUB_CODE.rules[:2])(with_class, without, torch.tensor([7]), 21)
+        BySubCode(BY_SUB_CODE.rules[:2]).combine([with_class, without], torch.tensor([7]), 21)
 
 
 @torch.no_grad()
@@ -73,9 +75,9 @@ def test_confidence_of_a_token_is_that_of_all_its_sub_codes(small):
 
 def test_true_tokens_among_drawn_ones(small):
     true = torch.randint(CODES, (3, small.num_tokens, SUB_CODES), generator=torch.Generator().manual_seed(0))
-    sampler, rule = Sampler(small), PowerCosine(3.0)
-    assert torch.equal(MixedSampler(sampler, rule, 1.0).draw(true, LABELS, range(3), 1.0, seed=3), true)
-    drawn = MixedSampler(sampler, rule, 0.0).draw(true, LABELS, range(3), 1.0, seed=3)
-    assert torch.equal(drawn, generate(small, LABELS, rule, seed=3))
-    half = MixedSampler(sampler, rule, 0.5).draw(true, LABELS, range(3), 1.0, seed=3)
+    sampler = Sampler(small, Draw(3.0, seed=3))
+    assert torch.equal(MixedSampler(sampler, 1.0).sample(true, LABELS, range(3)), true)
+    drawn = MixedSampler(sampler, 0.0).sample(true, LABELS, range(3))
+    assert torch.equal(drawn, generate(small, LABELS, 3.0, seed=3))
+    half = MixedSampler(sampler, 0.5).sample(true, LABELS, range(3))
     assert 0.3 < (half == true).all(-1).float().mean() < 0.8

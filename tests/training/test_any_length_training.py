@@ -12,6 +12,7 @@ from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, 
 from alitok.cli import main
 from alitok.commands.lightning import run
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.models.tail_drop import TailDrop
@@ -92,8 +93,8 @@ def test_a_generator_of_a_prefix_trains_and_draws_what_the_tokenizer_decodes(tai
     assert generator.num_tokens == 6 < tokenizer.num_tokens
     generator.card["tokenizer"] = None
     check_pair(generator, tokenizer)
-    ((_, ids, images),) = sample_images(generator, tokenizer, [0, 1], seed=1)
-    ((_, fewer, short),) = sample_images(generator, tokenizer, [0, 1], seed=1, keep=3)
+    ((_, ids, images),) = sample_images(generator, tokenizer, [0, 1], Draw(seed=1))
+    ((_, fewer, short),) = sample_images(generator, tokenizer, [0, 1], Draw(seed=1, keep=3))
     assert torch.equal(fewer, ids[:, :3])
     assert torch.equal(images, tokenizer.decode(ids))
     assert torch.equal(short, tokenizer.decode(ids[:, :3]))

@@ -17,14 +17,13 @@ from alitok.artifacts.folder import save_artifact
 from alitok.common.build import build, import_class
 from alitok.common.compiler import has_compiler
 from alitok.common.devices import float32_products
+from alitok.common.draw import Draw
 from alitok.common.files import experiments_folder
 from alitok.config import compose_run
 from alitok.models.generator import Generator
 from alitok.models.sub_code_generator import SubCodeGenerator
 from alitok.sampling.cache import KeyValueCache
-from alitok.sampling.generate import Decoding, Sampler, image_uniforms
-from alitok.sampling.guidance import make_guidance
-from alitok.sampling.weights import PRECISION, for_inference
+from alitok.sampling.generate import Sampler
 
 SHAPE: dict[str, Any] = {"num_classes": 5, "num_prefix": 3, "grid": (4, 4), "width": 64, "depth": 2, "heads": 4}
 
@@ -42,15 +41,13 @@ def drawn(
     graphs: bool = True, keep: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Ids (3, batch, N) of three batches one after the other, on the CPU; the later ones come from graphs."""
-    ready = for_inference(generator.to(device), precision)  # type: ignore[arg-type]
-    decoding = Decoding(ready, batch, make_guidance(schedule, 3.0), 1.0, PRECISION[precision])
-    if not graphs:
-        decoding.graphs = None
+    sampler = Sampler(generator.to(device), Draw(3.0, schedule=schedule, precision=precision, keep=keep))
     labels = torch.arange(batch) % 5
-    shape = generator.id_shape
-    with torch.inference_mode():
-        found = [decoding.run(labels, image_uniforms(s, range(batch), *shape), keep=keep).cpu() for s in range(3)]
-    return torch.stack(found)
+    if not graphs:
+        with torch.inference_mode():
+            sampler.ready(sampler.branches(labels, range(batch))).graphs = None
+    places = (range(first, first + batch) for first in (0, 100, 200))
+    return torch.stack([sampler.sample(labels, indices).cpu() for indices in places])
 
 
 def agree(generator: Any, one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -92,8 +89,8 @@ def right(day: Any) -> None:
 
 def batches_in_turn(generator: Any, device: Any) -> bool:
     """One sampler takes other batch sizes and comes back; each image's first token is that of any batch."""
-    sampler, rule = Sampler(generator.to(device)), make_guidance("power-cosine", 3.0)
-    rounds = [[sampler.draw(torch.arange(n) % 5, rule).cpu() for n in (1, 5, 8)] for _ in range(2)]
+    sampler = Sampler(generator.to(device), Draw(3.0))
+    rounds = [[sampler.sample(torch.arange(n) % 5).cpu() for n in (1, 5, 8)] for _ in range(2)]
     same = all(torch.equal(a, b) for a, b in zip(*rounds, strict=True))
     return same and torch.equal(rounds[0][2][:5, 0], rounds[0][1][:, 0])
 
@@ -120,8 +117,8 @@ def beside_a_loader(device: Any) -> bool:
 
 
 def compiled_agreement(generator: Any, device: Any) -> float:
-    labels, rule = torch.arange(5), make_guidance("power-cosine", 3.0)
-    found = [Sampler(generator.to(device), compiled=choice).draw(labels, rule) for choice in (True, False)]
+    draws = (Draw(3.0, compiled=choice) for choice in (True, False))
+    found = [Sampler(generator.to(device), draw).sample(torch.arange(5)) for draw in draws]
     return float((found[0] == found[1]).float().mean())
 
 

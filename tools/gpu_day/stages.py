@@ -23,15 +23,15 @@ from alitok.commands.bench_machine import Machine, Options, measure_machine, typ
 from alitok.commands.bench_sampling import draw_seconds, random_generator
 from alitok.commands.cost import Layout, cost
 from alitok.commands.device import pick_device
-from alitok.commands.sample_set import Draw, draw_set, set_settings
+from alitok.commands.sample_set import draw_set, set_settings
 from alitok.commands.tokenize import Encoding, tokenize
 from alitok.common.build import build
 from alitok.common.devices import float32_products
+from alitok.common.draw import Draw
 from alitok.common.hardware import best
 from alitok.data.sources import open_source
 from alitok.losses import perceptual
 from alitok.sampling.generate import Sampler
-from alitok.sampling.guidance import make_guidance
 from alitok.sampling.weights import for_inference
 
 
@@ -162,11 +162,10 @@ def limits(day: Day) -> None:
 def sampling(day: Day) -> None:
     options = day.options("662M")
     generator = random_generator(options.model("generator", "662M")["generator"], day.device)
-    rule = make_guidance("power-cosine", 3.0)
-    assert rule is not None
 
     def seconds(batch: int, precision: str = "bfloat16", compiled: bool = False) -> float:
-        took, quarters = draw_seconds(generator, batch, rule, precision, options.machine, compiled)
+        draw = Draw(3.0, precision=precision, compiled=compiled)
+        took, quarters = draw_seconds(generator, batch, draw, options.machine)
         day.say(f"ms a step by quarter, batch {batch}", " ".join(f"{q:.2f}" for q in quarters), "ms")
         return took
 
@@ -174,25 +173,25 @@ def sampling(day: Day) -> None:
         for batch in (1, 2) if day.tiny else (64, 256, 512):
             day.rate("662M bfloat16", seconds, batch)
         batch = 2 if day.tiny else 256
-        day.number("kernels of a step", partial(profile, day, generator, rule, batch))
+        day.number("kernels of a step", partial(profile, day, generator, batch))
         day.rate("662M float32", partial(seconds, precision="float32"), batch)
         day.rate("662M bfloat16 compiled", partial(seconds, compiled=True), batch)
 
 
-def profile(day: Day, generator: Any, rule: Any, batch: int) -> int:
+def profile(day: Day, generator: Any, batch: int) -> int:
     """The number of kernels (operations on a CPU) of one step; the table goes into profile.txt."""
-    sampler = Sampler(generator, "bfloat16")
+    sampler = Sampler(generator, Draw(3.0, precision="bfloat16"))
     labels = torch.arange(batch) % generator.num_classes
-    sampler.draw(labels, rule)
-    decoding = sampler.decoding
-    assert decoding is not None
+    sampler.sample(labels)
+    loop = sampler.loop
+    assert loop is not None
     kinds = [torch.profiler.ProfilerActivity.CUDA if day.cuda else torch.profiler.ProfilerActivity.CPU]
     with torch.inference_mode(), torch.profiler.profile(activities=kinds) as seen:
-        decoding.position.fill_(generator.num_tokens // 2)
-        if decoding.graphs is None:
-            decoding.advance()
+        loop.position.fill_(generator.num_tokens // 2)
+        if loop.graphs is None:
+            loop.advance()
         else:
-            decoding.graphs.run(decoding.cache.length, decoding.advance)
+            loop.graphs.run(loop.cache.length, loop.advance)
             torch.cuda.synchronize()
     by = "cuda_time_total" if day.cuda else "cpu_time_total"
     (day.out / "profile.txt").write_text(seen.key_averages().table(sort_by=by, row_limit=40))

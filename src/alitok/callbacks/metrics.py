@@ -10,6 +10,7 @@ from torch import Tensor
 from alitok.artifacts.folder import load_tokenizer
 from alitok.callbacks.average import averaged, evaluated
 from alitok.callbacks.pictures import check_prefix
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.evaluation.accuracy import TokenAccuracy
 from alitok.evaluation.codebook import CodebookUsage
@@ -154,8 +155,8 @@ class Generation(Callback):
         if count < 2 or batch < 1:
             raise BadInput(f"Samples need a count of at least 2 and a batch of at least 1, not {count} and {batch}.")
         self.tokenizer, self.extractor, self.reference = tokenizer, extractor, reference
-        self.count, self.batch, self.seed = count, batch, seed
-        self.guidance, self.power, self.schedule = guidance, power, schedule
+        self.count, self.batch = count, batch
+        self.draw = {"guidance": guidance, "power": power, "schedule": schedule, "seed": seed}
         self._ready: tuple[Any, Extractor, FeatureStatistics | None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -183,17 +184,8 @@ class Generation(Callback):
         classes = len(trainer.datamodule.class_names)  # type: ignore[attr-defined]
         mine = range(trainer.global_rank, self.count, trainer.world_size)
         labels = [index % classes for index in mine]
-        for indices, _, images in sample_images(
-            generator,
-            tokenizer,
-            labels,
-            mine,
-            self.batch,
-            self.guidance,
-            self.power,
-            seed=self.seed,
-            schedule=self.schedule,
-        ):
+        draw = Draw.chosen(generator.card, **self.draw)
+        for indices, _, images in sample_images(generator, tokenizer, labels, draw, mine, self.batch):
             metrics.update(to_uint8(images), torch.tensor(indices))
         log_everywhere(pl_module, metrics.compute())
 

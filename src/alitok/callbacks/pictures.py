@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from alitok.artifacts.folder import load_tokenizer, locate, read_card
 from alitok.callbacks.average import evaluated
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.images import save_grid
 from alitok.models.tokenizer import Tokenizer
@@ -70,7 +71,7 @@ class SampleGrid(Callback):
         schedule: str | None = None,
     ) -> None:
         self.tokenizer, self.classes, self.rows = tokenizer, classes, rows
-        self.guidance, self.power, self.schedule, self.seed = guidance, power, schedule, seed
+        self.draw = {"guidance": guidance, "power": power, "schedule": schedule, "seed": seed}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks at the tokenizer at the start: what is wrong with it shows before hours of training."""
@@ -92,13 +93,5 @@ class SampleGrid(Callback):
         classes = min(self.classes, len(names) or generator.num_classes)
         labels = [index % classes for index in range(classes * self.rows)]
         tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
-        batches = sample_images(
-            generator,
-            tokenizer,
-            labels,
-            guidance=self.guidance,
-            power=self.power,
-            schedule=self.schedule,
-            seed=self.seed,
-        )
+        batches = sample_images(generator, tokenizer, labels, Draw.chosen(generator.card, **self.draw))
         save_grid(torch.cat([images for _, _, images in batches]), picture_path(trainer, "samples"), classes, names)

@@ -14,6 +14,7 @@ from alitok.commands.device import pick_device
 from alitok.commands.image_specs import counter, read_all
 from alitok.commands.probe import token_statistics
 from alitok.commands.train_classifier import train
+from alitok.common.draw import Draw
 from alitok.common.random import stream
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
@@ -219,10 +220,8 @@ class Judge:
                 generator,
                 tokenizer,
                 labels,
+                Draw(guidance, seed=seed),
                 batch=BATCH,
-                guidance=guidance,
-                power=1.0,
-                seed=seed,
                 on_step=lambda step: advance(1),
             ):
                 metrics.update(to_uint8(images))
@@ -235,6 +234,6 @@ class Judge:
         rows = [
             images.clamp(0, 1)
             for scale in (0.0, guidance)
-            for _, _, images in sample_images(generator, tokenizer, labels, guidance=scale, power=1.0, seed=SEED)
+            for _, _, images in sample_images(generator, tokenizer, labels, Draw(scale, seed=SEED))
         ]
         save_grid(torch.cat(rows), path, len(names), names)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, per_second, wait
 from alitok.common.build import build
 from alitok.common.compiler import has_compiler
+from alitok.common.draw import Draw
 from alitok.models.generator import Generator
-from alitok.sampling.generate import Decoding, Sampler
-from alitok.sampling.guidance import Guidance, make_guidance
+from alitok.sampling.generate import Sampler
+from alitok.sampling.guidance import guidance_of
 from alitok.sampling.weights import KEPT_IN_FLOAT32, PRECISION, for_inference
 
 PLAIN_STEPS = 12  # of the baseline, at even distances over the sequence
@@ -30,18 +31,17 @@ def sampling(options: Options) -> Iterator[Row]:
     machine = options.machine
     for size in options.sizes:
         generator = random_generator(options.model("generator", size)["generator"], machine.device)
-        rule = make_guidance("power-cosine", 3.0)
-        assert rule is not None
         agreement = agreements(generator, options.precisions)
         for batch in options.batches or (BATCH[machine.device.type],):
             few = machine.baseline_batch(batch)
-            plain = per_second(few / generator.num_tokens, if_it_fits(partial(plain_step, generator, few, rule)))
+            plain = per_second(few / generator.num_tokens, if_it_fits(partial(plain_step, generator, few)))
             for precision in options.precisions:
                 limit, bound = step_limit(generator, batch, precision, machine)
                 agree = {"equal_argmax": agreement[precision]}  # of the weights, by whole sequences: no compiled step
                 for compiled in (False, True) if has_compiler() else (False,):
-                    draw = partial(draw_seconds, generator, batch, rule, precision, machine, compiled)
-                    seconds, by_quarter = if_it_fits(draw) or (None, None)
+                    draw = Draw(3.0, precision=precision, compiled=compiled)
+                    drawn = if_it_fits(partial(draw_seconds, generator, batch, draw, machine))
+                    seconds, by_quarter = drawn or (None, None)
                     yield Row(
                         f"sampling-{options.label(size)}-b{batch}-{precision}" + "-compiled" * compiled,
                         per_second(batch, seconds),
@@ -63,9 +63,8 @@ def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machi
     """What SoftCFG costs: images a second with it, the baseline without; the better of two turns of each."""
     seconds: dict[str, float | None] = {}
     for name in ("softcfg", "power-cosine") * 2:
-        rule = make_guidance(name, 3.0)
-        assert rule is not None
-        drawn = if_it_fits(partial(draw_seconds, generator, batch, rule, precision, machine, compiled=False))
+        draw = Draw(3.0, schedule=name, precision=precision)
+        drawn = if_it_fits(partial(draw_seconds, generator, batch, draw, machine))
         seconds[name] = None if drawn is None else min(drawn[0], seconds.get(name) or drawn[0])
     soft, plain = (per_second(batch, best) for best in seconds.values())
     return Row(f"softcfg-{label}-b{batch}-{precision}", soft, "images/s", plain)
@@ -79,19 +78,17 @@ def random_generator(block: dict[str, Any], device: torch.device) -> Generator:
     return generator.eval().to(device)
 
 
-def draw_seconds(
-    generator: Generator, batch: int, rule: Guidance, precision: str, machine: Machine, compiled: bool
-) -> tuple[float, list[float]]:
+def draw_seconds(generator: Generator, batch: int, draw: Draw, machine: Machine) -> tuple[float, list[float]]:
     """Seconds in which a batch is drawn, and milliseconds of a step in each quarter of the sequence.
 
     On a GPU a batch goes before, in which graphs are captured; what is compiled is compiled before.
     """
-    sampler = Sampler(generator, precision, compiled)  # type: ignore[arg-type]
+    sampler = Sampler(generator, draw)
     labels = torch.arange(batch) % generator.num_classes
-    if compiled:
-        first_steps(sampler, labels, rule)
+    if draw.compiled:
+        first_steps(sampler, labels)
     if machine.cuda:
-        sampler.draw(labels, rule)
+        sampler.sample(labels)
     steps = generator.num_tokens
     edges = {quarter * steps // 4 for quarter in (1, 2, 3)}
     marks = []
@@ -101,7 +98,7 @@ def draw_seconds(
             marks.append((step + 1, wait(machine.device)))
 
     start = wait(machine.device)
-    sampler.draw(labels, rule, on_step=on_step)
+    sampler.sample(labels, on_step=on_step)
     end = wait(machine.device)
     points = [(0, start), *marks, (steps, end)]
     by_quarter = [
@@ -111,12 +108,12 @@ def draw_seconds(
 
 
 @torch.inference_mode()
-def first_steps(sampler: Sampler, labels: Tensor, rule: Guidance) -> None:
+def first_steps(sampler: Sampler, labels: Tensor) -> None:
     """A step at each of two lengths of the cache, after which the compiled code takes any."""
-    decoding = Decoding(sampler.generator, len(labels), rule, 1.0, sampler.dtype)
-    for length in (decoding.generator.num_tokens // 2, decoding.generator.num_tokens):
-        decoding.cache.resize(length)
-        decoding.advance()
+    loop = sampler.ready(sampler.branches(labels, range(len(labels))))
+    for length in (loop.generator.num_tokens // 2, loop.generator.num_tokens):
+        loop.resize(length)
+        loop.advance()
 
 
 class GrowingCache:
@@ -133,18 +130,17 @@ class GrowingCache:
 
 
 @torch.no_grad()
-def plain_step(generator: Generator, batch: int, rule: Guidance) -> float:
+def plain_step(generator: Generator, batch: int) -> float:
     """Seconds of a step of the plain loop: the mean of some over the whole sequence."""
     device, steps, layers = generator.rope.device, generator.num_tokens, len(generator.blocks)
     x = generator.embed_labels(torch.arange(2 * batch, device=device) % generator.num_classes)
-    total, taken = 0.0, 0
+    rule, total, taken = guidance_of(Draw(3.0)), 0.0, 0
     for position in range(0, steps, max(1, steps // PLAIN_STEPS)):
         cache = GrowingCache(layers, (2 * batch, generator.heads, position, generator.head_dim), device)
 
         def step(cache: GrowingCache = cache, position: int = position) -> None:
             at = torch.tensor([position], device=device)
-            conditional, unconditional = generator.output(generator.step(x, at, cache)).chunk(2)
-            logits = rule(conditional, unconditional, at, steps)
+            logits = rule.combine(generator.output(generator.step(x, at, cache)[:, 0]).chunk(2), at, steps)
             tokens = torch.multinomial(logits.softmax(-1), 1)[:, 0].tolist()
             generator.embed_tokens(torch.tensor(tokens * 2, device=device))
 
@@ -185,6 +181,6 @@ def agreements(generator: Generator, precisions: Sequence[str]) -> dict[str, flo
     labels = torch.zeros(1, dtype=torch.int64, device=ids.device)
     likeliest = generator(ids, labels).argmax(-1)
     return {
-        precision: float((for_inference(generator, precision)(ids, labels).argmax(-1) == likeliest).float().mean())  # type: ignore[arg-type]
+        precision: float((for_inference(generator, precision)(ids, labels).argmax(-1) == likeliest).float().mean())
         for precision in precisions
     }

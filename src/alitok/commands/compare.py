@@ -295,6 +295,7 @@ def _samples(
     import torch
 
     from alitok.artifacts.folder import load_generator, load_tokenizer
+    from alitok.common.draw import Draw
     from alitok.sampling.images import sample_images
 
     everything = [part for members in groups for run in members for part in run.parts.values() if part.card]
@@ -313,7 +314,7 @@ def _samples(
         )
         titles = generator.card.get("class_names") or [str(label) for label in range(generator.num_classes)]
         labels = list(range(min(classes, len(titles))))
-        batches = sample_images(generator, tokenizer, labels * 2, seed=seed)
+        batches = sample_images(generator, tokenizer, labels * 2, Draw.chosen(generator.card, seed=seed))
         images = torch.cat([pictures for _, _, pictures in batches]).clamp(0, 1)
         guidance = generator.card.get("guidance") or 0
         title = (

@@ -141,6 +141,7 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     from alitok.commands.image_specs import counter, read_all
     from alitok.commands.provenance import processor, versions
     from alitok.commands.report import write_report
+    from alitok.common.draw import Draw
     from alitok.common.files import write_json
     from alitok.data.shapes import Shapes
     from alitok.evaluation.extractors import open_extractor
@@ -192,8 +193,8 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
             generator,
             stages[1],
             labels,
+            Draw.chosen(generator.card, temperature=TEMPERATURE, seed=0),
             batch=batch,
-            temperature=TEMPERATURE,
             on_step=lambda step: advance(1),
         ):
             pixels = to_uint8(images)

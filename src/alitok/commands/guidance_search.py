@@ -1,7 +1,7 @@
 """The search of `alitok tune-guidance`: features of every setting on disk, FID with its uncertainty, new settings."""
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from rich.table import Table
 
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
 from alitok.commands.image_specs import bar, is_spec, open_spec
-from alitok.commands.sample_set import Draw, common_batch, set_settings
+from alitok.commands.sample_set import common_batch, set_settings
 from alitok.common.distributed import all_or_none, rank, world_size
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, write_json
 from alitok.common.random import stream
@@ -22,7 +23,7 @@ from alitok.evaluation.inception_score import inception_score
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reference import Reference, file_reference, refuse_for_samples, set_reference
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
-from alitok.sampling.guidance import SCHEDULES, PowerCosine, make_guidance
+from alitok.sampling.guidance import PowerCosine, guidance_class
 from alitok.sampling.images import ImageSampler
 from alitok.sampling.sets import difference, missing_runs, read_settings
 
@@ -59,9 +60,9 @@ class Search:
         self.generator = load_generator(args.generator, device)
         self.tokenizer = load_tokenizer(args.tokenizer, device)
         check_pair(self.generator, self.tokenizer)
-        make_guidance(args.schedule, args.scales[0], args.powers[0])
-        self.has_power = issubclass(SCHEDULES[args.schedule], PowerCosine)
-        draw = Draw(
+        self.has_power = issubclass(guidance_class(args.schedule), PowerCosine)
+        draw = self.draw = Draw.chosen(
+            self.generator.card,
             guidance=args.scales[0],
             power=args.powers[0],
             schedule=args.schedule,
@@ -82,7 +83,6 @@ class Search:
         pooled = reference.measured(self.extractor, 64, False, bar("Reference")).pooled
         assert pooled is not None
         self.reference: FeatureStatistics = pooled  # the same on every process
-        self.sampler = ImageSampler(self.generator, self.tokenizer, args.precision, args.compile)
 
     def _take_folder(self) -> None:
         told = self.folder / "settings.json"
@@ -143,8 +143,8 @@ class Search:
 
     def _draw(self, scale: float, power: float) -> None:
         """Features of the images that are missing, each process its share."""
-        rule = make_guidance(self.args.schedule, scale, power)
-        batch = self.args.batch or common_batch(self.generator, self.tokenizer, True, self.args.precision)
+        draw = replace(self.draw, guidance=scale, power=power)
+        batch = self.args.batch or common_batch(self.generator, self.tokenizer, draw)
         there = [index for part in self._parts(scale, power) for index in part]
         runs = missing_runs(there, self.args.count, batch)
         with all_or_none():  # every process has looked before one writes
@@ -152,7 +152,7 @@ class Search:
         with all_or_none():
             batches = [(run, [index % self.classes for index in run]) for run in mine]
             title = f"Scale {scale:g}" + (f", power {power:g}" if self.has_power else "")
-            drawn = self.sampler.draw(batches, rule, self.args.temperature, self.args.seed, None, batch)
+            drawn = ImageSampler(self.generator, self.tokenizer, draw).sample(batches, size=batch)
             for indices, _, images in bar(title, len(batches))(drawn):
                 features = self.extractor(to_uint8(images))
                 name = f"{indices[0]:08d}-{indices[-1] + 1:08d}.npz"

@@ -40,9 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.commands.device import pick_device
-    from alitok.commands.sample_set import Draw, common_batch, set_settings
+    from alitok.commands.sample_set import common_batch, set_settings
     from alitok.commands.tokenize import is_finished, job
     from alitok.common.distributed import all_or_none, group_alone_in, process_group, rank
+    from alitok.common.draw import Draw
     from alitok.data.found import announce
     from alitok.data.sources import describe_source, open_source
     from alitok.data.token_shards import TokenShards
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
             announce(args.data, {"train": source})
             check_classes(source.class_names, generator, args)
             names = (Path(args.generator).name, Path(args.tokenizer).name)
-            draw = Draw(
+            draw = Draw.chosen(
+                generator.card,
                 guidance=args.guidance,
                 power=args.power,
                 schedule=args.schedule,
@@ -81,9 +83,9 @@ def run(args: argparse.Namespace) -> None:
             )
             with group_alone_in(shards.partial):
                 mine = shards.share()
-                batch = args.batch or common_batch(generator, tokenizer, True, args.precision)
+                batch = args.batch or common_batch(generator, tokenizer, draw)
                 with all_or_none():
-                    make(shards, mine, generator, tokenizer, source, settings, args.sigma, batch)
+                    make(shards, mine, generator, tokenizer, source, draw, args.sigma, batch)
                 with all_or_none():
                     if rank() == 0:
                         shards.finish({**wanted, "source_description": describe_source(source)})
@@ -114,14 +116,14 @@ def make(
     generator: Any,
     tokenizer: Any,
     source: Any,
-    settings: dict[str, Any],
+    draw: Any,
     sigma: float,
     batch: int,
 ) -> None:
     """Draws and writes these shards; no collective.
 
     Args:
-        settings: of the drawing, as `set_settings` gives them.
+        draw: how tokens are drawn.
         batch: images drawn together.
 
     Raises:
@@ -133,13 +135,10 @@ def make(
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
     from alitok.sampling.generate import Sampler
-    from alitok.sampling.guidance import make_guidance
     from alitok.sampling.mixed import MixedSampler
 
     device, size = generator.embeddings.weight.device, tokenizer.image_size
-    precision = settings["precision"]
-    rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
-    sampler = MixedSampler(Sampler(generator, precision, settings["compiled"]), rule, sigma)
+    sampler = MixedSampler(Sampler(generator, draw), sigma)
     with counter("Pairs", sum(len(shards.images(shard)) for shard in mine)) as advance, torch.inference_mode():
         for shard in mine:
             images = shards.images(shard)
@@ -151,8 +150,8 @@ def make(
                 pictures = torch.stack([to_tensor(center_crop(picture, size)) for picture, _ in read])
                 found = [label for _, label in read]
                 true = tokenizer.encode(pictures.to(device).float() / 255)[:, : generator.num_tokens]
-                drawn = sampler.draw(true, torch.tensor(found), chosen, settings["temperature"], settings["seed"])
-                decoded = to_uint8(tokenizer.decode(drawn, settings["seed"], chosen))
+                drawn = sampler.sample(true, torch.tensor(found), chosen)
+                decoded = to_uint8(tokenizer.decode(drawn, draw.seed, chosen))
                 again = tokenizer.encode(decoded.float() / 255)[:, : generator.num_tokens]
                 labels += found
                 ids += list(torch.stack([drawn, again], dim=1).cpu().numpy())

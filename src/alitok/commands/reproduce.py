@@ -108,8 +108,9 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
     from alitok.commands import evaluate
     from alitok.commands.gfid import evaluate_samples
     from alitok.commands.image_specs import check_writable, is_spec, open_spec, pick_extractor
-    from alitok.commands.sample_set import Draw, draw_set, set_settings
+    from alitok.commands.sample_set import draw_set, set_settings
     from alitok.common.distributed import all_or_none, rank
+    from alitok.common.draw import Draw
     from alitok.common.errors import BadInput
     from alitok.evaluation.reference import file_reference, refuse_for_samples
 

@@ -37,7 +37,8 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schedule",
         metavar="NAME",
-        help="power-cosine, constant, linear or softcfg (default: the card's, else power-cosine)",
+        help="power-cosine, constant, linear, softcfg, or the class path of a Guidance (default: the card's, else"
+        " power-cosine)",
     )
     parser.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by it (default 1)"
@@ -81,8 +82,9 @@ def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.callbacks.pictures import save_grid
     from alitok.commands.device import pick_device
-    from alitok.commands.sample_set import Draw, class_names, draw_set, set_settings
+    from alitok.commands.sample_set import class_names, draw_set, set_settings
     from alitok.common.distributed import process_group, rank
+    from alitok.common.draw import Draw
     from alitok.common.errors import BadInput
     from alitok.sampling.generate import check_keep
 
@@ -100,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
         names = class_names(generator)
         classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)
         labels = None if args.count else classes * args.per_class
-        draw = Draw(
+        draw = Draw.chosen(
+            generator.card,
             guidance=args.guidance,
             power=args.power,
             schedule=args.schedule,

@@ -1,9 +1,7 @@
 """Drawing a set of images to disk: what decides it, and the work shared over processes and resumed after a kill."""
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +12,15 @@ from alitok import __version__
 from alitok.artifacts.digest import module_digest
 from alitok.commands.image_specs import counter
 from alitok.common.distributed import all_or_none, all_stack, group_alone_in, rank, world_size
-from alitok.common.errors import BadInput
+from alitok.common.draw import Draw
 from alitok.evaluation.quantise import to_uint8
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
-from alitok.sampling.generate import recommended
-from alitok.sampling.guidance import make_guidance
+from alitok.sampling.guidance import guidance_of
 from alitok.sampling.images import ImageSampler, largest_batch
 from alitok.sampling.sets import SampleSet
-from alitok.sampling.weights import Precision
 
 CYCLING = "cycling"
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How images are drawn; None = what the generator's card recommends."""
-
-    guidance: float | None = None
-    power: float | None = None
-    schedule: str | None = None
-    temperature: float = 1.0
-    seed: int | None = None
-    precision: Precision = "float32"
-    keep: int | None = None  # tokens of an image; None = all
-    compiled: bool = False
 
 
 def class_names(generator: Generator) -> list[str]:
@@ -61,12 +43,9 @@ def set_settings(
         classes: of each image; None = cycling through all.
 
     Raises:
-        BadInput: an unknown schedule, a temperature or power that is not positive and finite.
+        BadInput: an unknown schedule.
     """
-    if not 0 < draw.temperature < math.inf:
-        raise BadInput(f"temperature must be above 0 and finite, not {draw.temperature}.")
-    schedule, guidance, power = recommended(generator, draw.guidance, draw.power, draw.schedule)
-    make_guidance(schedule, guidance, power)
+    guidance_of(draw)
     known = class_names(generator)
     return {
         "count": count,
@@ -76,19 +55,12 @@ def set_settings(
             "digest": tokenizer.card["digest"],
             "decoder": module_digest(tokenizer.decoder),  # the digest before it is that of encoder and codes
         },
-        "guidance": guidance,
-        "power": power,
-        "schedule": schedule,
-        "temperature": draw.temperature,
-        "seed": draw.seed if draw.seed is not None else int(generator.card.get("seed") or 0),
+        **draw.record(),
         "classes": CYCLING if classes is None else list(classes),
         "num_classes": len(known),
         "class_names": known,
         "quantisation": "truncated",
         "image_size": tokenizer.image_size,
-        "precision": draw.precision,
-        "compiled": draw.compiled,
-        "keep": draw.keep,
         "alitok": __version__,
     }
 
@@ -118,9 +90,9 @@ def draw_set(
     images = SampleSet(out, settings)
     if images.done():
         return False
-    rule = make_guidance(settings["schedule"], settings["guidance"], settings["power"])
+    draw = Draw.of(settings)
     if batch is None:
-        most = common_batch(generator, tokenizer, rule is not None, settings["precision"])
+        most = common_batch(generator, tokenizer, draw)
         batch = min(most, -(-settings["count"] // world_size()))
     with group_alone_in(images.partial):
         device = generator.embeddings.weight.device
@@ -128,25 +100,17 @@ def draw_set(
             if rank() == 0:
                 kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
                 images.start({"batch": batch, "device": kind})
-        tokens = settings["keep"] or generator.num_tokens
+        tokens = draw.keep or generator.num_tokens
         runs = images.missing(batch)
         with all_or_none():  # every process has looked before one writes
             mine = runs[rank() :: world_size()]
         with all_or_none(), counter("Sampling", len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
-            sampler = ImageSampler(generator, tokenizer, settings["precision"], settings["compiled"])
+            sampler = ImageSampler(generator, tokenizer, draw)
             total = settings["num_classes"]
             classes = settings["classes"]
             labels = [[index % total if classes == CYCLING else classes[index] for index in run] for run in mine]
             saving: Future[None] | None = None
-            drawn = sampler.draw(
-                zip(mine, labels, strict=True),
-                rule,
-                settings["temperature"],
-                settings["seed"],
-                lambda step: advance(1),
-                batch,
-                tokens,
-            )
+            drawn = sampler.sample(zip(mine, labels, strict=True), lambda step: advance(1), batch)
             for indices, _, pixels in drawn:
                 if saving is not None:
                     saving.result()
@@ -159,9 +123,9 @@ def draw_set(
     return True
 
 
-def common_batch(generator: Generator, tokenizer: Tokenizer, guided: bool, precision: Precision) -> int:
+def common_batch(generator: Generator, tokenizer: Tokenizer, draw: Draw) -> int:
     """The most images that fit on every process, equal on each, as the shares are cut by it. A collective."""
     device = generator.embeddings.weight.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    most = largest_batch(generator, tokenizer, guided, precision, free)
+    most = largest_batch(generator, tokenizer, draw, free)
     return int(all_stack(torch.tensor(most)).min())

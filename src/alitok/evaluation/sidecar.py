@@ -13,6 +13,7 @@ NAME = "samples.json"
 # Key -> what its value must be, in words and as a test; null is allowed everywhere but for the count.
 NUMBER = ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 TEXT = ("a text", lambda value: isinstance(value, str))
+NAME_OR_BLOCK = ("a text or a class block", lambda value: isinstance(value, str) or "class_path" in dict(value))
 WHOLE = ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
 NAMED = (
     "a map with name and digest",
@@ -30,7 +31,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "tokenizer": NAMED,
     "guidance": NUMBER,
     "power": NUMBER,
-    "schedule": TEXT,
+    "schedule": NAME_OR_BLOCK,
     "temperature": NUMBER,
     "seed": WHOLE,
     "keep": WHOLE,

@@ -115,6 +115,6 @@ class AnyOrderGenerator(SubCodeGenerator):
         """Adds to x (B, N, width) the vector of the place that follows, order[:, i] at i."""
         return x + (self.next_places[: x.shape[1]] if order is None else self.next_places[order])
 
-    def step(self, x: Tensor, position: Tensor, cache: Cache) -> Tensor:
-        """As `Generator.step`, the vector of place `position` added."""
-        return super().step(x + self.next_places[position], position, cache)
+    def step(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """As `Generator.step`, the vectors of the places `positions` added."""
+        return super().step(x + self.next_places[positions], positions, cache)

@@ -19,7 +19,7 @@ class Cache(Protocol):
     """Where a step leaves its keys and values, and attends to them and those of the steps before."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query, key, value (B, heads, 1, head_dim) of the present position -> attention's output, same shape."""
+        """query, key, value (B, heads, L, head_dim) of the present positions -> attention's output, same shape."""
 
 
 class RMSNorm(nn.Module):
@@ -58,7 +58,7 @@ class CausalAttention(nn.Module):
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 
     def step(self, x: Tensor, rope: Tensor, cache: Cache, layer: int) -> Tensor:
-        """One position (B, 1, width) against the cache."""
+        """The present positions (B, L, width) against the cache."""
         x = cache.attend(layer, *self._project(x, rope))
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 
@@ -264,17 +264,21 @@ class Generator(Part):
             x = block(x, rope)
         return self.norm(x)
 
-    def step(self, x: Tensor, position: Tensor, cache: Cache) -> Tensor:
-        """Hidden state (B, width) of the token at `position`, given the embedding (B, 1, width) of the one before it.
+    def step(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Hidden states (B, L, width) at `positions`, given the embeddings (B, L, width) of the tokens before them.
 
-        Position 0 takes the class token, position i > 0 token i - 1; the cache holds the positions before. `position`
-        is a tensor (1,) on the model's device, so that a captured step serves every position.
+        Position 0 takes the class token, position i > 0 token i - 1; the cache holds the positions before.
+
+        Args:
+            positions: (L,) int64, the same for all rows, or (B, L); a tensor on the model's device, so that a captured
+                step serves every position.
         """
-        rope = self.rope[position]
+        rope = self.rope[positions]
+        rope = rope[:, None] if positions.ndim == 2 else rope  # one row of angles for all heads
         block: Any
         for layer, block in enumerate(self.blocks):
             x = block.step(x, rope, cache, layer)
-        return self.norm(x[:, -1])
+        return self.norm(x)
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:

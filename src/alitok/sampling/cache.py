@@ -1,19 +1,28 @@
 """A static key/value cache: one allocation for the whole sequence, of which a step reads the filled part."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values of every layer, allocated once, and attention of one position over those before it.
+    """Keys and values of every layer, allocated once, and attention of a few positions over those before them.
 
     The memory is laid out anew a few times in a sequence, so that the part in use is always contiguous: kernels then
     read it where it lies, and a captured step serves all positions of one layout.
+
+    A step may write L positions at once, and each row its own. Keys beyond a query's position are masked, so what an
+    earlier step wrote there needs no removal: a later step overwrites it.
 
     Args:
         layers, rows, heads, max_length, head_dim: `rows` sequences side by side.
         weighted: keep `value_weights` (rows, 1, max_length), factors on the values when they are used (the stored
             values stay as they are); ones until a guidance rule sets them.
+
+    Attributes:
+        sources: (rows, max_length) int64: position p keeps the key and value of position sources[:, p]; None if all
+            keep their own.
     """
 
     def __init__(
@@ -28,8 +37,10 @@ class KeyValueCache:
         weighted: bool = False,
     ) -> None:
         self.shape = (layers, rows * heads, head_dim)
+        self.heads = heads
         self.memory = torch.zeros(2, layers * rows * heads * max_length * head_dim, device=device, dtype=dtype)
         self.value_weights = torch.ones(rows, 1, max_length, device=device, dtype=dtype) if weighted else None
+        self.sources: Tensor | None = None
         self.length = 0
         self.keys, self.values = self._layout(0)
 
@@ -54,32 +65,83 @@ class KeyValueCache:
             new[:, :, kept:] = 0
         self.length = length
 
-    def start_step(self, position: Tensor) -> None:
-        """Says where the next step writes: position (1,) int64 on the cache's device, below `length`."""
-        self.position = position
-        beyond = torch.arange(self.length, device=position.device) > position
-        self.mask = torch.zeros(1, self.length, 1, dtype=self.memory.dtype, device=position.device)
-        self.mask.masked_fill_(beyond[None, :, None], -torch.inf)
+    def start_step(self, positions: Tensor) -> None:
+        """Sets where the next step writes.
 
-    def layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Keys and values (rows * heads, length, head_dim) of a layer, the position, the mask (1, length, 1) that is
-        added to scores, and the weights (rows, 1, length) of the values or None."""
+        Args:
+            positions: (L,) int64 on the cache's device, the same for all rows, or (rows, L); below `length`.
+        """
+        self.positions = positions
+        places = torch.arange(self.length, device=positions.device)
+        beyond = places[:, None] > positions[..., None, :]  # (length, L), or (rows, length, L)
+        mask = torch.zeros(beyond.shape, dtype=self.memory.dtype, device=positions.device)
+        mask.masked_fill_(beyond, -torch.inf)
+        self.mask = mask[None] if mask.ndim == 2 else mask.repeat_interleave(self.heads, 0)
+        self.source = None
+        if self.sources is not None:
+            chosen = positions.expand(len(self.sources), -1)
+            self.source = self.sources.gather(1, chosen).repeat_interleave(self.heads, 0)
+
+    def layer(self, layer: int) -> "LayerCache":
+        """The part of one layer in the present step."""
         weights = None if self.value_weights is None else self.value_weights[:, :, : self.length]
-        return self.keys[layer], self.values[layer], self.position, self.mask, weights
+        return LayerCache(self.keys[layer], self.values[layer], self.positions, self.mask, weights, self.source)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Stores key and value (rows, heads, 1, head_dim) at the position; attention over 0..position, same shape.
+        """Stores key and value (rows, heads, L, head_dim) at the positions; attention over all up to each, same shape.
 
         Products of a matrix and a vector per head: for one query, on a CPU, two to five times faster than the fused
         kernel, which is made for many. In a bfloat16 cache scores and attention are rounded to bfloat16 too.
         """
-        rows, heads, _, dim = query.shape
-        keys, values, position, mask, weights = self.layer(layer)
-        keys.index_copy_(1, position, key.flatten(0, 1))
-        values.index_copy_(1, position, value.flatten(0, 1))
-        # (.., 1, dim) turned, not reshaped to (.., dim, 1): MKL takes the strides of the latter for a slow case
-        scores = torch.baddbmm(mask, keys, query.reshape(-1, 1, dim).mT, alpha=dim**-0.5)
-        attention = scores.view(rows, heads, self.length).softmax(-1)
-        if weights is not None:
-            attention = attention * weights
-        return torch.bmm(attention.view(-1, 1, self.length), values).view(rows, heads, 1, dim)
+        rows, heads, length, dim = query.shape
+        part = self.layer(layer)
+        part.write(key, value)
+        # (.., L, dim) turned, not reshaped to (.., dim, L): MKL takes the strides of the latter for a slow case
+        scores = torch.baddbmm(part.mask, part.keys, query.reshape(-1, length, dim).mT, alpha=dim**-0.5)
+        attention = scores.mT.reshape(rows, heads, length, self.length).softmax(-1)
+        if part.weights is not None:
+            attention = attention * part.weights[:, None]
+        return torch.bmm(attention.view(-1, length, self.length), part.values).view(rows, heads, length, dim)
+
+
+class LayerCache(NamedTuple):
+    """One layer of a `KeyValueCache` in one step; as a cache of its own it attends in a form that a compiler can fuse.
+
+    Attributes:
+        keys, values: (rows * heads, length, head_dim).
+        positions: as `start_step` got them.
+        mask: (1, length, L) or (rows * heads, length, L), added to scores.
+        weights: (rows, 1, length) on the values, or None.
+        source: (rows * heads, L), what each written position takes in place of its own, or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    mask: Tensor
+    weights: Tensor | None
+    source: Tensor | None
+
+    def write(self, key: Tensor, value: Tensor) -> None:
+        """Stores key and value (rows, heads, L, head_dim) at the positions."""
+        rows, heads, _, dim = key.shape
+        places = self.positions.expand(rows, -1).repeat_interleave(heads, 0)[..., None].expand(-1, -1, dim)
+        for stored, new in ((self.keys, key.flatten(0, 1)), (self.values, value.flatten(0, 1))):
+            if self.positions.ndim == 1:
+                stored.index_copy_(1, self.positions, new)
+            else:
+                stored.scatter_(1, places, new)
+            if self.source is not None:
+                stored.scatter_(1, places, stored.gather(1, self.source[..., None].expand(-1, -1, dim)))
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As `KeyValueCache.attend`, by sums in float32: compiled, one pass each over keys and values."""
+        rows, heads, length, dim = query.shape
+        self.write(key, value)
+        query = query.reshape(-1, length, 1, dim).float()
+        scores = (self.keys[:, None].float() * query).sum(-1) * dim**-0.5 + self.mask.mT.float()
+        attention = scores.softmax(-1)
+        if self.weights is not None:
+            attention = (attention.unflatten(0, (rows, heads)) * self.weights[:, None]).flatten(0, 1)
+        result = (attention[..., None] * self.values[:, None].float()).sum(2)
+        return result.to(value.dtype).view(rows, heads, length, dim)

@@ -1,122 +1,20 @@
-"""The loop that draws tokens."""
+"""From labels to token ids."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alitok.common.devices import widest_float
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.seams import image_uniforms
-from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.compiled import CompiledBlock
-from alitok.sampling.graphs import Graphs
-from alitok.sampling.guidance import DEFAULT_SCHEDULE, Guidance, make_guidance
+from alitok.sampling.guidance import Branch, Guidance, guidance_of
+from alitok.sampling.loop import TokenLoop
 from alitok.sampling.weights import PRECISION, Precision, for_inference
-
-# Layouts of the cache in the course of a sequence: each reads up to 1 / LAYOUTS of the sequence in vain; to move to the
-# next costs a copy of the cache and, on a GPU, a CUDA graph of its own.
-LAYOUTS = {"cpu": 16, "cuda": 8}
-
-
-class Decoding:
-    """One batch of sequences while they are drawn: every buffer a step needs, allocated once and used for many batches.
-
-    Where there is guidance, the conditional and unconditional halves are rows of one batch. On a GPU a step is captured
-    as a CUDA graph (one for each layout of the cache) that contains the model, guidance and drawing.
-
-    Args:
-        generator: as `for_inference` made it.
-        batch: B, sequences that are drawn.
-        rule, temperature: as `Sampler.draw`; None = no guidance.
-        dtype: of the cache.
-        forced: tokens may be given.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        batch: int,
-        rule: Guidance | None,
-        temperature: float,
-        dtype: torch.dtype,
-        forced: bool = False,
-    ) -> None:
-        self.generator, self.batch, self.rule, self.temperature = generator, batch, rule, temperature
-        self.forced = forced
-        device = self.device = generator.embeddings.weight.device
-        rows, steps = batch if rule is None else 2 * batch, generator.num_tokens
-        self.value_weights = None if rule is None else rule.value_weights
-        self.cache = KeyValueCache(
-            len(generator.blocks),
-            rows,
-            generator.heads,
-            steps,
-            generator.head_dim,
-            device,
-            dtype,
-            weighted=self.value_weights is not None,
-        )
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.uniforms = torch.zeros(
-            batch, steps, *generator.output.noise_shape, dtype=widest_float(device), device=device
-        )
-        self.confidence = torch.zeros(batch, steps, device=device)
-        self.ids = torch.zeros(batch, *generator.id_shape, dtype=torch.int64, device=device)
-        self.given = torch.zeros_like(self.ids) if forced else None
-        self.given_mask = torch.zeros(batch, steps, dtype=torch.bool, device=device)
-        self.x = torch.zeros(rows, 1, generator.embeddings.embedding_dim, device=device)
-        self.graphs = Graphs(device) if device.type == "cuda" else None
-
-    def run(
-        self, labels: Tensor, uniforms: Tensor, on_step: Callable[[int], None] | None = None, keep: int | None = None
-    ) -> Tensor:
-        """ids (B, N) of the labels (B,), or the first `keep` of them; `uniforms` (B, N, ...) decide the draws."""
-        labels = labels.to(self.device)
-        if self.rule is not None:
-            labels = torch.cat([labels, torch.full_like(labels, self.generator.num_classes)])
-        self.x.copy_(self.generator.embed_labels(labels))
-        self.uniforms.copy_(uniforms.to(self.uniforms.dtype))  # on the CPU: the device may lack float64
-        self.position.zero_()
-        self.confidence.zero_()
-        steps = self.generator.num_tokens
-        room = -(-steps // (LAYOUTS.get(self.device.type, LAYOUTS["cpu"]) * 8)) * 8
-        for step in range(keep or steps):
-            if step % room == 0:
-                self.cache.resize(min(step + room, steps))
-            if self.graphs is None:
-                self.advance()
-            else:
-                self.graphs.run(self.cache.length, self.advance)
-            if on_step is not None:
-                on_step(step)
-        return self.ids[:, :keep].clone()
-
-    def advance(self) -> None:
-        """Draws the token at `self.position` and moves on, all on the device: nothing here waits for it."""
-        self.cache.start_step(self.position)
-        if self.value_weights is not None and self.cache.value_weights is not None:
-            self.cache.value_weights[self.batch :, 0, 1:] = self.value_weights(self.confidence)[:, :-1]
-        hidden = self.generator.step(self.x, self.position, self.cache)
-        uniform = self.uniforms.index_select(1, self.position)[:, 0]
-        token = self.generator.output.draw(hidden, uniform, self._guide, self.temperature)[:, None]
-        if self.given is not None:
-            mask = self.given_mask.index_select(1, self.position).view(-1, *[1] * (token.ndim - 1))
-            token = torch.where(mask, self.given.index_select(1, self.position), token)
-        self.ids.index_copy_(1, self.position, token)
-        self.x.copy_(self.generator.embed_tokens(token if self.rule is None else torch.cat([token, token])))
-        self.position += 1
-
-    def _guide(self, logits: Tensor) -> Tensor:
-        """Logits (rows, ...) of a head -> (B, ...) by the guidance of this position."""
-        if self.rule is None:
-            return logits
-        conditional, unconditional = logits.chunk(2)
-        if self.value_weights is not None:
-            confidence = conditional.softmax(-1).amax(-1).view(self.batch, -1)
-            self.confidence.index_copy_(1, self.position, confidence.prod(1, keepdim=True))  # over sub-codes
-        return self.rule(conditional, unconditional, self.position, self.generator.num_tokens)
 
 
 class Sampler:
@@ -124,58 +22,88 @@ class Sampler:
 
     Args:
         generator: a copy of its weights is kept, as they are now.
-        precision: of the weights of linear layers (but for the output head) and of the cache.
-        compiled: blocks are compiled at the first steps, which takes seconds and rounds differently.
+        draw: how.
+        rule: guidance in place of the draw's.
 
     Raises:
-        BadInput: an unknown precision, or no compiler.
+        BadInput: more tokens to keep than there are, an unknown guidance, or no compiler.
     """
 
-    def __init__(self, generator: Generator, precision: Precision = "float32", compiled: bool = False) -> None:
-        self.generator = for_inference(generator, precision)
-        if compiled:
+    def __init__(self, generator: Generator, draw: Draw | None = None, rule: Guidance | None = None) -> None:
+        self.draw = draw = Draw() if draw is None else draw
+        check_keep(generator, draw.keep)
+        self.rule = guidance_of(draw) if rule is None else rule
+        self.generator = for_inference(generator, draw.precision)
+        if draw.compiled:
             self.generator.blocks = nn.ModuleList(map(CompiledBlock, self.generator.blocks))
-        self.dtype = PRECISION[precision]
-        self.decoding: Decoding | None = None
+        self.others: dict[Generator, Generator] = {}  # networks of branches -> made ready
+        self.loop: TokenLoop | None = None
+        self.made_for: Any = None
 
     @torch.inference_mode()
-    def draw(
+    def sample(
         self,
         labels: Tensor,
-        rule: Guidance | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
         indices: Sequence[int] | None = None,
-        on_step: Callable[[int], None] | None = None,
-        keep: int | None = None,
         given: Tensor | None = None,
         given_mask: Tensor | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """ids (B, N) or (B, N, S) int64; arguments and errors as `generate`.
+        """Draws the tokens of a batch.
 
         Args:
-            given: ids of the result's shape that stand in place of the drawn ones where `given_mask` (B, N) is true
+            labels: (B,) int64 in [0, C].
+            indices: of the images in the whole set, default 0..B-1: with the seed they decide the random numbers.
+            given: ids of the result's shape that stand in place of the drawn ones if `given_mask` (B, N) is true
                 (None: everywhere). Every token is drawn all the same, so the others keep their random numbers.
+            on_step: called with the step's number after each step.
+
+        Returns:
+            ids (B, N) int64, or (B, keep); with a last axis of S if a token has sub-codes.
+
+        Raises:
+            BadInput: a label outside [0, C].
         """
-        if not temperature > 0:
-            raise BadInput(f"temperature must be above 0, not {temperature}.")
         classes = self.generator.num_classes
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
-        check_keep(self.generator, keep)
         if not len(labels):
-            return torch.empty(0, *self.generator.id_shape, dtype=torch.int64)[:, :keep]
-        wanted = (len(labels), rule, temperature, given is not None)
-        made = self.decoding
-        if made is None or (made.batch, made.rule, made.temperature, made.forced) != wanted:
-            self.decoding = made = None  # the old buffers go before the new ones come
-            self.decoding = made = Decoding(self.generator, *wanted[:3], self.dtype, wanted[3])
-        if made.given is not None and given is not None:
-            made.given.copy_(given)
-            made.given_mask.copy_(torch.ones_like(made.given_mask) if given_mask is None else given_mask)
+            return torch.empty(0, *self.generator.id_shape, dtype=torch.int64)[:, : self.draw.keep]
         indices = range(len(labels)) if indices is None else indices
+        branches = self.branches(labels, indices)
+        loop = self.ready(branches, given is not None)
+        if loop.given is not None and given is not None:
+            loop.given.copy_(given)
+            loop.given_mask.copy_(torch.ones_like(loop.given_mask) if given_mask is None else given_mask)
         shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
-        return made.run(labels, image_uniforms(seed, indices, *shape), on_step, keep)
+        return loop.run(branches, image_uniforms(self.draw.seed, indices, *shape), on_step, self.draw.keep)
+
+    def branches(self, labels: Tensor, indices: Sequence[int]) -> list[Branch]:
+        """What guidance computes for these images, every network made ready for inference."""
+        labels = labels.to(self.generator.embeddings.weight.device)
+        branches = self.rule.branches(self.generator, labels, self.draw.seed, indices)
+        return [replace(branch, generator=self._network(branch.generator)) for branch in branches]
+
+    def _network(self, network: Generator | None) -> Generator:
+        if network is None or network is self.generator:
+            return self.generator
+        if network not in self.others:
+            self.others[network] = for_inference(network, self.draw.precision)
+        return self.others[network]
+
+    def ready(self, branches: Sequence[Branch], forced: bool = False) -> TokenLoop:
+        """The loop for such a batch: that of the batch before if it was of the same size and kind."""
+        kinds = [
+            (len(branch.labels), branch.generator, branch.condition is None, branch.sources is None)
+            for branch in branches
+        ]
+        wanted: Any = (kinds, forced)
+        if self.loop is None or self.made_for != wanted:
+            self.loop = None  # the old buffers go before the new ones come
+            dtype = PRECISION[self.draw.precision]
+            self.loop = TokenLoop(self.generator, self.rule, branches, self.draw.temperature, dtype, forced)
+            self.made_for = wanted
+        return self.loop
 
 
 def generate(
@@ -197,50 +125,43 @@ def generate(
     Args:
         generator: in eval mode.
         labels: (B,) int64 in [0, C].
-        guidance: scale, 0 for none, or a guidance rule; None for what the generator's card recommends (no guidance
-            where there is no card).
-        power: of power-cosine guidance; None for the card's (1 where there is none).
+        guidance: scale, 0 for none, or a `Guidance`; None for what the generator's card recommends (no guidance if
+            there is no card).
+        power: of power-cosine guidance; None for the card's (1 if there is none).
         temperature: logits are divided by it.
         seed: with `indices` it decides each image's random numbers.
         indices: of the images in the whole set, default 0..B-1: image i is the same in any batch on a CPU. On a GPU
             another batch size rounds otherwise, so that now and then another token is drawn.
         on_step: called with the step's number after each step.
-        schedule: how the scale depends on the step, by name (`SCHEDULES`); None for the card's, else power-cosine.
+        schedule: how the scale depends on the position: a name (`SCHEDULES`) or a class path; None for the card's,
+            else power-cosine.
         precision: of the weights of the linear layers.
         keep: stop after so many tokens, which are the first of the whole sequence; None for all.
-        compiled: as `Sampler`.
+        compiled: blocks are compiled at the first steps, which takes seconds and rounds differently.
 
     Returns:
-        ids (B, N) int64, or (B, keep); with a last axis of S where a token has sub-codes.
+        ids (B, N) int64, or (B, keep); with a last axis of S if a token has sub-codes.
 
     Raises:
         BadInput: a label outside [0, C], a temperature or power that is not positive, an unknown schedule or precision,
             more tokens to keep than there are, no compiler.
     """
-    rule = choose_guidance(generator, guidance, power, schedule)
-    return Sampler(generator, precision, compiled).draw(labels, rule, temperature, seed, indices, on_step, keep)
+    rule, scale = (guidance, None) if isinstance(guidance, Guidance) else (None, guidance)
+    draw = Draw.chosen(
+        generator.card,
+        guidance=scale,
+        power=power,
+        schedule=schedule,
+        temperature=temperature,
+        seed=seed,
+        precision=precision,
+        keep=keep,
+        compiled=compiled,
+    )
+    return Sampler(generator, draw, rule).sample(labels, indices, on_step=on_step)
 
 
 def check_keep(generator: Generator, keep: int | None) -> None:
     """Raises BadInput for a number of first tokens that the generator does not draw."""
     if keep is not None and not 1 <= keep <= generator.num_tokens:
         raise BadInput(f"The generator draws {generator.num_tokens} tokens; it cannot keep {keep}.")
-
-
-def choose_guidance(
-    generator: Generator, guidance: float | Guidance | None, power: float | None, schedule: str | None = None
-) -> Guidance | None:
-    """The rule for `generate`'s arguments: None = no guidance."""
-    if guidance is not None and not isinstance(guidance, int | float):
-        return guidance
-    return make_guidance(*recommended(generator, guidance, power, schedule))
-
-
-def recommended(
-    generator: Generator, guidance: float | None = None, power: float | None = None, schedule: str | None = None
-) -> tuple[str, float, float]:
-    """(schedule, scale, power): what is given, else what the generator's card recommends, else no guidance."""
-    card = generator.card
-    scale = (card.get("guidance") or 0.0) if guidance is None else guidance
-    power = float(card.get("power") or 1.0) if power is None else power
-    return schedule or card.get("schedule") or DEFAULT_SCHEDULE, float(scale), float(power)

@@ -1,53 +1,84 @@
-"""Classifier-free guidance: how conditional and unconditional logits are combined at each step."""
+"""Guidance: which sequences a generator computes for an image, and how their logits become one."""
 
+import inspect
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alitok.common.build import nearest
+from alitok.common.build import build, import_class, known_arguments, nearest
 from alitok.common.devices import widest_float
+from alitok.common.draw import DEFAULT_SCHEDULE, Draw
 from alitok.common.errors import BadInput
+from alitok.models.generator import Generator
 
-DEFAULT_SCHEDULE = "power-cosine"
+
+@dataclass(kw_only=True)
+class Branch:
+    """A sequence that is computed beside the others of an image, on the same tokens.
+
+    Attributes:
+        labels: (B,) in [0, C].
+        generator: which network computes it; None for the one that is sampled. Another one must draw the same tokens
+            with a head that has logits.
+        condition: (B, N, width) or (B, 1, width), added to what the generator reads at each position; None for nothing.
+        sources: (B, N) int64: position p keeps the cached key and value of position sources[:, p] <= p. A position that
+            is a source keeps its own. None if all keep their own.
+        value_weights: (B, N) confidences of the first branch, 0 for tokens still to come -> (B, N) factors on the
+            tokens' values in the next step; None for 1. The label's value counts in full.
+    """
+
+    labels: Tensor
+    generator: Generator | None = None
+    condition: Tensor | None = None
+    sources: Tensor | None = None
+    value_weights: Callable[[Tensor], Tensor] | None = None
 
 
 class Guidance:
-    """A rule that combines the conditional and the unconditional branch.
+    """Which branches an image has, and how their logits become one. This default is no guidance: one branch."""
 
-    Attributes:
-        value_weights: None, or a method for a rule that changes what the unconditional branch reads of its cache:
-            (B, N) largest conditional probability of each token when it was drawn, 0 for tokens still to come -> (B, N)
-            factors on the tokens' values in the next step.
-    """
+    def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
+        """The branches of B images, the same number and kind for every batch.
 
-    value_weights: Any = None
-
-    def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor, steps: int) -> Tensor:
-        """Logits of both branches at step `step` (an int, or a tensor (1,) on their device) -> logits.
-
-        All (B, V), or (B, S, V) where a token has sub-codes.
+        Args:
+            generator: the one that is sampled.
+            labels: (B,) on its device.
+            seed, indices: of the images, for what a branch draws at random.
         """
-        raise NotImplementedError
+        return [Branch(labels=labels)]
+
+    def combine(self, logits: Sequence[Tensor], positions: Tensor, steps: int) -> Tensor:
+        """Logits (n, V), or (n, S, V), of each branch -> those that are drawn from.
+
+        Args:
+            positions: (n,) or (1,) int64, each row's position among the `steps` tokens, on their device.
+        """
+        return logits[0]
 
 
 class Schedule(Guidance):
-    """uncond + s (cond - uncond) with a scale s that depends on the step."""
+    """Classifier-free guidance: uncond + s (cond - uncond) with a scale s that depends on the position."""
 
-    def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        """The factor at step `step` of `steps`, in the device's widest float type, shape of `step`."""
+    def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
+        return [Branch(labels=labels), Branch(labels=torch.full_like(labels, generator.num_classes))]
+
+    def scale_at(self, positions: Tensor | int, steps: int) -> Tensor:
+        """The factor at these positions of `steps`, in the device's widest float type and their shape."""
         raise NotImplementedError
 
-    def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor | int, steps: int) -> Tensor:
-        scale = self.scale_at(torch.as_tensor(step, device=conditional.device), steps)
-        return unconditional + scale.to(conditional) * (conditional - unconditional)
+    def combine(self, logits: Sequence[Tensor], positions: Tensor, steps: int) -> Tensor:
+        conditional, unconditional = logits
+        scale = self.scale_at(positions, steps).to(conditional).view(-1, *[1] * (conditional.ndim - 1))
+        return unconditional + scale * (conditional - unconditional)
 
 
 @dataclass(frozen=True)
 class PowerCosine(Schedule):
-    """s = 1 + (scale - 1)(1 - cos(pi (step / steps)^power)) / 2 (AliTok; MDT's schedule).
+    """s = 1 + (scale - 1)(1 - cos(pi (position / steps)^power)) / 2 (AliTok; MDT's schedule).
 
     Args:
         scale: of the last steps; the first step has scale 1.
@@ -57,8 +88,8 @@ class PowerCosine(Schedule):
     scale: float
     power: float = 1.0
 
-    def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        share = _wide(step) / steps
+    def scale_at(self, positions: Tensor | int, steps: int) -> Tensor:
+        share = _wide(positions) / steps
         return 1 + (self.scale - 1) * (1 - torch.cos(math.pi * share**self.power)) / 2
 
 
@@ -68,18 +99,18 @@ class Constant(Schedule):
 
     scale: float
 
-    def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        return torch.full_like(_wide(step), self.scale)
+    def scale_at(self, positions: Tensor | int, steps: int) -> Tensor:
+        return torch.full_like(_wide(positions), self.scale)
 
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """s = 1 + (scale - 1)(step + 1) / steps (ELM)."""
+    """s = 1 + (scale - 1)(position + 1) / steps (ELM)."""
 
     scale: float
 
-    def scale_at(self, step: Tensor | int, steps: int) -> Tensor:
-        return 1 + (self.scale - 1) * (_wide(step) + 1) / steps
+    def scale_at(self, positions: Tensor | int, steps: int) -> Tensor:
+        return 1 + (self.scale - 1) * (_wide(positions) + 1) / steps
 
 
 @dataclass(frozen=True)
@@ -87,9 +118,14 @@ class SoftCFG(PowerCosine):
     """Power-cosine guidance whose unconditional branch trusts confident tokens less (SoftCFG, ICLR 2026).
 
     In the unconditional branch the value of token i counts 1 - p_i / sum of p_j over the tokens before the step (step
-    normalisation: the weights taken away add up to one token); p_i is the largest conditional probability when token i
+    normalization: the weights taken away add up to one token); p_i is the largest conditional probability when token i
     was drawn. The class token's value counts in full.
     """
+
+    def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
+        conditional, unconditional = super().branches(generator, labels, seed, indices)
+        unconditional.value_weights = self.value_weights
+        return [conditional, unconditional]
 
     def value_weights(self, confidence: Tensor) -> Tensor:
         """(B, N) confidences, 0 for tokens still to come -> (B, N) factors on the values."""
@@ -99,17 +135,21 @@ class SoftCFG(PowerCosine):
 
 @dataclass(frozen=True)
 class BySubCode(Guidance):
-    """A rule for each of a token's sub-codes (WeTok: constant scales of 1.75, 1.8, 2 and 2), for logits (B, S, V).
+    """A rule for each of a token's sub-codes (WeTok: constant scales of 1.75, 1.8, 2 and 2), for logits (n, S, V).
 
     Args:
-        rules: S of them.
+        rules: S of them; all must have the branches of the first.
     """
 
-    rules: tuple[Guidance, ...]
+    rules: Sequence[Guidance]
 
-    def __call__(self, conditional: Tensor, unconditional: Tensor, step: Tensor, steps: int) -> Tensor:
-        pairs = zip(self.rules, conditional.unbind(1), unconditional.unbind(1), strict=True)
-        return torch.stack([rule(with_class, without, step, steps) for rule, with_class, without in pairs], dim=1)
+    def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
+        return self.rules[0].branches(generator, labels, seed, indices)
+
+    def combine(self, logits: Sequence[Tensor], positions: Tensor, steps: int) -> Tensor:
+        by_code = zip(*(part.unbind(1) for part in logits), strict=True)
+        pairs = zip(self.rules, by_code, strict=True)
+        return torch.stack([rule.combine(parts, positions, steps) for rule, parts in pairs], dim=1)
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -120,26 +160,40 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
-def make_guidance(schedule: str, scale: float, power: float = 1.0) -> Guidance | None:
-    """The rule of a name in `SCHEDULES`; None (no guidance) for a scale of 0. `power` is for those that have one.
+def guidance_of(draw: Draw) -> Guidance:
+    """Builds the draw's guidance: its schedule by name, class path or class block.
+
+    The class gets the draw's scale and power if it takes them and the block does not set them. A scale of 0 is no
+    guidance, unless the class does not take the draw's scale.
 
     Raises:
-        BadInput: an unknown name, a negative or infinite scale, a power that is not positive.
+        BadInput: an unknown name, or a class that is no `Guidance`.
     """
-    if schedule not in SCHEDULES:
+    block: Mapping[str, Any] = draw.schedule if isinstance(draw.schedule, Mapping) else {"class_path": draw.schedule}
+    target = guidance_class(block["class_path"])
+    own = dict(block.get("init_args") or {})
+    given = {key: value for key, value in (("scale", draw.guidance), ("power", draw.power)) if key not in own}
+    taken = known_arguments(target)
+    given = {key: value for key, value in given.items() if taken is None or key in taken}
+    if given.get("scale") == 0:
+        return Guidance()
+    rule: Guidance = build({"class_path": f"{target.__module__}.{target.__qualname__}", "init_args": given | own})
+    return rule
+
+
+def guidance_class(name: str) -> type[Guidance]:
+    """The class of a name in `SCHEDULES`, or of a class path."""
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    if "." not in name:
         known = ", ".join(SCHEDULES)
-        raise BadInput(f"No guidance schedule {schedule!r}; there are {known}{nearest(schedule, SCHEDULES)}.")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise BadInput(f"The guidance scale must be 0 (none) or more, not {scale}.")
-    if not (math.isfinite(power) and power > 0):
-        raise BadInput(f"The guidance power must be above 0, not {power}.")
-    if scale == 0:
-        return None
-    rule = SCHEDULES[schedule]
-    arguments = {"scale": float(scale)}
-    return rule(**arguments, **({"power": float(power)} if issubclass(rule, PowerCosine) else {}))
+        raise BadInput(f"No guidance schedule {name!r}; there are {known}{nearest(name, SCHEDULES)}.")
+    target = import_class(name)
+    if not (inspect.isclass(target) and issubclass(target, Guidance)):
+        raise BadInput(f"{name} is no guidance: it must be a subclass of alitok.sampling.guidance.Guidance.")
+    return target
 
 
-def _wide(step: Tensor | int) -> Tensor:
-    step = torch.as_tensor(step)
-    return step.to(widest_float(step.device))
+def _wide(positions: Tensor | int) -> Tensor:
+    positions = torch.as_tensor(positions)
+    return positions.to(widest_float(positions.device))

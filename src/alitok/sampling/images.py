@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from alitok.common.draw import Draw
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
-from alitok.sampling.generate import Sampler, choose_guidance
-from alitok.sampling.guidance import Guidance
-from alitok.sampling.weights import PRECISION, Precision, for_inference
+from alitok.sampling.generate import Sampler
+from alitok.sampling.guidance import guidance_of
+from alitok.sampling.weights import PRECISION, for_inference
 
 CPU_BATCH = 32
 LARGEST_BATCH = 512  # images: more do not make a GPU faster
@@ -23,37 +24,30 @@ def sample_images(
     generator: Generator,
     tokenizer: Tokenizer,
     labels: Sequence[int],
+    draw: Draw | None = None,
     indices: Sequence[int] | None = None,
     batch: int = 50,
-    guidance: float | Guidance | None = None,
-    power: float | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
     on_step: Callable[[int], None] | None = None,
-    schedule: str | None = None,
-    precision: Precision = "float32",
-    keep: int | None = None,
-    compiled: bool = False,
 ) -> Iterator[Batch]:
     """Draws and decodes images, a batch at a time.
 
     Args:
         labels: of each image, in [0, C].
+        draw: how; None for what the generator's card recommends.
         indices: of the images in the whole set (default 0, 1, ...); with the seed they decide the random numbers.
         batch: images drawn together.
-        guidance, power, temperature, seed, on_step, schedule, precision, keep, compiled: as `generate`.
+        on_step: called with the step's number after each step of a batch.
 
     Yields:
-        indices of the batch, ids as `generate`, images (B, 3, H, W) float32 in [0, 1].
+        indices of the batch, ids (B, N) or (B, N, S), images (B, 3, H, W) float32 in [0, 1].
 
     Raises:
-        BadInput: as `generate`.
+        BadInput: as `Sampler`.
     """
     indices = range(len(labels)) if indices is None else indices
-    rule = choose_guidance(generator, guidance, power, schedule)
     parts = ((indices[start : start + batch], labels[start : start + batch]) for start in range(0, len(labels), batch))
-    sampler = ImageSampler(generator, tokenizer, precision, compiled)
-    yield from sampler.draw(parts, rule, temperature, seed, on_step, batch, keep)
+    sampler = ImageSampler(generator, tokenizer, Draw.chosen(generator.card) if draw is None else draw)
+    yield from sampler.sample(parts, on_step, batch)
 
 
 class ImageSampler:
@@ -63,28 +57,22 @@ class ImageSampler:
     are under way. The decoder stays in float32.
     """
 
-    def __init__(
-        self, generator: Generator, tokenizer: Tokenizer, precision: Precision = "float32", compiled: bool = False
-    ) -> None:
-        self.tokens = Sampler(generator, precision, compiled)
+    def __init__(self, generator: Generator, tokenizer: Tokenizer, draw: Draw) -> None:
+        self.tokens, self.seed = Sampler(generator, draw), draw.seed
         self.tokenizer = for_inference(tokenizer, leave=("encoder",))
         self.device = generator.embeddings.weight.device
 
-    def draw(
+    def sample(
         self,
         batches: Iterable[tuple[Sequence[int], Sequence[int]]],
-        rule: Guidance | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
         on_step: Callable[[int], None] | None = None,
         size: int = 0,
-        keep: int | None = None,
     ) -> Iterator[Batch]:
         """Yields as `sample_images`.
 
         Args:
             batches: (indices, labels) of each.
-            rule, temperature, seed, on_step, keep: as `Sampler.draw`.
+            on_step: as `Sampler.sample`.
             size: on a GPU smaller batches are filled up to this, so that one captured step serves all.
         """
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -92,21 +80,14 @@ class ImageSampler:
         for indices, labels in batches:
             chosen, wanted = list(indices), list(labels)
             fill = max(0, size - len(chosen)) if side is not None else 0
-            ids = self.tokens.draw(
-                torch.tensor(wanted + wanted[-1:] * fill),
-                rule,
-                temperature,
-                seed,
-                chosen + chosen[-1:] * fill,
-                on_step,
-                keep,
-            )[: len(chosen)]
+            filled = torch.tensor(wanted + wanted[-1:] * fill)
+            ids = self.tokens.sample(filled, chosen + chosen[-1:] * fill, on_step=on_step)[: len(chosen)]
             if side is None:
-                yield chosen, ids, self.tokenizer.decode(ids, seed, chosen)
+                yield chosen, ids, self.tokenizer.decode(ids, self.seed, chosen)
                 continue
             side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(side):
-                images = self.tokenizer.decode(ids, seed, chosen)
+                images = self.tokenizer.decode(ids, self.seed, chosen)
             ids.record_stream(side)
             if waiting is not None:
                 yield _handed_over(waiting, side)
@@ -123,19 +104,19 @@ def _handed_over(batch: Batch, side: torch.cuda.Stream) -> Batch:
     return batch
 
 
-def largest_batch(
-    generator: Generator, tokenizer: Tokenizer, guided: bool, precision: Precision, free_bytes: int | None
-) -> int:
-    """Images that are drawn together: the most that fit into the free memory of a GPU; `CPU_BATCH` where it is None.
+def largest_batch(generator: Generator, tokenizer: Tokenizer, draw: Draw, free_bytes: int | None) -> int:
+    """Images that are drawn together: the most that fit into the free memory of a GPU; `CPU_BATCH` if it is None.
 
     At most `LARGEST_BATCH`, and a multiple of `STEP_OF_BATCH` if as many fit. Counted for each image: the cache, logits
     in float32 and float64, and the decoder's activations.
     """
     if free_bytes is None:
         return CPU_BATCH
-    rows, tokens = 2 if guided else 1, generator.num_tokens
+    label = torch.zeros(1, dtype=torch.int64, device=generator.embeddings.weight.device)
+    rows = len(guidance_of(draw).branches(generator, label, draw.seed, [0]))
+    tokens = generator.num_tokens
     width = generator.heads * generator.head_dim
-    cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[precision].itemsize
+    cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[draw.precision].itemsize
     logits = generator.codebook_size * generator.sub_codes * (rows * 3 * 4 + 3 * 8)
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
     length = tokenizer.decoder.length or tokenizer.num_tokens

@@ -8,7 +8,6 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.sampling.generate import Sampler
-from alitok.sampling.guidance import Guidance
 
 
 def check_sigma(sigma: float) -> None:
@@ -22,18 +21,17 @@ class MixedSampler:
 
     Args:
         sampler: of the generator.
-        rule: guidance; None for none.
         sigma: the probability that a token is the true one, 0..1.
 
     Raises:
         BadInput: sigma outside 0..1.
     """
 
-    def __init__(self, sampler: Sampler, rule: Guidance | None, sigma: float) -> None:
+    def __init__(self, sampler: Sampler, sigma: float) -> None:
         check_sigma(sigma)
-        self.sampler, self.rule, self.sigma = sampler, rule, sigma
+        self.sampler, self.sigma = sampler, sigma
 
-    def draw(self, ids: Tensor, labels: Tensor, indices: Sequence[int], temperature: float, seed: int) -> Tensor:
+    def sample(self, ids: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:
         """Sequences for images whose own tokens are given; image i is the same in any batch on a CPU.
 
         Args:
@@ -44,7 +42,7 @@ class MixedSampler:
         Returns:
             ids of the same shape.
         """
-        tokens = ids.shape[1]
+        tokens, seed = ids.shape[1], self.sampler.draw.seed
         drawn = torch.stack([torch.rand(tokens, generator=stream(seed, "true tokens", index)) for index in indices])
         true = (drawn < self.sigma).to(ids.device)
-        return self.sampler.draw(labels, self.rule, temperature, seed, indices, given=ids, given_mask=true)
+        return self.sampler.sample(labels, indices, given=ids, given_mask=true)

@@ -85,7 +85,7 @@ def has_blocked_layout(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def for_inference(module: M, precision: Precision = "float32", leave: tuple[str, ...] = ()) -> M:
+def for_inference(module: M, precision: str = "float32", leave: tuple[str, ...] = ()) -> M:
     """A copy in eval mode whose linear layers are `Projection`s; all else stays in float32.
 
     The module itself stays as it is, and its later changes do not show in the copy.

@@ -221,9 +221,15 @@ def _check_generator(model: Generator) -> None:
         for place in range(model.num_tokens):
             position = torch.tensor([place])
             cache.start_step(position)
-            if not torch.allclose(model.step(x, position, cache), hidden[:, place], atol=1e-3):
+            if not torch.allclose(model.step(x, position, cache)[:, 0], hidden[:, place], atol=1e-3):
                 raise ValueError(f"its cached step at position {place} is not its forward pass")
             x = model.embed_tokens(ids[:, place : place + 1])
+        window = torch.tensor([[1, 2], [2, 3]])  # each row its own positions, two at once
+        cache.start_step(window)
+        x = model.embed_tokens(torch.stack([row[at - 1] for row, at in zip(ids, window, strict=True)]))
+        expected = torch.stack([row[at] for row, at in zip(hidden, window, strict=True)])
+        if not torch.allclose(model.step(x, window, cache), expected, atol=1e-3):
+            raise ValueError("its cached step at several positions of each row is not its forward pass")
     if model.output.has_logits and model(ids, labels).shape != (*ids.shape, model.codebook_size):
         raise ValueError(f"its logits must be {(*ids.shape, model.codebook_size)}")
     drawn = generate(model, torch.tensor([0, 1, 2]), guidance=2.0)

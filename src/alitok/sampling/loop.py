@@ -1,0 +1,196 @@
+"""The loop that draws the tokens of one batch, position after position."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from alitok.common.devices import widest_float
+from alitok.common.errors import BadInput
+from alitok.models.generator import Generator
+from alitok.sampling.cache import KeyValueCache
+from alitok.sampling.graphs import Graphs
+from alitok.sampling.guidance import Branch, Guidance
+
+# How often the cache grows per sequence. Fewer growth steps read more empty slots; more steps copy the cache more often
+# and, on a GPU, each needs a CUDA graph of its own.
+LAYOUTS = {"cpu": 16, "cuda": 8}
+
+
+class Lane:
+    """The branches that one network computes: rows of one batch over one cache.
+
+    Args:
+        generator: as `for_inference` made it.
+        branches: of the first batch; later ones must be of the same number and kind.
+        dtype: of the cache.
+    """
+
+    def __init__(self, generator: Generator, branches: Sequence[Branch], dtype: torch.dtype) -> None:
+        self.generator = generator
+        self.batch = len(branches[0].labels)
+        rows, width = len(branches) * self.batch, generator.embeddings.embedding_dim
+        device, steps = generator.embeddings.weight.device, generator.num_tokens
+        self.value_weights = [branch.value_weights for branch in branches]
+        weighted = any(self.value_weights)
+        layers, heads = len(generator.blocks), generator.heads
+        self.cache = KeyValueCache(layers, rows, heads, steps, generator.head_dim, device, dtype, weighted)
+        self.x = torch.zeros(rows, 1, width, device=device)
+        conditions = [branch.condition for branch in branches if branch.condition is not None]
+        length = max((part.shape[1] for part in conditions), default=0)
+        self.condition = torch.zeros(rows, length, width, device=device) if conditions else None
+        if any(branch.sources is not None for branch in branches):
+            self.cache.sources = torch.arange(steps, device=device).repeat(rows, 1)
+
+    def start(self, branches: Sequence[Branch]) -> None:
+        """Takes the labels, conditions and sources of a new batch."""
+        self.x.copy_(self.generator.embed_labels(torch.cat([branch.labels for branch in branches])))
+        for index, branch in enumerate(branches):
+            rows = slice(index * self.batch, (index + 1) * self.batch)
+            if self.condition is not None:
+                self.condition[rows] = 0.0 if branch.condition is None else branch.condition
+            if self.cache.sources is not None and branch.sources is not None:
+                self.cache.sources[rows] = branch.sources
+
+    def hidden(self, position: Tensor, confidence: Tensor) -> Tensor:
+        """The hidden state (rows, width) at the position (1,)."""
+        self.cache.start_step(position)
+        if self.cache.value_weights is not None:
+            for index, weigh in enumerate(self.value_weights):
+                if weigh is not None:
+                    rows = slice(index * self.batch, (index + 1) * self.batch)
+                    self.cache.value_weights[rows, 0, 1:] = weigh(confidence)[:, :-1]
+        x = self.x
+        if self.condition is not None:
+            x = x + (self.condition if self.condition.shape[1] == 1 else self.condition.index_select(1, position))
+        return self.generator.step(x, position, self.cache)[:, 0]
+
+    def feed(self, token: Tensor) -> None:
+        """Makes the token (B, 1) or (B, 1, S) the next input of every branch."""
+        repeats = (len(self.value_weights), *[1] * (token.ndim - 1))
+        self.x.copy_(self.generator.embed_tokens(token.repeat(repeats)))
+
+
+class TokenLoop:
+    """One batch of sequences while they are drawn: every buffer a step needs, allocated once and used for many batches.
+
+    On a GPU a step is captured as a CUDA graph (one for each layout of the cache) that contains the networks, guidance
+    and drawing.
+
+    Args:
+        generator: as `for_inference` made it.
+        rule: guidance.
+        branches: of the first batch, with their generators made ready.
+        temperature: logits are divided by it.
+        dtype: of the cache.
+        forced: tokens may be given.
+
+    Raises:
+        BadInput: a branch of another network that does not draw the same tokens, or one whose head has no logits.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        rule: Guidance,
+        branches: Sequence[Branch],
+        temperature: float,
+        dtype: torch.dtype,
+        forced: bool = False,
+    ) -> None:
+        self.generator, self.rule, self.temperature, self.forced = generator, rule, temperature, forced
+        self.networks = [branch.generator or generator for branch in branches]
+        others = [network for network in dict.fromkeys(self.networks) if network is not generator]
+        for network in others:
+            check_other(network, generator)
+        if generator not in self.networks:
+            raise BadInput(f"{type(rule).__name__} has no branch of the generator that is sampled.")
+        self.lanes = {network: Lane(network, self._of(network, branches), dtype) for network in (generator, *others)}
+        device = self.device = generator.embeddings.weight.device
+        self.batch, steps = len(branches[0].labels), generator.num_tokens
+        self.confident = any(branch.value_weights for branch in branches)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.uniforms = torch.zeros(
+            self.batch, steps, *generator.output.noise_shape, dtype=widest_float(device), device=device
+        )
+        self.confidence = torch.zeros(self.batch, steps, device=device)
+        self.ids = torch.zeros(self.batch, *generator.id_shape, dtype=torch.int64, device=device)
+        self.given = torch.zeros_like(self.ids) if forced else None
+        self.given_mask = torch.zeros(self.batch, steps, dtype=torch.bool, device=device)
+        self.graphs = Graphs(device) if device.type == "cuda" else None
+
+    def _of(self, network: Generator, branches: Sequence[Branch]) -> list[Branch]:
+        return [branch for branch, own in zip(branches, self.networks, strict=True) if own is network]
+
+    @property
+    def cache(self) -> KeyValueCache:
+        """The cache of the generator that is sampled."""
+        return self.lanes[self.generator].cache
+
+    def resize(self, length: int) -> None:
+        """Makes room for `length` positions in every cache."""
+        for lane in self.lanes.values():
+            lane.cache.resize(length)
+
+    def run(
+        self,
+        branches: Sequence[Branch],
+        uniforms: Tensor,
+        on_step: Callable[[int], None] | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """ids (B, N) of the branches' images, or the first `keep`; `uniforms` (B, N, ...) decide the draws."""
+        for network, lane in self.lanes.items():
+            lane.start(self._of(network, branches))
+        self.uniforms.copy_(uniforms.to(self.uniforms.dtype))  # on the CPU: the device may lack float64
+        self.position.zero_()
+        self.confidence.zero_()
+        steps = self.generator.num_tokens
+        room = -(-steps // (LAYOUTS.get(self.device.type, LAYOUTS["cpu"]) * 8)) * 8
+        for step in range(keep or steps):
+            if step % room == 0:
+                self.resize(min(step + room, steps))
+            if self.graphs is None:
+                self.advance()
+            else:
+                self.graphs.run(self.cache.length, self.advance)
+            if on_step is not None:
+                on_step(step)
+        return self.ids[:, :keep].clone()
+
+    def advance(self) -> None:
+        """Draws the token at `self.position` and moves on, all on the device: nothing here waits for it."""
+        hidden = {network: lane.hidden(self.position, self.confidence) for network, lane in self.lanes.items()}
+        own = hidden.pop(self.generator)
+        others = {network: network.output(state).float() for network, state in hidden.items()}
+
+        def guide(logits: Tensor) -> Tensor:
+            """Logits (rows, ...) of the generator's own branches -> (B, ...) by the guidance of this position."""
+            rows = {self.generator: logits, **others}
+            parts = {network: iter(rows[network].split(self.batch)) for network in rows}
+            branches = [next(parts[network]) for network in self.networks]
+            if self.confident:
+                confidence = branches[0].softmax(-1).amax(-1).view(self.batch, -1)
+                self.confidence.index_copy_(1, self.position, confidence.prod(1, keepdim=True))  # over sub-codes
+            return self.rule.combine(branches, self.position, self.generator.num_tokens)
+
+        uniform = self.uniforms.index_select(1, self.position)[:, 0]
+        token = self.generator.output.draw(own, uniform, guide, self.temperature)[:, None]
+        if self.given is not None:
+            mask = self.given_mask.index_select(1, self.position).view(-1, *[1] * (token.ndim - 1))
+            token = torch.where(mask, self.given.index_select(1, self.position), token)
+        self.ids.index_copy_(1, self.position, token)
+        for lane in self.lanes.values():
+            lane.feed(token)
+        self.position += 1
+
+
+def check_other(network: Generator, generator: Generator) -> None:
+    """Raises BadInput if a branch's own network cannot stand beside the generator that is sampled."""
+    if (network.id_shape, network.codebook_size) != (generator.id_shape, generator.codebook_size):
+        raise BadInput(
+            f"Guidance takes a branch from a generator of {network.id_shape} ids of {network.codebook_size} codes; the"
+            f" one that is sampled has {generator.id_shape} of {generator.codebook_size}. Give one of the same tokens."
+        )
+    if not (network.output.has_logits and generator.output.has_logits):
+        raise BadInput("Guidance takes a branch from another generator: the heads of both must have logits.")
