@@ -12,7 +12,8 @@ from tiny import tiny, token_cache
 from alitok.cli import main
 from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
-from alitok.training.checkpoint import _Watched, read_checkpoint
+from alitok.common.tensors import _Watched
+from alitok.training.checkpoint import read_checkpoint
 
 QUICK = [
     "--trainer.callbacks.samples",

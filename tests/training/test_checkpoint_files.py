@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from alitok.common.errors import BadInput
-from alitok.training.checkpoint import AtomicCheckpointIO, _Watched, checkpoints, is_whole, newest, read_checkpoint
+from alitok.common.tensors import _Watched
+from alitok.training.checkpoint import AtomicCheckpointIO, checkpoints, is_whole, newest, read_checkpoint
 
 BIG = {"state_dict": {"weight": torch.arange(500_000.0)}, "global_step": 3}
 

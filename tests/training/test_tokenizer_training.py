@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_strategies import Fitted
 from tiny import GAN, module_of, tiny, train
 from torch import Tensor
 
@@ -161,3 +162,40 @@ def test_weight_decay_falls_on_every_parameter(tmp_path: Path) -> None:
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(held) == len(list(module.tokenizer.parameters()))
+
+
+FITTED = ["--model.tokenizer.quantizer.class_path", "test_strategies.Fitted", "--model.warmup_steps", "0"]
+FITTED += ["--model.phases", "{continuous: {steps: 2, fit: 0}, main: {steps: 3, fit: 2, lr: 1.e-3}}"]
+
+
+def test_a_phase_begins_with_fitting_the_quantizer_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = train(tiny("tokenizer-stage1", tmp_path, *FITTED), 5)
+    assert module.tokenizer.quantizer.fitted == [2]
+    assert module.tokenizer.training
+    fitted: list[int] = []
+    original = Fitted.fit
+    monkeypatch.setattr(Fitted, "fit", lambda self, batches: (fitted.append(1), original(self, batches)))
+    ends = {}
+    for name, stops in (("whole", [5]), ("before", [2, 5]), ("within", [3, 5])):
+        for stop in stops:
+            run("fit", tiny("tokenizer-stage1", tmp_path / name, *FITTED, "--trainer.max_steps", str(stop)))
+        ends[name] = load_tokenizer(tmp_path / name / "stage1" / "artifact").state_dict()
+        assert len(fitted) == 1, name
+        fitted.clear()
+    for name in ("before", "within"):
+        assert all(torch.equal(tensor, ends["whole"][key]) for key, tensor in ends[name].items()), name
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "sentence"),
+    [
+        ("tokenizer-stage1", ["--model.phases.main.fit", "2"], "ClusteredQuantizer cannot be fitted"),
+        ("tokenizer-stage1", [*FITTED, "--model.phases.main.fit", "-1"], "must be 0 .do not fit. or a number"),
+        ("generator", ["--model.phases.main.fit", "2"], "only a tokenizer's phases fit"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_at_the_start(
+    name: str, words: list[str], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        module_of(tiny(name, tmp_path, *words))

@@ -18,13 +18,14 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alitok.artifacts.digest import module_digest, tokenizer_digest
 from alitok.common.build import build, import_class, is_class_block
 from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_folder, check_readable_name
+from alitok.common.tensors import save_tensors
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
 
@@ -232,7 +233,7 @@ def _write(folder: Path, config: str, weights: str, block: Block, module: nn.Mod
     (folder / config).write_text(OmegaConf.to_yaml(OmegaConf.create(plain_block(block))), "utf-8")
     same = _tied(module)
     state = {name: tensor for name, tensor in module.state_dict().items() if name not in same}
-    save_file(owned_tensors(state), folder / weights, metadata={"format": "pt"})
+    save_tensors(owned_tensors(state), folder / weights)
 
 
 def _read(folder: Path, config: str, weights: str, from_hub: bool) -> tuple[dict[str, Any], nn.Module]:

@@ -23,6 +23,7 @@ from alitok.artifacts.release import (
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, sha256
+from alitok.common.tensors import save_pickled
 from alitok.data.wordnet import imagenet_names
 from alitok.models.decoder import Decoder
 from alitok.models.discriminator import BlurDiscriminator
@@ -122,7 +123,7 @@ def export_release(folder: str | Path, file: str | Path) -> Path:
         state |= {_DISCRIMINATOR + name: t for name, t in owned_tensors(discriminator.state_dict()).items()}
         stage1 = True
     with atomic_file(file) as temporary:
-        torch.save({"model_state": state} if stage1 else state, temporary)
+        save_pickled({"model_state": state} if stage1 else state, temporary)
     return file
 
 

@@ -1,5 +1,7 @@
 """The one DataModule: images of any data spec, or tokens of a cache."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from lightning import LightningDataModule
@@ -187,19 +189,15 @@ class ImageNetDataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Endless; has no length."""
         self.setup("fit")
-        rank, world_size = self._place()
-        data = self.splits["train"]
-        order = TrainOrder(
-            self._total("train"),
-            self.global_batch,
-            self.seed,
-            rank,
-            world_size,
-            self._first_step,
-            self._blocks("train"),
-        )
-        self.loaders["train"] = Loader(data, order, self.num_workers, self.max_skipped)
+        self.loaders["train"] = self.batches_from(self._first_step)
         return self.loaders["train"]
+
+    def batches_from(self, step: Callable[[], int]) -> Loader:
+        """This process's share of the training batches from a step on, which is asked for when the first is read."""
+        rank, world_size = self._place()
+        total, blocks = self._total("train"), self._blocks("train")
+        order = TrainOrder(total, self.global_batch, self.seed, rank, world_size, step, blocks)
+        return Loader(self.splits["train"], order, self.num_workers, self.max_skipped)
 
     def val_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
         """Each image once over all ranks; an empty list where there is no validation split."""

@@ -14,6 +14,7 @@ from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_folder
 from alitok.common.random import derive_seed, stream
+from alitok.common.tensors import save_tensors
 from alitok.evaluation.extractors import Features, check_images
 
 Batch = tuple[Tensor, Tensor]
@@ -65,11 +66,9 @@ class Classifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into a folder, whole or not at all."""
-        from safetensors.torch import save_file
-
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with atomic_folder(folder) as temporary:
-            save_file(weights, temporary / "model.safetensors")
+            save_tensors(weights, temporary / "model.safetensors")
             config = {"num_classes": self.num_classes, "width": self.width}
             (temporary / "config.json").write_text(json.dumps(config) + "\n")
 

@@ -3,7 +3,7 @@
 Shapes: B images, N tokens an image, D channels of a latent, V codes, S sub-codes of a token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,14 @@ class Quantizer(Part):
     def update(self, statistics: Any) -> None:
         """Applies the statistics of one global batch, merged over micro-batches and processes."""
         return
+
+    def fit(self, batches: Iterator[Tensor]) -> None:
+        """Sets the codes by latents of the encoder as it is, at the start of a phase with `fit: N`.
+
+        Args:
+            batches: latents (B, N, D) float32 of that many global batches, the same on every process.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be fitted: take `fit` out of the phases.")
 
 
 class Bottleneck(Part):

@@ -26,7 +26,7 @@ class Tokenizer(Part):
         ValueError: the decoder takes another number of latents than the encoder gives.
     """
 
-    entries = ("decode",)  # validation calls it if the decoder is generative
+    entries = ("decode", "encode_latents")  # of validation with a generative decoder, and of a phase that fits
     # nn.Module's attributes are typed as modules
     encoder: Encoder
     quantizer: Quantizer

@@ -1,6 +1,5 @@
 """Checkpoint files: written whole or not at all, checked before use, read without pickled code."""
 
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from lightning.fabric.plugins import CheckpointIO
 
 from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_file
+from alitok.common.tensors import save_pickled
 
 NAME = "step={step}.ckpt"
 _NAME = re.compile(r"step=(\d+)\.ckpt")
@@ -22,14 +22,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises BadInput where the disk is full or the folder cannot be written; an older file there is untouched."""
-        with atomic_file(path) as temporary, open(temporary, "wb") as file:
-            watched = _Watched(file)
-            try:
-                torch.save(checkpoint, watched)  # type: ignore[arg-type]
-            except RuntimeError as error:  # torch's writer does not pass on the error of the file
-                raise (watched.error or error) from error
-            file.flush()
-            os.fsync(file.fileno())
+        with atomic_file(path) as temporary:
+            save_pickled(checkpoint, temporary)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -39,24 +33,6 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
-
-
-class _Watched:
-    """A file that remembers the error of a write."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class GeneratorTraining(TrainingModule):
         self.generator: Generator = build_with_block(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout
         self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}
+        if fitted := [name for name, phase in self.schedule.phases.items() if phase.fit]:
+            raise BadInput(f"phases.{fitted[0]}.fit: only a tokenizer's phases fit a quantizer; take `fit` out.")
         self.attach_terms(losses or {})
         self.corruptions: list[Corruption] = [build_a(Corruption, block) for block in (corruptions or {}).values()]
         self.order: Order | None = build_a(Order, order) if order else None

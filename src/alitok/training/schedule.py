@@ -21,6 +21,7 @@ class Phase:
         adversarial: batches alternate: one for the generator, the next for the discriminator.
         quantize: False lets the decoder learn from the latents themselves before the codebook stands between.
         trainable: parts that train, the rest stay bit-identical; None for the run's own choice.
+        fit: before the first step the quantizer is fitted to the latents of that many global batches.
     """
 
     steps: int
@@ -30,6 +31,7 @@ class Phase:
     adversarial: bool = False
     quantize: bool = True
     trainable: list[str] | None = None
+    fit: int = 0
 
     def updates(self, steps: int) -> int:
         """Generator updates among the first `steps` batches; an adversarial phase begins with the generator's."""
@@ -81,6 +83,15 @@ class Schedule:
         """Whether a loss term has a weight other than 0 in any phase."""
         return any(phase.weights.get(term, 1.0) for phase in self.phases.values())
 
+    def fits(self, step: int) -> int:
+        """Global batches that the quantizer is fitted to before this step; 0 if it is not."""
+        first = 0
+        for phase in self.phases.values():
+            if step == first:
+                return phase.fit
+            first += phase.steps
+        return 0
+
     def at(self, step: int) -> Moment:
         """The moment of batch `step`, counted from 0; past the end it is the last phase's end."""
         before = 0  # generator updates in earlier phases: the learning rate moves on these only
@@ -116,4 +127,6 @@ def _parse(name: str, block: Mapping[str, Any], names: list[str]) -> Phase:
         raise BadInput(
             f"phases.{name}.steps must be at least 1, not {phase.steps}; remove a phase with `{name}: null`."
         )
+    if phase.fit < 0:
+        raise BadInput(f"phases.{name}.fit must be 0 (do not fit) or a number of batches, not {phase.fit}.")
     return phase

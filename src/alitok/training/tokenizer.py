@@ -1,5 +1,7 @@
 """Training of the tokenizer: stage 1 and, started from its artifact, stage 2."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from alitok.common.build import build_a, nearest
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
-from alitok.models.seams import Part
+from alitok.models.seams import Part, Quantizer
 from alitok.models.tokenizer import Tokenizer
 from alitok.training.base import MicroBatch, TrainingModule, build_with_block, merge_over_processes
 from alitok.training.optimizer import adamw
@@ -73,6 +75,9 @@ class TokenizerTraining(TrainingModule):
             for term in phase.weights:
                 if term not in losses:
                     raise BadInput(f"phases.{name}.weights: no loss term {term!r}{nearest(term, losses)}")
+            quantizer = type(self.tokenizer.quantizer)
+            if phase.fit and quantizer.fit is Quantizer.fit:
+                raise BadInput(f"phases.{name}.fit: {quantizer.__name__} cannot be fitted; take `fit` out.")
             for part in phase.trainable or trainable or []:
                 if part not in parts:
                     raise BadInput(f"trainable: the tokenizer has no part {part!r}{nearest(part, parts)}")
@@ -183,6 +188,24 @@ class TokenizerTraining(TrainingModule):
 
     def _lr_factor(self, name: str) -> float:
         return self.codebook_lr if name == "quantizer.codebook.weight" else 1.0
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        step = self.trainer.global_step
+        if batches := self.schedule.fits(step):
+            self.eval()
+            self.tokenizer.quantizer.fit(self._latents(step, batches))
+            self.train()
+
+    @torch.no_grad()
+    def _latents(self, step: int, count: int) -> Iterator[Tensor]:
+        """Latents (B, N, D) float32 of the global batches from this step on, the same on every process."""
+        trainer: Any = self.trainer
+        data = trainer.datamodule
+        for batch in islice(data.batches_from(lambda: step), count):
+            images = data.on_after_batch_transfer(trainer.strategy.batch_to_device(batch), 0)["image"]
+            with trainer.precision_plugin.forward_context():
+                parts = [self.tokenizer.encode_latents(part) for part in images.split(data.micro_batch or len(images))]
+            yield all_stack(torch.cat(parts)).flatten(0, 1)
 
     def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
         if self.trainable_of[moment.name] != self.current_parts:
