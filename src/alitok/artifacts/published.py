@@ -31,6 +31,7 @@ from alitok.models.encoder import Encoder
 from alitok.models.generator import Generator
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.tokenizer import Tokenizer
+from alitok.models.transformer import Attention
 
 State = Mapping[str, Tensor]
 
@@ -263,14 +264,13 @@ def _form(module: nn.Module) -> dict[str, Any]:
     return {
         "classes": [type(part) for part in parts],
         "image_size": module.image_size,
-        "heads": [layer.heads for layer in module.modules() if hasattr(layer, "heads")],
-        "causal": [layer.causal for layer in module.modules() if hasattr(layer, "causal")],
-        "drop_prefix": getattr(module.decoder, "drop_prefix", None),
+        "attention": [(layer.heads, layer.causal) for layer in module.modules() if isinstance(layer, Attention)],
+        "drop_prefix": module.decoder.drop_prefix if isinstance(module.decoder, Decoder) else None,
     }
 
 
 def _tokenizer_card(module: Tokenizer) -> dict[str, Any]:
-    stage = 1 if getattr(module.decoder, "prefix_head", None) is not None else 2
+    stage = 1 if isinstance(module.decoder, Decoder) and module.decoder.prefix_head is not None else 2
     return {
         "kind": "tokenizer",
         "description": f"AliTok's public release: tokenizer of stage {stage}, {module.num_tokens} tokens of "

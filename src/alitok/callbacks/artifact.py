@@ -35,7 +35,7 @@ class ExportArtifact(Callback):
         if not trainer.is_global_zero:
             return
         card: dict[str, Any] = {
-            "kind": "tokenizer" if hasattr(training, "tokenizer") else "generator",
+            "kind": training.kind,
             "data": trainer.datamodule.description,  # type: ignore[attr-defined]
             "class_names": trainer.datamodule.class_names,  # type: ignore[attr-defined]
             "steps": trainer.global_step,
@@ -50,8 +50,7 @@ class ExportArtifact(Callback):
         if card["kind"] == "generator":
             card |= training.recommended
             card["tokenizer"] = training.parents.get("tokenizer")
-        discriminator = getattr(training, "discriminator", None)
-        extra = {"discriminator": (discriminator.block, discriminator)} if discriminator is not None else None
+        extra = {name: (part.block, part) for name, part in training.beside().items()}
         block = training.model.block
         save_artifact(self._place(trainer), block, module, card, extra)
         self.written = f"the {card['kind']} after {trainer.global_step:,} steps"

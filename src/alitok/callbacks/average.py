@@ -80,8 +80,9 @@ class WeightAverage(Callback):
 
 
 def averaged(trainer: Trainer) -> nn.Module | None:
-    """The average of the weights where a callback keeps one, as its `average_model`."""
-    kept = (getattr(callback, "average_model", None) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    """The average of the weights if a callback keeps one."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    kept = (callback.average_model for callback in callbacks if isinstance(callback, WeightAverage))
     return next((model for model in kept if model is not None), None)
 
 

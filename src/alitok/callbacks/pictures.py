@@ -76,7 +76,7 @@ class SampleGrid(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Looks at the tokenizer at the start: what is wrong with it shows before hours of training."""
         digest = read_card(locate(self.tokenizer), "tokenizer").get("digest")
-        cache = getattr(trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
+        cache = trainer.datamodule.token_cache  # type: ignore[attr-defined]
         if cache is not None and cache.digest not in (None, digest):
             raise BadInput(
                 f"Token cache {cache.folder} was made by tokenizer {cache.digest[:12]}, but {self.tokenizer} is"

@@ -38,12 +38,8 @@ class Progress(RichProgressBar):
         return self._training_facts(trainer, pl_module) | self.validated
 
     def _training_facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        items: dict[str, Any] = {}
-        schedule: Any = getattr(pl_module, "schedule", None)
-        if schedule is not None:
-            items["phase"] = schedule.at(trainer.global_step).name
-            items["images"] = f"{images_seen(trainer):,}"
-        return items | self.trained
+        phase = cast(TrainingModule, pl_module).schedule.at(trainer.global_step).name
+        return {"phase": phase, "images": f"{images_seen(trainer):,}"} | self.trained
 
     def _line(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         if trainer.is_global_zero and not sys.stdout.isatty():

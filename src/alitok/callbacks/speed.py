@@ -27,6 +27,7 @@ class Speed(Callback):
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.given_peak = peak_flops
+        self.started = 0.0  # until a fit begins
         self.flops: dict[tuple[str, bool], int] = {}
         self.seen: set[tuple[str, bool]] = set()
         self.counter: FlopCounterMode | None = None
@@ -96,6 +97,6 @@ class Speed(Callback):
         self.left = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and hasattr(self, "started"):
+        if trainer.state.fn == "fit" and self.started:
             self.ready = time.perf_counter()
             self.away += self.ready - self.left

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from alitok.common.errors import BadInput
 from alitok.losses.frozen import VGG16, load, locate
 from alitok.losses.perceptual import Perceptual
+from alitok.models.tokenizer import Tokenizer
 
 
 class Gram(Perceptual):
@@ -39,7 +40,7 @@ class Gram(Perceptual):
         self.weight = weight
 
     def attach(self, model: nn.Module) -> None:
-        size = getattr(model, "image_size", 32)
+        size = model.image_size if isinstance(model, Tokenizer) else 32
         if size < 32:
             raise BadInput(f"Gram: VGG16 halves images five times, so they must have 32 pixels or more, not {size}.")
 

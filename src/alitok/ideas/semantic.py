@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from alitok.losses.frozen import VGG16, Network, load, locate
 from alitok.losses.perceptual import Standardised
 from alitok.losses.term import Batch, LossTerm, Outputs
 from alitok.models import seams
+from alitok.models.tokenizer import Tokenizer
 from alitok.networks import dino
 
 
@@ -149,10 +151,9 @@ class Semantic(LossTerm):
         self.weight = weight
 
     def attach(self, model: nn.Module) -> None:
-        decoder = getattr(model, "decoder", None)
-        blocks = getattr(decoder, "blocks", None)
-        known = isinstance(decoder, seams.Decoder) and type(decoder).at_image is not seams.Decoder.at_image
-        if decoder is None or not known or blocks is None:
+        decoder: Any = model.decoder if isinstance(model, Tokenizer) else None
+        blocks = dict(decoder.named_children()).get("blocks") if decoder is not None else None
+        if blocks is None or type(decoder).at_image is seams.Decoder.at_image:
             raise BadInput(
                 f"Semantic reads a block of a tokenizer's decoder, and {type(decoder or model).__name__} has no"
                 " `blocks`, or no `at_image` that finds the patches in them."

@@ -58,7 +58,12 @@ class TrainingModule(L.LightningModule):
             a third more time and far less memory, and changes nothing else.
         compile_blocks: transformer blocks are compiled (`torch.compile`): faster, above all on a GPU, with other
             rounding and other random numbers in dropout.
+
+    Attributes:
+        kind: of artifact that it trains, "tokenizer" or "generator".
     """
+
+    kind: str
 
     def __init__(
         self,
@@ -146,6 +151,10 @@ class TrainingModule(L.LightningModule):
     def model(self) -> nn.Module:
         """What is trained: the tokenizer or the generator."""
         raise NotImplementedError
+
+    def beside(self) -> dict[str, Any]:
+        """Modules, with their class blocks, that go into the artifact beside the model."""
+        return {}
 
     def replicated(self) -> list[nn.Parameter]:
         """Parameters of the model that stay whole under every strategy."""

@@ -39,6 +39,8 @@ class GeneratorTraining(TrainingModule):
         BadInput: a block of another kind, or an order for a generator that has only one.
     """
 
+    kind = "generator"
+
     def __init__(
         self,
         generator: dict[str, Any],
@@ -103,7 +105,7 @@ class GeneratorTraining(TrainingModule):
             self.generator.setup(self.trainer.strategy.root_device)
             if self.start_from is not None:
                 self._start_from(self.start_from)
-        cache = getattr(self.trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
+        cache = self.trainer.datamodule.token_cache  # type: ignore[attr-defined]
         if cache is None:
             raise BadInput("The generator trains on a token cache: give data.cache the folder `alitok tokenize` made.")
         if cache.num_tokens != self.generator.num_tokens:

@@ -39,6 +39,8 @@ class TokenizerTraining(TrainingModule):
         BadInput: a phase names a loss term or a part that does not exist, or lacks a discriminator.
     """
 
+    kind = "tokenizer"
+
     def __init__(
         self,
         tokenizer: dict[str, Any],
@@ -90,6 +92,9 @@ class TokenizerTraining(TrainingModule):
     def model(self) -> Tokenizer:
         return self.tokenizer
 
+    def beside(self) -> dict[str, Any]:
+        return {} if self.discriminator is None else {"discriminator": self.discriminator}
+
     def replicated(self) -> list[nn.Parameter]:
         return list(self.tokenizer.quantizer.parameters())
 
@@ -124,7 +129,7 @@ class TokenizerTraining(TrainingModule):
                     part.setup(self.trainer.strategy.root_device)
         if stage == "fit" and self.start_from is not None:
             self._start_from(self.start_from)
-        pairs = getattr(self.trainer.datamodule, "token_cache", None)  # type: ignore[attr-defined]
+        pairs = self.trainer.datamodule.token_cache  # type: ignore[attr-defined]
         if stage == "fit" and pairs is not None:
             self._check_pairs(pairs.digest)
 
