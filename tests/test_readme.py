@@ -1,5 +1,6 @@
 """What the README says is there, is there."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -37,11 +38,13 @@ def test_every_make_target_exists() -> None:
     assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= TARGETS
 
 
-def test_the_tree_names_every_source_file() -> None:
+def test_the_tree_names_every_room_and_every_file_says_what_it_is() -> None:
     tree = README.split("## The tree")[1]
+    for path in (ROOT / "src" / "alitok").iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            assert f"  {path.name}/" in tree
     for path in (ROOT / "src" / "alitok").rglob("*.py"):
-        if path.name != "__init__.py":
-            assert re.search(rf"^\s*{re.escape(path.name)}\s", tree, re.MULTILINE), path
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
     for path in (ROOT / "experiments").iterdir():
         assert f"{path.name}/" in tree
 

@@ -23,7 +23,7 @@ GENERATOR += ["--model.generator.width", "32", "--model.generator.depth", "2", "
 GENERATOR += ["--data.global_batch", "8"]
 GAN = [
     "--model.discriminator",
-    "{class_path: alitok.models.discriminator.BlurDiscriminator,"
+    "{class_path: alitok.losses.adversarial.BlurDiscriminator,"
     " init_args: {width: 32, stages: [32, 32], groups: 8, map_size: 4}}",
     "--model.adversarial",
     "{class_path: alitok.losses.adversarial.HingeGAN}",

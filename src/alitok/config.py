@@ -9,6 +9,7 @@ goes to (`alitok.common.written`).
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from alitok.common.build import (
     misfit,
     nearest,
     not_a,
+    present,
 )
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
@@ -103,7 +105,7 @@ def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, A
     files = list(files)
     first = next((file for file in files if file != DEFAULTS), None)
     for file in files:
-        merged.lay(_read(file), file, is_base=file in (DEFAULTS, first))
+        merged.lay(present(_read(file)), file, is_base=file in (DEFAULTS, first))
     for key, value in parse_overrides(overrides):
         path = _full_path(merged.config, key)
         block: Any = value
@@ -111,8 +113,15 @@ def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, A
             block = {name: block}
         _check_path(merged.config, path, key)
         _check_define(merged.config, path, key)
-        merged.lay(block, f"--{key}")
+        merged.lay(_present(block), f"--{key}")
     return merged.config
+
+
+def _present(value: Any) -> Any:
+    """`present` for an override, whose value may be a map as it was written."""
+    if isinstance(value, Written):
+        return replace(value, value=present(value.value))
+    return present({key: _present(item) for key, item in value.items()}) if isinstance(value, Mapping) else value
 
 
 def _interpolate(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from alitok.artifacts.release import generator_to_release, tokenizer_to_release
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
-from alitok.models.discriminator import BlurDiscriminator
+from alitok.losses.adversarial import BlurDiscriminator
 
 
 @pytest.fixture

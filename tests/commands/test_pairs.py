@@ -16,8 +16,8 @@ from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.data.token_shards import TokenShards
 from alitok.evaluation.quantise import to_uint8
+from alitok.ideas.post_training import MixedSampler
 from alitok.sampling.generate import Sampler
-from alitok.sampling.mixed import MixedSampler
 
 
 def command(artifacts: Path, out: Path, *more: str) -> list[str]:

@@ -95,7 +95,7 @@ def any_length(tmp_path, golden, small_tokenizer_block) -> Path:
     """The artifact of a tokenizer that decodes the first tokens of its 21."""
     block = small_tokenizer_block(2)
     block["init_args"]["bottleneck"] = {
-        "class_path": "alitok.models.nested_dropout.NestedDropout",
+        "class_path": "alitok.ideas.nested_dropout.NestedDropout",
         "init_args": {"code_dim": 8},
     }
     save_artifact(tmp_path / "any", block, golden.randomise(build(block)), {"kind": "tokenizer"})

@@ -7,9 +7,9 @@ import pytest
 from alitok.common import merge
 from alitok.common.merge import Merged
 
-FSQ = "alitok.models.fsq.FiniteScalarQuantizer"
+FSQ = "alitok.ideas.fsq.FiniteScalarQuantizer"
 VQ = "alitok.models.quantizer.ClusteredQuantizer"
-LFQ = "alitok.models.lookup_free.LookupFreeQuantizer"
+LFQ = "alitok.ideas.lookup_free.LookupFreeQuantizer"
 
 
 def block(name: str, **arguments: Any) -> dict[str, Any]:

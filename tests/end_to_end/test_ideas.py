@@ -21,10 +21,10 @@ from alitok.artifacts.folder import load_artifact, read_card, save_artifact
 from alitok.commands.lightning import run
 from alitok.common.build import build, import_class, is_class_block
 from alitok.config import compose_run, load_yaml
-from alitok.data.pairs import PairedDataModule
 from alitok.data.sources import fingerprint
 from alitok.data.token_cache import TokenCache
 from alitok.data.token_shards import TokenShards
+from alitok.ideas.post_training import PairedDataModule
 from alitok.losses.perceptual import Perceptual
 from alitok.sampling.generate import generate
 from alitok.training.checkpoint import read_checkpoint

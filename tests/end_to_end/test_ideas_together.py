@@ -21,16 +21,16 @@ from alitok.common.random import Step
 from alitok.data import shapes
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.classifier import Classifier
-from alitok.models.discriminator import BlurDiscriminator
-from alitok.models.lookup_free import LookupFreeQuantizer
+from alitok.ideas.lookup_free import LookupFreeQuantizer
+from alitok.losses.adversarial import BlurDiscriminator
 from alitok.sampling.generate import generate
 from alitok.training.tokenizer import TokenizerTraining
 
 CLASSES = ("circle", "square", "star")
-NESTED = {"class_path": "alitok.models.nested_dropout.NestedDropout", "init_args": {"code_dim": 8}}
-PERTURBED = {"class_path": "alitok.models.perturbation.LatentPerturbation", "init_args": {"delta": 4}}
+NESTED = {"class_path": "alitok.ideas.nested_dropout.NestedDropout", "init_args": {"code_dim": 8}}
+PERTURBED = {"class_path": "alitok.ideas.perturbation.LatentPerturbation", "init_args": {"delta": 4}}
 GROUPED = {
-    "class_path": "alitok.models.lookup_free.LookupFreeQuantizer",
+    "class_path": "alitok.ideas.lookup_free.LookupFreeQuantizer",
     "init_args": {"codebook_size": 16, "sub_codes": 2},
 }
 
@@ -57,7 +57,7 @@ def generator_of(golden: Any, small_generator_block: Any, tmp_path: Path) -> Mak
     def make(tokenizer: Path, sub_codes: int | None = None, **arguments: Any) -> Path:
         block = small_generator_block(**arguments)
         if sub_codes is not None:
-            block["class_path"] = "alitok.models.sub_code_generator.SubCodeGenerator"
+            block["class_path"] = "alitok.ideas.shared.sub_codes.SubCodeGenerator"
             block["init_args"]["sub_codes"] = sub_codes
         digest = json.loads((tokenizer / "card.json").read_text())["digest"]
         card = {"kind": "generator", "tokenizer": digest, "class_names": list(CLASSES), "guidance": 3.0}
@@ -209,7 +209,7 @@ def test_fsq_of_other_levels_is_refused_in_the_second_stage(tokenizer_of: Make, 
     """Their tensors have one shape, and the ids of the one are no codes of the other."""
     block = small_tokenizer_block(2)
     blocks = [
-        {"class_path": "alitok.models.fsq.FiniteScalarQuantizer", "init_args": {"levels": [count] * 8}}
+        {"class_path": "alitok.ideas.fsq.FiniteScalarQuantizer", "init_args": {"levels": [count] * 8}}
         for count in (4, 2)
     ]
     block["init_args"]["quantizer"] = blocks[1]
@@ -218,11 +218,11 @@ def test_fsq_of_other_levels_is_refused_in_the_second_stage(tokenizer_of: Make, 
 
 
 def test_another_discriminator_is_refused(tokenizer_of: Make, small_tokenizer_block: Any) -> None:
-    kind = "alitok.models.discriminator.BlurDiscriminator"
+    kind = "alitok.losses.adversarial.BlurDiscriminator"
     start = tokenizer_of({"discriminator": ({"class_path": kind}, BlurDiscriminator())})
     training(start, small_tokenizer_block(2), kind)
     with pytest.raises(BadInput, match=r"its discriminator is a BlurDiscriminator .* PatchGAN"):
-        training(start, small_tokenizer_block(2), "alitok.models.discriminator.PatchGAN")
+        training(start, small_tokenizer_block(2), "alitok.losses.adversarial.PatchGAN")
 
 
 def test_samples_of_a_run_follow_the_schedule_and_need_a_tokenizer_that_decodes_them(

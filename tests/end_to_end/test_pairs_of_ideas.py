@@ -18,7 +18,7 @@ from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.config import load_yaml
-from alitok.data.pairs import PairedDataModule
+from alitok.ideas.post_training import PairedDataModule
 from alitok.models.seams import Quantizer
 from alitok.sampling.generate import generate
 from alitok.training.base import MicroBatch

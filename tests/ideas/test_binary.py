@@ -9,7 +9,7 @@ from tiny import tiny, train
 
 from alitok.common.errors import BadInput
 from alitok.ideas.binary import BinaryQuantizer
-from alitok.models.fsq import FiniteScalarQuantizer
+from alitok.ideas.fsq import FiniteScalarQuantizer
 
 LATENTS = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
 

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from alitok.common.errors import BadInput
 from alitok.ideas.gram import Gram, gram
 from alitok.losses.frozen import VGG16, load
+from alitok.models.decoder import Decoder
+from alitok.models.encoder import Encoder
+from alitok.models.quantizer import ClusteredQuantizer
+from alitok.models.tokenizer import Tokenizer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -87,8 +91,8 @@ def test_larger_images_are_shrunk_and_smaller_ones_are_not(network: nn.Module) -
 def test_what_it_refuses() -> None:
     with pytest.raises(BadInput, match="at_most must be 32 or more, not 31"):
         Gram(at_most=31)
-    model = nn.Module()
-    model.image_size = 16  # type: ignore[assignment]
+    encoder, decoder = Encoder(16, 8, 4, 4, 16, 1, 1), Decoder(16, 8, 0, 4, 16, 1, 1, causal=False)
+    model = Tokenizer(encoder, ClusteredQuantizer(8, 4), decoder)
     with pytest.raises(BadInput, match="must have 32 pixels or more, not 16"):
         Gram().attach(model)
     with pytest.raises(BadInput, match="random:"):

@@ -28,7 +28,7 @@ from alitok.studies.processes import two_processes
 
 NOISE = ["--model.tokenizer.decoder.class_path", "alitok.ideas.noise_decoder.NoiseDecoder"]
 GAN = [
-    *("--model.discriminator", "{class_path: alitok.models.discriminator.PatchGAN, init_args: {widths: [8, 8]}}"),
+    *("--model.discriminator", "{class_path: alitok.losses.adversarial.PatchGAN, init_args: {widths: [8, 8]}}"),
     *("--model.adversarial", "{class_path: alitok.losses.adversarial.MagvitGAN}"),
     *("--model.phases", "{main: null, noise: {steps: 8, lr: 1.e-3, adversarial: true}}", "--model.warmup_steps", "0"),
 ]

@@ -247,7 +247,7 @@ def prepare(folder: Path, sub_codes: int) -> None:
     """A tokenizer, and a cache of random tokens that could be its own."""
     block = tiny("tokenizer-stage1", folder)["model"]["init_args"]["tokenizer"]
     if sub_codes > 1:
-        kind = {"class_path": "alitok.models.lookup_free.LookupFreeQuantizer"}
+        kind = {"class_path": "alitok.ideas.lookup_free.LookupFreeQuantizer"}
         block["init_args"]["quantizer"] = {**kind, "init_args": {"codebook_size": 32, "sub_codes": sub_codes}}
         for part in ("encoder", "decoder"):
             block["init_args"][part]["init_args"]["code_dim"] = 5 * sub_codes

@@ -14,10 +14,10 @@ from alitok.artifacts.folder import save_artifact
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.fsq import FiniteScalarQuantizer
+from alitok.ideas.lookup_free import LookupFreeQuantizer
 from alitok.ideas.rear import CodeVector, NoisyContext
-from alitok.models.fsq import FiniteScalarQuantizer
 from alitok.models.generator import Generator
-from alitok.models.lookup_free import LookupFreeQuantizer
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.seams import Quantizer
 from alitok.training.base import tapped
@@ -94,7 +94,7 @@ def quantizer(request: Any) -> Quantizer:
 def generator_of(quantizer: Quantizer, block: Any, golden: Any) -> Generator:
     made = block(codebook_size=quantizer.codebook_size, depth=4, dropout=0.0)
     if quantizer.sub_codes > 1:
-        made["class_path"] = "alitok.models.sub_code_generator.SubCodeGenerator"
+        made["class_path"] = "alitok.ideas.shared.sub_codes.SubCodeGenerator"
         made["init_args"]["sub_codes"] = quantizer.sub_codes
     generator: Generator = golden.randomise(build(made))
     return generator

@@ -13,7 +13,10 @@ from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier
 from alitok.ideas.semantic import ClassifierMap, DINOv2, Semantic, Teacher, VGG16Map
+from alitok.models.encoder import Encoder
+from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.seams import Decoder
+from alitok.models.tokenizer import Tokenizer
 from alitok.training.checkpoint import read_checkpoint
 
 FLAT = "{class_path: test_semantic.Flat}"
@@ -66,7 +69,7 @@ def test_it_reads_the_patches_in_any_decoder(tmp_path: Path) -> None:
     """Of a decoder's block, those places that the image is read from."""
     config = tiny("tokenizer-stage1", tmp_path, *LOSS)
     titok = {"image_size": 32, "patch_size": 8, "num_latents": 20, "code_dim": 4, "width": 32, "depth": 1, "heads": 2}
-    other = {"class_path": "alitok.models.titok.TiTokDecoder", "init_args": titok}
+    other = {"class_path": "alitok.ideas.titok.TiTokDecoder", "init_args": titok}
     for block in (config["model"]["init_args"]["tokenizer"]["init_args"]["decoder"], other):
         config["model"]["init_args"]["tokenizer"]["init_args"]["decoder"] = block
         module = module_of(config)
@@ -80,7 +83,7 @@ def test_it_reads_the_patches_in_any_decoder(tmp_path: Path) -> None:
 
 
 def test_every_decoding_of_a_bottleneck_has_its_own_block(tmp_path: Path) -> None:
-    dropper = "{class_path: alitok.models.nested_dropout.NestedDropout, init_args: {code_dim: 4}}"
+    dropper = "{class_path: alitok.ideas.nested_dropout.NestedDropout, init_args: {code_dim: 4}}"
     module, term = attached(tmp_path, "--model.tokenizer.bottleneck", dropper)
     images = torch.rand(2, 3, 32, 32)
     with module.tapped() as seen:
@@ -140,16 +143,14 @@ class Bare(Decoder):
         self.blocks = nn.ModuleList()
 
 
-def no_tokenizer() -> nn.Module:
-    model = nn.Module()
-    model.decoder = Bare()
-    return model
+def no_blocks() -> Tokenizer:
+    return Tokenizer(Encoder(16, 8, 4, 4, 16, 1, 1), ClusteredQuantizer(8, 4), Bare())
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"teacher must be a .*Teacher, not a Linear"):
         Semantic(nn.Linear(1, 1))  # type: ignore[arg-type]
-    for model, name in ((no_tokenizer(), "Bare"), (nn.Linear(1, 1), "Linear")):
+    for model, name in ((no_blocks(), "Bare"), (nn.Linear(1, 1), "Linear")):
         with pytest.raises(BadInput, match=f"reads a block of a tokenizer's decoder, and {name} has no"):
             Semantic(Flat()).attach(model)
     for block in (-1, 0, 2):

@@ -36,8 +36,8 @@ CODES = {
     "ideas/wetok-generator": ["--define.sub_codes", "3", "--define.codebook_size", "16"],
 }
 NEAREST = ["--model.tokenizer.quantizer.anchor", "nearest"]
-PATCH_GAN = "{class_path: alitok.models.discriminator.PatchGAN, init_args: {widths: [8, 8]}}"
-BLUR = "{class_path: alitok.models.discriminator.BlurDiscriminator,"
+PATCH_GAN = "{class_path: alitok.losses.adversarial.PatchGAN, init_args: {widths: [8, 8]}}"
+BLUR = "{class_path: alitok.losses.adversarial.BlurDiscriminator,"
 BLUR += " init_args: {width: 8, stages: [8, 8], groups: 4, map_size: 4}}"
 MAGVIT, HINGE = (f"{{class_path: alitok.losses.adversarial.{name}}}" for name in ("MagvitGAN", "HingeGAN"))
 # A tokenizer needs so many steps to tell images apart. The last eight steps are adversarial, and the checkpoint lies

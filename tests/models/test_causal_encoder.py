@@ -4,9 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from alitok.models.causal_encoder import CausalEncoder
+from alitok.models.encoder import Encoder
 
-SIZES = {"image_size": 16, "patch_size": 4, "code_dim": 6, "width": 32, "depth": 2, "heads": 2, "init": "local"}
+SIZES = {
+    "image_size": 16,
+    "patch_size": 4,
+    "code_dim": 6,
+    "width": 32,
+    "depth": 2,
+    "heads": 2,
+    "init": "local",
+    "causal": True,
+}
 
 
 def changed(encoder: torch.nn.Module, images: Tensor, patch: int) -> list[int]:
@@ -21,7 +30,7 @@ def changed(encoder: torch.nn.Module, images: Tensor, patch: int) -> list[int]:
 
 def test_a_token_sees_its_own_patch_and_those_before() -> None:
     torch.manual_seed(0)
-    encoder = CausalEncoder(num_latents=16, **SIZES)
+    encoder = Encoder(num_latents=16, **SIZES)
     images = torch.rand(2, 3, 16, 16)
     assert encoder(images).shape == (2, 16, 6)
     for patch in (0, 5, 15):
@@ -30,4 +39,4 @@ def test_a_token_sees_its_own_patch_and_those_before() -> None:
 
 def test_prefix_latents_are_refused() -> None:
     with pytest.raises(ValueError, match="num_latents must be 16"):
-        CausalEncoder(num_latents=20, **SIZES)
+        Encoder(num_latents=20, **SIZES)

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.fsq import FiniteScalarQuantizer
+from alitok.ideas.lookup_free import LookupFreeQuantizer
+from alitok.ideas.nested_dropout import NestedDropout
+from alitok.ideas.perturbation import LatentPerturbation, nearest_codes
+from alitok.ideas.tail_drop import TailDrop
 from alitok.models import quantizer as room
-from alitok.models.fsq import FiniteScalarQuantizer
-from alitok.models.lookup_free import LookupFreeQuantizer
-from alitok.models.nested_dropout import NestedDropout
-from alitok.models.perturbation import LatentPerturbation, nearest_codes
 from alitok.models.quantizer import MOST_CODES, ClusteredQuantizer, ClusterStatistics
-from alitok.models.tail_drop import TailDrop
 
 
 def make(codes: int = 16, dim: int = 4, **arguments) -> ClusteredQuantizer:

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from alitok.artifacts.release import tokenizer_from_release, tokenizer_to_release
-from alitok.losses.adversarial import HingeGAN
+from alitok.losses.adversarial import BlurDiscriminator, HingeGAN
 from alitok.losses.prefix import PrefixStrip
 from alitok.losses.reconstruction import MSE, QuantizerLoss
-from alitok.models.discriminator import BlurDiscriminator
 
 
 @pytest.mark.parametrize(("stage", "keys"), [(1, "official_stage1_keys"), (2, "official_tokenizer_keys")])

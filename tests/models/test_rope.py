@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from alitok.models.rope import generator_rope, rotate
+from alitok.models.transformer import generator_rope, rotate
 
 
 def test_table_is_the_releases(golden):

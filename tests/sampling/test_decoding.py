@@ -13,8 +13,8 @@ from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models import seams
 from alitok.models.generator import Generator
-from alitok.models.rope import rotate
 from alitok.models.seams import draw, image_uniforms
+from alitok.models.transformer import rotate
 from alitok.sampling import guidance, weights
 from alitok.sampling import loop as module
 from alitok.sampling.cache import KeyValueCache

@@ -69,7 +69,7 @@ def test_a_batch_leaves_room_for_the_decoders_mask_tokens(
     fitting = {}
     for mask_tokens in (16, 64):
         sizes["patch_size"] = 32 // int(mask_tokens**0.5)
-        parts["decoder"] = {"class_path": "alitok.models.titok.TiTokDecoder", "init_args": {**sizes, "num_latents": 12}}
+        parts["decoder"] = {"class_path": "alitok.ideas.titok.TiTokDecoder", "init_args": {**sizes, "num_latents": 12}}
         fitting[mask_tokens] = largest_batch(latents, build(block), Draw(), 2**26)
     assert 1 < fitting[64] < 0.6 * fitting[16]
 

@@ -15,7 +15,7 @@ from alitok.common.build import build
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
-from alitok.models.tail_drop import TailDrop
+from alitok.ideas.tail_drop import TailDrop
 from alitok.sampling.images import sample_images
 
 IDEAS = DEMO.parent / "ideas"

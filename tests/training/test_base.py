@@ -57,7 +57,7 @@ def test_another_cut_is_announced_if_dropout_depends_on_it(tmp_path: Path, caplo
 
 
 def test_random_anchors_and_bottlenecks_need_no_announcement(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dropper = "{class_path: alitok.models.nested_dropout.NestedDropout, init_args: {code_dim: 4}}"
+    dropper = "{class_path: alitok.ideas.nested_dropout.NestedDropout, init_args: {code_dim: 4}}"
     words = [*TOKENIZER, "--model.tokenizer.bottleneck", dropper, "--model.tokenizer.quantizer.anchor", "random"]
     run("fit", tiny("tokenizer-stage1", tmp_path, *words, "--trainer.max_steps", "2"))
     run("fit", tiny("tokenizer-stage1", tmp_path, *words, "--data.micro_batch", "4"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny, train
 
-CLASS = "alitok.models.lookup_free.LookupFreeQuantizer"
+CLASS = "alitok.ideas.lookup_free.LookupFreeQuantizer"
 QUANTIZER = f"{{class_path: {CLASS}, init_args: {{codebook_size: 8, sub_codes: 2, tau: 1.0}}}}"
 KIND = ["--define.code_dim", "6", "--model.tokenizer.quantizer", QUANTIZER, "--model.warmup_steps", "0"]
 
@@ -29,7 +29,7 @@ def test_micro_batches_equal_one_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["lookup-free", "fsq"])
 def test_without_quantization_the_decoder_gets_what_would_be_quantized(tmp_path: Path, kind: str) -> None:
-    fsq = "{class_path: alitok.models.fsq.FiniteScalarQuantizer, init_args: {levels: [3, 3, 3, 3, 3, 3]}}"
+    fsq = "{class_path: alitok.ideas.fsq.FiniteScalarQuantizer, init_args: {levels: [3, 3, 3, 3, 3, 3]}}"
     other = ["--model.tokenizer.quantizer", fsq] if kind == "fsq" else []
     tokenizer = trained(tmp_path, *other).tokenizer.eval()
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -14,12 +14,12 @@ from alitok.commands.lightning import run
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
-from alitok.data.pairs import PairedDataModule
 from alitok.data.sources import fingerprint
 from alitok.data.token_shards import TokenShards
 from alitok.data.transforms import to_tensor
+from alitok.ideas.perturbation import LatentPerturbation
+from alitok.ideas.post_training import PairedDataModule
 from alitok.losses.reconstruction import MSE
-from alitok.models.perturbation import LatentPerturbation
 from alitok.training.tokenizer import TokenizerTraining
 
 IDEAS = DEMO.parent / "ideas"

@@ -9,9 +9,9 @@ from tiny import tiny, train
 
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import write_token_cache
-from alitok.models.sub_code_generator import SubCodeGenerator
+from alitok.ideas.shared.sub_codes import SubCodeGenerator
 
-CLASS = "alitok.models.sub_code_generator.SubCodeGenerator"
+CLASS = "alitok.ideas.shared.sub_codes.SubCodeGenerator"
 KIND = ["--model.generator", f"{{class_path: {CLASS}, init_args: {{sub_codes: 3}}}}"]
 STILL = ["--model.generator.dropout", "0.0", "--model.warmup_steps", "5", "--define.codebook_size", "16"]
 

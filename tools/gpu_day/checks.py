@@ -20,8 +20,8 @@ from alitok.common.devices import float32_products
 from alitok.common.draw import Draw
 from alitok.common.files import experiments_folder
 from alitok.config import compose_run
+from alitok.ideas.shared.sub_codes import SubCodeGenerator
 from alitok.models.generator import Generator
-from alitok.models.sub_code_generator import SubCodeGenerator
 from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.generate import Sampler
 
@@ -159,7 +159,7 @@ def kernel_bandwidth(device: Any) -> float:
 SMALL = "--trainer.logger null --trainer.callbacks.curves null --trainer.callbacks.speed null --model.warmup_steps 0"
 GAN = [
     "--model.discriminator",
-    "{class_path: alitok.models.discriminator.BlurDiscriminator,"
+    "{class_path: alitok.losses.adversarial.BlurDiscriminator,"
     " init_args: {width: 32, stages: [32, 32], groups: 8, map_size: 4}}",
     "--model.adversarial",
     "{class_path: alitok.losses.adversarial.HingeGAN}",

@@ -25,8 +25,8 @@ from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, sha256
 from alitok.common.tensors import save_pickled
 from alitok.data.wordnet import imagenet_names
+from alitok.losses.adversarial import BlurDiscriminator
 from alitok.models.decoder import Decoder
-from alitok.models.discriminator import BlurDiscriminator
 from alitok.models.encoder import Encoder
 from alitok.models.generator import Generator
 from alitok.models.quantizer import ClusteredQuantizer

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alitok.common.build import present
 from alitok.common.errors import BadInput
 
 # Keys, without `init_args`, that change how fast, where and how visibly a run computes, not what. Dropout alone depends
@@ -18,7 +19,7 @@ IGNORED = ("define", "ckpt_path")
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted key (without `init_args`) -> (before, now), of the keys that differ; None where there is none."""
-    old, new = (dict(_leaves(config)) for config in (before, now))
+    old, new = (dict(_leaves(present(config))) for config in (before, now))
     keys = [*old, *(key for key in new if key not in old)]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 

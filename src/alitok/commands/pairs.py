@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.data.found import announce
     from alitok.data.sources import describe_source, open_source
     from alitok.data.token_shards import TokenShards
-    from alitok.sampling.mixed import check_sigma
+    from alitok.ideas.post_training import check_sigma
 
     check_sigma(args.sigma)
     with process_group(pick_device(args.device), timedelta(days=7)) as device:
@@ -134,8 +134,8 @@ def make(
     from alitok.commands.image_specs import counter
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
+    from alitok.ideas.post_training import MixedSampler
     from alitok.sampling.generate import Sampler
-    from alitok.sampling.mixed import MixedSampler
 
     device, size = generator.embeddings.weight.device, tokenizer.image_size
     sampler = MixedSampler(Sampler(generator, draw), sigma)

@@ -108,7 +108,7 @@ def token_counts(keep: str | None, total: int) -> list[int]:
     Raises:
         BadInput: something else.
     """
-    from alitok.models.nested_dropout import powers_of_two
+    from alitok.ideas.nested_dropout import powers_of_two
 
     if keep is None:
         return [total]

@@ -13,12 +13,10 @@ from alitok.artifacts.folder import load_tokenizer
 from alitok.callbacks.pictures import save_grid
 from alitok.commands.image_specs import bar, crop, is_spec, open_spec, pick_extractor
 from alitok.common.distributed import all_or_none, rank
-from alitok.common.random import stream
 from alitok.data.found import announce
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.image_sets import Reader, SourceImages
-from alitok.evaluation.perturbed import PerturbedFID
 from alitok.evaluation.quantise import Quantisation, to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.record import EvaluationRecord, ImagesRecord, Named, reasons_against_reconstruction
@@ -29,36 +27,9 @@ from alitok.evaluation.reference import (
     refuse_for_reconstructions,
     set_reference,
 )
-from alitok.models.perturbation import check_swappable, nearest_codes, swap_ids
-from alitok.models.seams import Quantized
-from alitok.models.tokenizer import Tokenizer
+from alitok.ideas.perturbation import PerturbedFID, check_swappable, perturb
 
 SHOWN = 8  # pictures of --picture
-
-
-def perturb(
-    metric: PerturbedFID, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation
-) -> list[Tensor]:
-    """Adds what images decode to in every setting, from their latents (B, N, D) as the encoder gives them.
-
-    The random numbers are those of the image's number `index`, the same ones in all settings.
-
-    Returns:
-        uint8 (B, 3, H, W) of the mildest and of the harshest setting.
-    """
-    encoded: Quantized = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
-    ids = encoded.ids
-    near = nearest_codes(encoded.latents, tokenizer.quantizer, max(metric.deltas))
-    drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
-    uniforms = torch.stack(drawn).to(ids.device)
-    ends = []
-    for setting in metric.settings:
-        swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
-        images = to_uint8(tokenizer.decode(swapped, indices=index.tolist()), quantisation)
-        metric.update(setting, images)
-        if setting in (metric.settings[0], metric.settings[-1]):
-            ends.append(images)
-    return ends
 
 
 def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:

@@ -11,7 +11,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from alitok.common.errors import BadInput, first_line
+
+
+@cache
+def moved() -> dict[str, dict[str, Any]]:
+    """Class path of version 0.1 -> the block of what it is now (`moved.yaml`)."""
+    content = yaml.safe_load((Path(__file__).parent / "moved.yaml").read_text("utf-8"))
+    return {old: new if isinstance(new, dict) else {"class_path": new} for old, new in content.items()}
+
+
+def present(value: Any) -> Any:
+    """A configuration in which no class block names a class by a path of version 0.1."""
+    if isinstance(value, list):
+        return [present(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    result = {key: present(item) for key, item in value.items()}
+    if (new := moved().get(str(result.get("class_path")))) is not None:
+        result["class_path"] = new["class_path"]
+        if arguments := new.get("init_args"):
+            result["init_args"] = {**arguments, **(result.get("init_args") or {})}
+    return result
 
 
 def is_class_block(value: Any) -> bool:
@@ -25,7 +48,8 @@ def import_class(class_path: str) -> Any:
     Raises:
         BadInput: no such module or name, with the nearest one, or something else than a class or a Python function.
     """
-    module_name, _, name = str(class_path).rpartition(".")
+    class_path = moved().get(str(class_path), {}).get("class_path", str(class_path))
+    module_name, _, name = class_path.rpartition(".")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # last: it hides nothing that is installed
     try:
@@ -156,6 +180,7 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
     Raises:
         BadInput: the class does not exist, does not know an argument, or refuses a value.
     """
+    block = present(block)
     if not is_class_block(block):
         raise BadInput(f"A part of the configuration has no class_path: {dict(block)}; name its class, or remove it.")
     target = import_class(block["class_path"])

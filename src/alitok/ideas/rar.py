@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.shared.sub_codes import SubCodeGenerator
 from alitok.models.generator import Cache, Generator
 from alitok.models.seams import Order, Ordering
-from alitok.models.sub_code_generator import SubCodeGenerator
 
 
 class RandomOrder(Order):

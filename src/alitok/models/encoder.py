@@ -18,6 +18,10 @@ class Encoder(seams.Encoder):
         num_latents: N, prefix tokens included.
         code_dim: D, channels of a latent.
         width, depth, heads: of the transformer.
+        causal: attention over [patch 0, latent 0, patch 1, latent 1, ...] is causal (AliTok, ablation), the
+            counter-example in which token i never sees what comes after patch i. The paper does not say how its causal
+            encoder is wired; this order needs no mask of its own, and every latent keeps its patch. `num_latents` must
+            be the number of patches: a prefix latent in front of the first patch would see nothing.
         init: of the weights, see `init_weights`; "fan-in" lets small models on short schedules learn sooner, "local"
             (latents begin as queries for a patch each) sooner still.
     """
@@ -32,6 +36,7 @@ class Encoder(seams.Encoder):
         depth: int,
         heads: int,
         init: Init = "paper",
+        causal: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -40,12 +45,15 @@ class Encoder(seams.Encoder):
         self.num_latents = num_latents
         std = position_std(width, init)
         patches = (image_size // patch_size) ** 2
+        if causal and num_latents != patches:
+            raise ValueError(f"a causal encoder has no prefix: num_latents must be {patches}, not {num_latents}")
+        self.causal = causal
         self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.patch_positions = nn.Parameter(torch.randn(patches, width) * std)
         self.latent_tokens = nn.Parameter(torch.randn(num_latents, width) * std)
         self.latent_positions = nn.Parameter(torch.randn(num_latents, width) * std)
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, causal) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
         self.to_code = nn.Linear(width, code_dim)
         init_weights(self, init)
@@ -85,10 +93,15 @@ class Encoder(seams.Encoder):
             key.copy_(query)
 
     def forward(self, images: Tensor, step: Step | None = None) -> Tensor:
-        """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D)."""
+        """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D). If causal, [:, i] is a function of patches 0..i."""
         patches = rearrange(self.patch_embed(images), "b d h w -> b (h w) d") + self.patch_positions
         latents = (self.latent_tokens + self.latent_positions).expand(images.shape[0], -1, -1)
-        x = self.norm_in(torch.cat([patches, latents.to(patches.dtype)], dim=1))
+        latents = latents.to(patches.dtype)
+        if self.causal:
+            x = rearrange(torch.stack([patches, latents], dim=2), "b n pair d -> b (n pair) d")
+        else:
+            x = torch.cat([patches, latents], dim=1)
+        x = self.norm_in(x)
         for block in self.blocks:
             x = block(x)
-        return self.to_code(self.norm_out(x[:, -self.num_latents :]))
+        return self.to_code(self.norm_out(x[:, 1::2] if self.causal else x[:, -self.num_latents :]))

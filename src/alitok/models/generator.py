@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.models.rope import generator_rope, rotate
 from alitok.models.seams import Head, Part
-from alitok.models.transformer import Dropout, attend, init_weights
+from alitok.models.transformer import Dropout, attend, generator_rope, init_weights, rotate
 
 
 class Cache(Protocol):

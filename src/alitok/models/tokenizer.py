@@ -51,8 +51,7 @@ class Tokenizer(Part):
             if bottleneck.shortens and not decoder.any_length:
                 raise BadInput(
                     f"{type(bottleneck).__name__} hands on fewer tokens and {type(decoder).__name__} needs all of them;"
-                    " take alitok.models.titok.TiTokDecoder, or alitok.models.nested_dropout.NestedDropout, which"
-                    " masks."
+                    " take a decoder of `any_length`, or a bottleneck that does not shorten the sequence."
                 )
             bottleneck.check(quantizer)
         if decoder.num_latents not in (None, encoder.num_latents):

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from alitok.artifacts.digest import tokenizer_digest
 from alitok.common.build import build
 from alitok.common.errors import BadInput
-from alitok.models import lookup_free as room
-from alitok.models.lookup_free import LookupFreeQuantizer, ShareStatistics
+from alitok.ideas import lookup_free as room
+from alitok.ideas.lookup_free import LookupFreeQuantizer, ShareStatistics
 from alitok.studies.processes import two_processes
 from alitok.training.base import merge_over_processes
 
@@ -220,7 +220,7 @@ def test_digests_tell_how_bits_make_ids_and_forget_usage(small_tokenizer_block) 
     for codes, sub_codes, times in ((256, 1, 0), (16, 2, 0), (16, 2, 1)):
         block = small_tokenizer_block()
         block["init_args"]["quantizer"] = {
-            "class_path": "alitok.models.lookup_free.LookupFreeQuantizer",
+            "class_path": "alitok.ideas.lookup_free.LookupFreeQuantizer",
             "init_args": {"codebook_size": codes, "sub_codes": sub_codes},
         }
         torch.manual_seed(0)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.fsq import FiniteScalarQuantizer
+from alitok.ideas.perturbation import LatentPerturbation, nearest_codes, swap_ids
 from alitok.models import seams
-from alitok.models.fsq import FiniteScalarQuantizer
-from alitok.models.perturbation import LatentPerturbation, nearest_codes, swap_ids
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.tokenizer import Tokenizer
 
@@ -47,7 +47,7 @@ def test_nearest_codes_are_those_of_all_distances(quantizer, latents, monkeypatc
     codes = quantizer.codebook.weight
     expected = torch.cdist(latents, codes.expand(SIZE, -1, -1)).argsort(-1)[..., :7]
     assert torch.equal(nearest_codes(latents, quantizer, 7), expected)
-    monkeypatch.setattr("alitok.models.perturbation.BLOCK_ELEMENTS", 64 * 11)  # blocks of eleven tokens
+    monkeypatch.setattr("alitok.ideas.perturbation.BLOCK_ELEMENTS", 64 * 11)  # blocks of eleven tokens
     assert torch.equal(nearest_codes(latents, quantizer, 7), expected)
     assert torch.equal(expected[..., 0], quantizer(latents).ids)
 

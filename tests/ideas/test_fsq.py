@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from alitok.artifacts.digest import tokenizer_digest
 from alitok.common.build import build
 from alitok.common.errors import BadInput
-from alitok.models.fsq import FiniteScalarQuantizer
+from alitok.ideas.fsq import FiniteScalarQuantizer
 
 
 def by_hand(z: float, count: int) -> tuple[float, int]:
@@ -84,7 +84,7 @@ def test_digests_tell_levels_apart(small_tokenizer_block) -> None:
     for levels in ([4] * 8, [2, 8] * 4):
         block = small_tokenizer_block()
         block["init_args"]["quantizer"] = {
-            "class_path": "alitok.models.fsq.FiniteScalarQuantizer",
+            "class_path": "alitok.ideas.fsq.FiniteScalarQuantizer",
             "init_args": {"levels": levels},
         }
         torch.manual_seed(0)

@@ -5,8 +5,8 @@ import torch
 
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
-from alitok.evaluation.perturbed import PerturbedFID, Setting, deltas_of
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.ideas.perturbation import PerturbedFID, Setting, deltas_of
 
 
 def extractor() -> ClassifierExtractor:

@@ -7,10 +7,10 @@ from alitok.common.build import build
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
-from alitok.models.sub_code_generator import SubCodeGenerator
+from alitok.ideas.post_training import MixedSampler
+from alitok.ideas.shared.sub_codes import SubCodeGenerator
 from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import PowerCosine, SoftCFG
-from alitok.sampling.mixed import MixedSampler
 
 LABELS = torch.tensor([0, 2, 1, 0])
 

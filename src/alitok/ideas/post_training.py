@@ -1,14 +1,18 @@
-"""Real images together with tokens that a generator wrote for them: what a decoder is post-trained on."""
+"""Post-training of a decoder on what a generator writes along real images: pairs, and their sampler (2509.12474)."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from alitok.common.errors import BadInput
+from alitok.common.random import stream
 from alitok.data.batches import Batch, ImageBatches
 from alitok.data.datamodule import ImageNetDataModule
 from alitok.data.sources import fingerprint
 from alitok.data.token_cache import TokenCache
+from alitok.sampling.generate import Sampler
 
 Form = Literal["direct", "reencoded"]
 FORMS: tuple[Form, ...] = get_args(Form)  # the views of a cache of pairs
@@ -56,3 +60,41 @@ class PairedDataModule(ImageNetDataModule):
             return batch
         views = torch.full_like(batch["index"], FORMS.index(self.form))
         return {**batch, "tokens": self.token_cache.gather(batch["index"], views)}
+
+
+def check_sigma(sigma: float) -> None:
+    """Raises BadInput where sigma is no share of tokens."""
+    if not 0 <= sigma <= 1:
+        raise BadInput(f"The share of true tokens, sigma, must lie in 0..1, not {sigma}.")
+
+
+class MixedSampler:
+    """Draws sequences of which about a share sigma of the tokens are those of real images.
+
+    Args:
+        sampler: of the generator.
+        sigma: the probability that a token is the true one, 0..1.
+
+    Raises:
+        BadInput: sigma outside 0..1.
+    """
+
+    def __init__(self, sampler: Sampler, sigma: float) -> None:
+        check_sigma(sigma)
+        self.sampler, self.sigma = sampler, sigma
+
+    def sample(self, ids: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:
+        """Sequences for images whose own tokens are given; image i is the same in any batch on a CPU.
+
+        Args:
+            ids: (B, N) or (B, N, S) the images' own tokens.
+            labels: (B,) their classes.
+            indices: of the images; with the seed they decide which tokens are true, and the draws.
+
+        Returns:
+            ids of the same shape.
+        """
+        tokens, seed = ids.shape[1], self.sampler.draw.seed
+        drawn = torch.stack([torch.rand(tokens, generator=stream(seed, "true tokens", index)) for index in indices])
+        true = (drawn < self.sigma).to(ids.device)
+        return self.sampler.sample(labels, indices, given=ids, given_mask=true)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from alitok.common.errors import BadInput
-from alitok.models.discriminator import BlurDiscriminator, BlurDownsample, PatchGAN
+from alitok.losses.adversarial import BlurDiscriminator, BlurDownsample, PatchGAN
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KEYS = json.loads((GOLDEN / "official_discriminator_keys.json").read_text())

@@ -1,15 +1,24 @@
-"""Latent perturbation: some tokens become codes near to theirs, so that a decoder learns to live with wrong ones."""
+"""Latent perturbation and pFID: a decoder learns to live with wrong tokens, and is measured on them.
 
+Robust Latent Matters (arXiv 2503.08354).
+"""
+
+from itertools import product
 from math import floor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
-from alitok.common.random import Step
+from alitok.common.random import Step, stream
+from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.quantise import Quantisation, to_uint8
+from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 from alitok.models.quantizer import BLOCK_ELEMENTS
 from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
+from alitok.models.tokenizer import Tokenizer
 
 
 def check_swappable(quantizer: Quantizer, count: int) -> None:
@@ -133,3 +142,88 @@ class LatentPerturbation(Bottleneck):
             swapped = swap_ids(ids, near, ratio * self.alpha, send(torch.stack(drawn), ids.device))
             shift = quantizer.lookup(swapped) - latents
         return [Decoding(latents=torch.cat([latents + shift, tokens.quantized[count:]]))]
+
+
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
+DELTAS = {16384: (200, 280, 360), 8192: (100, 140, 180), 4096: (50, 70, 90), 1024: (10, 15, 20)}
+SHARES = (0.0122, 0.0171, 0.022)  # of the codebook, as the first three rows have it, for other sizes
+
+
+class Setting(NamedTuple):
+    """Every token becomes, with probability alpha, one of the delta codes nearest to its latent."""
+
+    alpha: float
+    delta: int
+
+
+def deltas_of(codebook_size: int) -> tuple[int, ...]:
+    """The deltas of a codebook size: the three published ones, else the same shares of the codebook, each once."""
+    if codebook_size in DELTAS:
+        return DELTAS[codebook_size]
+    return tuple(dict.fromkeys(min(codebook_size, max(2, round(share * codebook_size))) for share in SHARES))
+
+
+class PerturbedFID:
+    """FID of decoded perturbed codes, averaged over 15 settings (Robust Latent Matters, arXiv 2503.08354, pFID).
+
+    Comparable only between tokenizers of one codebook size, and at equal counts.
+
+    Args:
+        extractor: of the features.
+        codebook_size: V, which decides the deltas.
+
+    Attributes:
+        settings: the pairs of alpha and delta. published: whether the deltas are the paper's.
+    """
+
+    def __init__(self, extractor: Extractor, codebook_size: int) -> None:
+        self.extractor = extractor
+        self.deltas = deltas_of(codebook_size)
+        self.published = codebook_size in DELTAS
+        self.settings = [Setting(*pair) for pair in product(ALPHAS, self.deltas)]
+        self.reset()
+
+    def reset(self) -> None:
+        self.statistics = [FeatureStatistics(self.extractor.num_features) for _ in self.settings]
+
+    @torch.no_grad()
+    def update(self, setting: Setting, images: Tensor) -> None:
+        """Adds uint8 images (B, 3, H, W) that were decoded from codes perturbed with one of the settings."""
+        self.statistics[self.settings.index(setting)].update(self.extractor(images).pooled)
+
+    def compute(self, real: FeatureStatistics) -> dict[str, float | dict[str, float]]:
+        """`pfid` and `pfid_by_setting` (by "alpha 0.5, delta 50", ...) against the images, equal on every process.
+
+        Raises:
+            BadInput: fewer than two images.
+        """
+        found = {
+            f"alpha {setting.alpha:g}, delta {setting.delta}": frechet_distance(statistics.reduce(), real)
+            for setting, statistics in zip(self.settings, self.statistics, strict=True)
+        }
+        return {"pfid": sum(found.values()) / len(found), "pfid_by_setting": found}
+
+
+def perturb(
+    metric: PerturbedFID, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation
+) -> list[Tensor]:
+    """Adds what images decode to in every setting, from their latents (B, N, D) as the encoder gives them.
+
+    The random numbers are those of the image's number `index`, the same ones in all settings.
+
+    Returns:
+        uint8 (B, 3, H, W) of the mildest and of the harshest setting.
+    """
+    encoded: Quantized = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
+    ids = encoded.ids
+    near = nearest_codes(encoded.latents, tokenizer.quantizer, max(metric.deltas))
+    drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
+    uniforms = torch.stack(drawn).to(ids.device)
+    ends = []
+    for setting in metric.settings:
+        swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
+        images = to_uint8(tokenizer.decode(swapped, indices=index.tolist()), quantisation)
+        metric.update(setting, images)
+        if setting in (metric.settings[0], metric.settings[-1]):
+            ends.append(images)
+    return ends

@@ -9,15 +9,15 @@ from torch.testing import assert_close
 
 from alitok.common.build import build
 from alitok.common.errors import BadInput
+from alitok.ideas.shared.sub_codes import SubCodeGenerator
 from alitok.models.generator import Generator
-from alitok.models.sub_code_generator import SubCodeGenerator
 
 SUB_CODES, CODES = 3, 8
 
 
 def block_of(small_generator_block: Any, **arguments: Any) -> dict[str, Any]:
     block: dict[str, Any] = small_generator_block(codebook_size=CODES, sub_codes=SUB_CODES, **arguments)
-    return {**block, "class_path": "alitok.models.sub_code_generator.SubCodeGenerator"}
+    return {**block, "class_path": "alitok.ideas.shared.sub_codes.SubCodeGenerator"}
 
 
 @pytest.fixture(params=["sum", "concatenated"])

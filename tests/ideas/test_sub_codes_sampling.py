@@ -5,10 +5,10 @@ import torch
 
 from alitok.common.build import build
 from alitok.common.draw import Draw
+from alitok.ideas.post_training import MixedSampler
 from alitok.models.seams import draw, image_uniforms
 from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import BySubCode, Constant, PowerCosine, SoftCFG
-from alitok.sampling.mixed import MixedSampler
 
 SUB_CODES, CODES = 3, 8
 LABELS = torch.tensor([0, 2, 1])
@@ -18,7 +18,7 @@ BY_SUB_CODE = BySubCode((Constant(1.75), PowerCosine(3.0, 0.8), Constant(2.0)))
 @pytest.fixture(params=["sum", "concatenated"])
 def small(request, golden, small_generator_block):
     block = small_generator_block(codebook_size=CODES, sub_codes=SUB_CODES, combine=request.param)
-    generator = golden.randomise(build({**block, "class_path": "alitok.models.sub_code_generator.SubCodeGenerator"}))
+    generator = golden.randomise(build({**block, "class_path": "alitok.ideas.shared.sub_codes.SubCodeGenerator"}))
     generator.output.weight.data *= 3
     return generator
 

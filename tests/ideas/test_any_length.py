@@ -10,19 +10,19 @@ from torch import Tensor
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.models.nested_dropout import NestedDropout, powers_of_two
+from alitok.ideas.nested_dropout import NestedDropout, powers_of_two
+from alitok.ideas.tail_drop import TailDrop
+from alitok.ideas.titok import TiTokDecoder
 from alitok.models.seams import Quantized
-from alitok.models.tail_drop import TailDrop
-from alitok.models.titok import TiTokDecoder
 from alitok.models.tokenizer import Tokenizer
 
 TOKENS = 12  # fewer than the 16 patches
-TAIL = {"class_path": "alitok.models.tail_drop.TailDrop"}
+TAIL = {"class_path": "alitok.ideas.tail_drop.TailDrop"}
 
 
 def nested(lengths: str = "uniform") -> dict[str, Any]:
     return {
-        "class_path": "alitok.models.nested_dropout.NestedDropout",
+        "class_path": "alitok.ideas.nested_dropout.NestedDropout",
         "init_args": {"code_dim": 8, "lengths": lengths},
     }
 
@@ -35,7 +35,7 @@ def make(golden: Any, small_tokenizer_block: Any) -> Any:
         parts["encoder"]["init_args"]["num_latents"] = TOKENS
         decoder = {"image_size": 32, "patch_size": 8, "num_latents": TOKENS, "code_dim": 8}
         decoder |= {"width": 64, "depth": 2, "heads": 2}
-        parts["decoder"] = {"class_path": "alitok.models.titok.TiTokDecoder", "init_args": decoder}
+        parts["decoder"] = {"class_path": "alitok.ideas.titok.TiTokDecoder", "init_args": decoder}
         if bottleneck is not None:
             parts["bottleneck"] = bottleneck
         return golden.randomise(build(block))
