@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from alitok.commands.ablation_settings import LADDER
 from alitok.common.build import import_class
 from alitok.config import compose_run
+from alitok.studies.ladder_settings import LADDER
 
 ROOT = Path(__file__).parents[1] / "experiments"
 SIZED = [(path.parent.parent / "generator.yaml", path) for path in sorted(ROOT.glob("*/sizes/*.yaml"))]

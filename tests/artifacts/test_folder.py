@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import alitok
-from alitok.artifacts.digest import tokenizer_digest
 from alitok.artifacts.folder import check_pair, load_artifact, load_extra, load_generator, load_tokenizer, save_artifact
 from alitok.common.build import build
+from alitok.common.digest import tokenizer_digest
 from alitok.common.errors import BadInput
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tiny import GAN, tiny
 
 from alitok.callbacks.average import WeightAverage, evaluated
-from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
+from alitok.training.launch import run
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null", "--trainer.callbacks.grid", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null", "--model.warmup_steps", "0"]

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from tiny import tiny, token_cache
 
 from alitok.cli import main
-from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
 from alitok.common.tensors import _Watched
 from alitok.training.checkpoint import read_checkpoint
+from alitok.training.launch import run
 
 QUICK = [
     "--trainer.callbacks.samples",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from alitok.callbacks.curves import plot_curves, read_curves
+from alitok.reports.curves import plot_curves, read_curves
 
 
 def write_log(run: Path, version: int, text: str, time: int) -> None:

@@ -12,13 +12,13 @@ from tiny import DEMO, GAN, SMALL, module_of, tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alitok.callbacks.curves import read_curves
-from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.losses.term import LossTerm
 from alitok.models.encoder import Encoder
+from alitok.reports.curves import read_curves
 from alitok.training.base import TrainingModule
+from alitok.training.launch import run
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null", "--trainer.callbacks.grid", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null", "--model.warmup_steps", "0", "--data.micro_batch", "2"]

@@ -11,8 +11,8 @@ from tiny import tiny
 
 from alitok.artifacts.folder import read_card
 from alitok.callbacks import progress
-from alitok.callbacks.curves import read_curves
-from alitok.commands.lightning import run
+from alitok.reports.curves import read_curves
+from alitok.training.launch import run
 
 ARGUMENTS = ["--data.micro_batch", "3", "--trainer.callbacks.progress.line_every", "2", "--model.warmup_steps", "0"]
 ARGUMENTS += ["--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "2"]

@@ -13,10 +13,10 @@ from tiny import GAN, tiny
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from alitok.callbacks import speed as speed_module
-from alitok.callbacks.curves import read_curves
 from alitok.callbacks.speed import Speed
-from alitok.commands.lightning import run
 from alitok.data.batches import ImageBatches
+from alitok.reports.curves import read_curves
+from alitok.training.launch import run
 
 QUICK = [
     "--trainer.callbacks.curves",

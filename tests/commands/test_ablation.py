@@ -11,9 +11,9 @@ from torchvision.io import write_png
 
 from alitok.cli import run
 from alitok.commands import ablation
-from alitok.commands.ablation_settings import LADDER, plan
-from alitok.commands.runs import differences, open_runs
 from alitok.common.errors import BadInput
+from alitok.reports.runs import differences, open_runs
+from alitok.studies.ladder_settings import LADDER, plan
 
 KEYS = [
     *("variant", "seed", "psnr", "rfid", "codebook_usage", "ar_accuracy", "ar_loss", "gfid", "gfid_guided"),

@@ -11,8 +11,10 @@ import yaml
 
 from alitok.artifacts.folder import save_artifact
 from alitok.cli import run
-from alitok.commands.compare import write_page
-from alitok.commands.runs import (
+from alitok.common.build import build
+from alitok.common.errors import BadInput
+from alitok.reports.comparison import write_page
+from alitok.reports.runs import (
     ABSENT,
     count_parameters,
     differences,
@@ -23,8 +25,6 @@ from alitok.commands.runs import (
     spread,
     training_seconds,
 )
-from alitok.common.build import build
-from alitok.common.errors import BadInput
 
 Block = Callable[..., dict[str, Any]]
 CURVE = [(1, 0.9), (10, 0.5), (20, 0.25)]

@@ -106,8 +106,8 @@ def test_other_settings_are_not_mixed_in(artifacts: Path, tmp_path: Path, capsys
 def test_the_batch_is_agreed_on_before_processes_may_fail_alone(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alitok.commands import sample_set
     from alitok.common import distributed
+    from alitok.sampling import sets as sample_set
 
     within: list[bool] = []
     block, agree = distributed.all_or_none, sample_set.common_batch

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from alitok.cli import run
-from alitok.commands.probe import layout, plug_in_entropy, probe, token_statistics
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import TokenCache, write_token_cache
+from alitok.studies.probe import layout, plug_in_entropy, probe, token_statistics
 
 TINY = {"width": 64, "depth": 1, "batch": 32}
 WORDS = ["--width", "64", "--depth", "1", "--batch", "16"]

@@ -59,7 +59,7 @@ def test_titles_only_over_columns_of_one_class(
     artifacts: Path, tmp_path: Path, golden: Any, small_generator_block: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids: list[Any] = []
-    monkeypatch.setattr("alitok.callbacks.pictures.save_grid", lambda images, path, *rest: grids.append(rest))
+    monkeypatch.setattr("alitok.common.images.save_grid", lambda images, path, *rest: grids.append(rest))
     block = small_generator_block(num_classes=12)
     card = {"kind": "generator", "tokenizer": read_card(artifacts / "tokenizer")["digest"]}
     save_artifact(tmp_path / "generator", block, golden.randomise(build(block)), card)

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from alitok.cli import run
-from alitok.commands import sample_set
+from alitok.sampling import sets as sample_set
 from alitok.studies.processes import free_port
 
 

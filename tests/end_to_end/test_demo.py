@@ -7,13 +7,13 @@ import pytest
 import yaml
 from tiny import tiny
 
-from alitok.callbacks.curves import read_curves
 from alitok.cli import main
-from alitok.commands.image_specs import read_all
-from alitok.commands.lightning import run
+from alitok.data.reading import read_all
 from alitok.data.shapes import Shapes
 from alitok.evaluation.extractors import open_extractor
 from alitok.evaluation.statistics import FeatureStatistics
+from alitok.reports.curves import read_curves
+from alitok.training.launch import run
 
 QUICK = ["--trainer.val_check_interval", "2", "--trainer.callbacks.checkpoint.every_n_train_steps", "2"]
 STEPS = {

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 from alitok.artifacts.folder import load_artifact, read_card, save_artifact
-from alitok.commands.lightning import run
 from alitok.common.build import build, import_class, is_class_block
 from alitok.config import compose_run, load_yaml
 from alitok.data.sources import fingerprint
@@ -28,6 +27,7 @@ from alitok.ideas.post_training import PairedDataModule
 from alitok.losses.perceptual import Perceptual
 from alitok.sampling.generate import generate
 from alitok.training.checkpoint import read_checkpoint
+from alitok.training.launch import run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 IDEAS = sorted((EXPERIMENTS / "ideas").glob("*.yaml"))

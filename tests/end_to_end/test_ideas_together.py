@@ -16,6 +16,7 @@ from alitok.callbacks import pictures
 from alitok.callbacks.pictures import SampleGrid
 from alitok.cli import main
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.data import shapes
@@ -235,17 +236,17 @@ def test_samples_of_a_run_follow_the_schedule_and_need_a_tokenizer_that_decodes_
         SampleGrid(str(tmp_path / "tokenizer")).setup(trainer, module, "fit")
     grid = SampleGrid(str(tokenizer_of(bottleneck=NESTED)), guidance=3.0, schedule="softcfg")
     grid.setup(trainer, module, "fit")
-    drawn: dict[str, Any] = {}
+    drawn: list[Any] = []
 
-    def spy(*arguments: Any, **options: Any) -> list[Any]:
-        drawn.update(options)
+    def spy(*arguments: Any) -> list[Any]:
+        drawn.append(arguments[-1])
         return [((0,), None, torch.zeros(1, 3, 32, 32))]
 
     monkeypatch.setattr(pictures, "sample_images", spy)
     monkeypatch.setattr(pictures, "evaluated", lambda *_: generator)
     trainer.is_global_zero, trainer.default_root_dir, trainer.global_step = True, tmp_path, 0
     grid.on_validation_epoch_end(trainer, module)
-    assert (drawn["guidance"], drawn["schedule"]) == (3.0, "softcfg")
+    assert drawn == [Draw(3.0, schedule="softcfg")]
 
 
 def test_ids_alone_cost_no_entropy(monkeypatch: pytest.MonkeyPatch, tokenizer_of: Make, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from tiny import tiny
 
 from alitok.artifacts.folder import load_artifact
 from alitok.cli import main, run
-from alitok.commands.compare import write_page
-from alitok.commands.lightning import run as launch
-from alitok.commands.runs import open_runs
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import TokenCache
+from alitok.reports.comparison import write_page
+from alitok.reports.runs import open_runs
+from alitok.training.launch import run as launch
 
 
 @pytest.fixture(autouse=True)

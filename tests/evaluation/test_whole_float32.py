@@ -10,12 +10,12 @@ from test_extractors import write
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from alitok.commands.bench_data import RandomInception
 from alitok.common.devices import float32_products
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.clean_fid import CleanFidExtractor
 from alitok.evaluation.extractors import INCEPTION_FILE, InceptionExtractor
 from alitok.evaluation.reconstruction import ReconstructionMetrics
+from alitok.profiling.bench_data import RandomInception
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from alitok.artifacts.digest import tokenizer_digest
 from alitok.common.build import build
+from alitok.common.digest import tokenizer_digest
 from alitok.common.errors import BadInput
 from alitok.ideas.fsq import FiniteScalarQuantizer
 

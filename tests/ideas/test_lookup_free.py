@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.testing import assert_close
 
-from alitok.artifacts.digest import tokenizer_digest
 from alitok.common.build import build
+from alitok.common.digest import tokenizer_digest
 from alitok.common.errors import BadInput
 from alitok.ideas import lookup_free as room
 from alitok.ideas.lookup_free import LookupFreeQuantizer, ShareStatistics

@@ -13,18 +13,18 @@ from tiny import module_of, tiny, token_cache, train
 from torch import Tensor
 
 from alitok.artifacts.folder import load_artifact, save_artifact
-from alitok.callbacks.curves import read_curves
-from alitok.commands.lightning import run
-from alitok.commands.tokenize import tokenize
 from alitok.common.compiler import has_compiler
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.data.encoding import tokenize
 from alitok.data.sources import open_source
 from alitok.ideas.masked_bits import MASK, MaskedBitGenerator, MaskedBitHead
+from alitok.reports.curves import read_curves
 from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import Constant, PowerCosine, SoftCFG
 from alitok.studies.processes import two_processes
+from alitok.training.launch import run
 from alitok.training.parallel import compile_blocks
 
 STEP = Step(seed=3, number=7, total=10, size=12, places=range(12))

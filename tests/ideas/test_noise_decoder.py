@@ -14,9 +14,7 @@ from tiny import module_of, tiny, train
 from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer, save_artifact
-from alitok.callbacks.curves import read_curves
 from alitok.cli import main
-from alitok.commands.lightning import run
 from alitok.common.build import build
 from alitok.common.random import Step
 from alitok.data import shapes
@@ -24,7 +22,9 @@ from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.classifier import Classifier
 from alitok.ideas.noise_decoder import NoiseDecoder
+from alitok.reports.curves import read_curves
 from alitok.studies.processes import two_processes
+from alitok.training.launch import run
 
 NOISE = ["--model.tokenizer.decoder.class_path", "alitok.ideas.noise_decoder.NoiseDecoder"]
 GAN = [

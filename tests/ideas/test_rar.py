@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from alitok.artifacts.folder import load_generator, save_artifact
-from alitok.commands.lightning import run
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
@@ -26,6 +25,7 @@ from alitok.sampling.generate import generate
 from alitok.sampling.guidance import Guidance, PowerCosine
 from alitok.studies.processes import two_processes
 from alitok.training.checkpoint import read_checkpoint
+from alitok.training.launch import run
 
 TOKENS, PREFIX, IMAGES = 21, 5, 400
 CLASS = "alitok.ideas.rar.AnyOrderGenerator"

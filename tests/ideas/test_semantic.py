@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from tiny import module_of, tiny
 from torch import nn
 
-from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier
 from alitok.ideas.semantic import ClassifierMap, DINOv2, Semantic, Teacher, VGG16Map
@@ -18,6 +17,7 @@ from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.seams import Decoder
 from alitok.models.tokenizer import Tokenizer
 from alitok.training.checkpoint import read_checkpoint
+from alitok.training.launch import run
 
 FLAT = "{class_path: test_semantic.Flat}"
 LOSS = ["--model.losses.semantic", f"{{class_path: alitok.ideas.semantic.Semantic, init_args: {{teacher: {FLAT}}}}}"]

@@ -58,7 +58,7 @@ def configuration(name: str, folder: Path, shared: Path, steps: int) -> dict[str
 
 def prepare(shared: Path) -> None:
     """What the later stages start from."""
-    from alitok.commands.lightning import run
+    from alitok.training.launch import run
 
     token_cache(shared)
     run("fit", configuration("tokenizer-stage1", shared / "start", shared, 10))

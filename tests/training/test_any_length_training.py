@@ -10,13 +10,13 @@ from tiny import DEMO, SMALL, token_cache, train
 
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, save_artifact
 from alitok.cli import main
-from alitok.commands.lightning import run
 from alitok.common.build import build
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.ideas.tail_drop import TailDrop
 from alitok.sampling.images import sample_images
+from alitok.training.launch import run
 
 IDEAS = DEMO.parent / "ideas"
 TOKENIZER = [*SMALL, "--define.num_latents", "12", "--model.tokenizer.encoder.num_latents", "${define.num_latents}"]

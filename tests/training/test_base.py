@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import tiny, token_cache
 
-from alitok.commands.lightning import run
 from alitok.training.base import TrainingModule, tapped
+from alitok.training.launch import run
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null"]

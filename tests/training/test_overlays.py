@@ -7,12 +7,12 @@ import torch
 from tiny import DEMO, GENERATOR, SMALL, tiny, token_cache
 
 from alitok.artifacts.folder import CARD, load_generator
-from alitok.callbacks.curves import read_curves
-from alitok.commands.lightning import run
 from alitok.common.build import build, is_class_block
 from alitok.common.errors import BadInput
 from alitok.config import compose_run, load_yaml, resolve
+from alitok.reports.curves import read_curves
 from alitok.studies.small import stacks
+from alitok.training.launch import run
 
 ROOT = DEMO.parent
 FINETUNE = ROOT / "options" / "finetune.yaml"

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import GAN, tiny
 
-from alitok.commands.lightning import run
 from alitok.data.shapes import Shapes
 from alitok.data.token_cache import write_token_cache
+from alitok.training.launch import run
 
 STAGE1 = [
     *GAN,

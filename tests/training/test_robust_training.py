@@ -10,7 +10,6 @@ from tiny import DEMO, SMALL, module_of, train
 from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer, save_artifact
-from alitok.commands.lightning import run
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
@@ -20,6 +19,7 @@ from alitok.data.transforms import to_tensor
 from alitok.ideas.perturbation import LatentPerturbation
 from alitok.ideas.post_training import PairedDataModule
 from alitok.losses.reconstruction import MSE
+from alitok.training.launch import run
 from alitok.training.tokenizer import TokenizerTraining
 
 IDEAS = DEMO.parent / "ideas"

@@ -13,12 +13,12 @@ from tiny import GAN, module_of, tiny, token_cache
 from torch import Tensor
 
 from alitok.artifacts.folder import read_card, save_artifact
-from alitok.callbacks.curves import read_curves
-from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import MagvitGAN
 from alitok.models.quantizer import ClusteredQuantizer
+from alitok.reports.curves import read_curves
 from alitok.studies.processes import two_processes
+from alitok.training.launch import run
 from alitok.training.parallel import check_replicas
 
 TOLERANCE = 1e-5

@@ -10,8 +10,8 @@ from tiny import GAN, module_of, tiny, train
 from torch import Tensor
 
 from alitok.artifacts.folder import load_extra, load_tokenizer
-from alitok.commands.lightning import run
 from alitok.common.errors import BadInput
+from alitok.training.launch import run
 from alitok.training.tokenizer import TokenizerTraining
 
 STAGE1 = [

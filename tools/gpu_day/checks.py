@@ -183,7 +183,7 @@ def compose(part: str, words: list[str], *files: str) -> dict[str, Any]:
 
 
 def stage1_resumed(trainer: list[str]) -> bool:
-    from alitok.commands.lightning import finished, run
+    from alitok.training.launch import finished, run
 
     phases = "{continuous: null, main: {steps: 2, lr: 1.e-3}, gan: {steps: 4, lr: 1.e-3, adversarial: true}}"
     words = [*trainer, *GAN, "--trainer.precision", "bf16-mixed", "--model.phases", phases, "--data.micro_batch", "4"]
@@ -196,9 +196,9 @@ def stage1_resumed(trainer: list[str]) -> bool:
 
 def fsdp(run_folder: Path, trainer: list[str]) -> bool:
     """A random tokenizer, a cache of random tokens, four steps of a generator and a validation with samples."""
-    from alitok.commands.lightning import finished, run
     from alitok.data.shapes import Shapes
     from alitok.data.token_cache import write_token_cache
+    from alitok.training.launch import finished, run
 
     block = compose("tokenizer-stage1", trainer)["model"]["init_args"]["tokenizer"]
     card = save_artifact(run_folder / "stage2" / "artifact", block, build(block), {"kind": "tokenizer"})
@@ -227,8 +227,8 @@ def waits(day: Any, trainer: list[str]) -> int:
     """How many there are in a step of stage 1 with the perceptual terms; says where each is."""
     import lightning as L
 
-    from alitok.commands.bench_machine import Options
-    from alitok.commands.bench_training import Ready, training_config
+    from alitok.profiling.bench_machine import Options
+    from alitok.profiling.bench_training import Ready, training_config
 
     options = Options(day.machine(), "demo" if day.tiny else "imagenet256", (), None, ())
     config = training_config(options, "tokenizer-stage1", None, "bfloat16", 4)

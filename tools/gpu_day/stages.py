@@ -18,20 +18,19 @@ import torch
 from checks import right, strategies
 
 from alitok.cli import VERBS
-from alitok.commands import bench_data, bench_training
-from alitok.commands.bench_machine import Machine, Options, measure_machine, typical
-from alitok.commands.bench_sampling import draw_seconds, random_generator
-from alitok.commands.cost import Layout, cost
-from alitok.commands.device import pick_device
-from alitok.commands.sample_set import draw_set, set_settings
-from alitok.commands.tokenize import Encoding, tokenize
 from alitok.common.build import build
-from alitok.common.devices import float32_products
+from alitok.common.devices import float32_products, pick_device
 from alitok.common.draw import Draw
 from alitok.common.hardware import best
+from alitok.data.encoding import Encoding, tokenize
 from alitok.data.sources import open_source
 from alitok.losses import perceptual
+from alitok.profiling import bench_data, bench_training
+from alitok.profiling.bench_machine import Machine, Options, measure_machine, typical
+from alitok.profiling.bench_sampling import draw_seconds, random_generator
+from alitok.profiling.cost import Layout, cost
 from alitok.sampling.generate import Sampler
+from alitok.sampling.sets import draw_set, set_settings
 from alitok.sampling.weights import for_inference
 
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alitok.artifacts.digest import module_digest, tokenizer_digest
 from alitok.common.build import build, import_class, is_class_block
+from alitok.common.digest import module_digest, tokenizer_digest
 from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_folder, check_readable_name
 from alitok.common.tensors import save_tensors

@@ -1,19 +1,18 @@
-"""The end of a run: a last validation, and the artifact that the next stage starts from."""
+"""At the end of a run: the artifact that the next stage starts from."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning import Callback, LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning import LightningModule
 
 from alitok.artifacts.folder import save_artifact
 from alitok.callbacks.average import evaluated
 from alitok.callbacks.progress import images_seen
-from alitok.common.ends import Terminated, sigterm_postponed
+from alitok.training.finish import Exporter
 
 
-class ExportArtifact(Callback):
+class ExportArtifact(Exporter):
     """Writes what was trained to `folder` (default: `artifact` in the run's folder) when all steps are done.
 
     Where an average of the weights is kept, that is what is written. Shards are put together first. `Trainer` calls it.
@@ -21,7 +20,6 @@ class ExportArtifact(Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
-        self.measured: int | None = None  # step of the newest validation
         self.written: str | None = None  # what to say of the artifact, on the process that wrote it
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
@@ -63,42 +61,3 @@ class ExportArtifact(Callback):
 
     def _place(self, trainer: lightning.Trainer) -> Path:
         return Path(self.folder or Path(trainer.default_root_dir) / "artifact")
-
-
-class Trainer(lightning.Trainer):
-    """Lightning's trainer, which finishes a run whose last step is done: last validation, pictures, artifact.
-
-    A run that was stopped after its last step is resumed with no step left. Lightning then calls no hook of training,
-    so a callback alone could not finish it.
-
-    Raises (by fit):
-        Terminated: the run was stopped before its last step (`max_time`, early stopping).
-    """
-
-    def _run_stage(self) -> Any:  # private; there is no public place between the last step and the teardown
-        resumed_at = self.global_step
-        with sigterm_postponed():
-            results = super()._run_stage()
-            if self.state.fn == TrainerFn.FITTING:
-                self._finish(resumed_at)
-        return results
-
-    def _finish(self, resumed_at: int) -> None:
-        step = self.global_step
-        if step < self.max_steps:
-            if self.is_global_zero:
-                print(f"{self.default_root_dir}: stopped at step {step:,} of {self.max_steps:,}.", flush=True)
-            raise Terminated
-        export = next((item for item in self.callbacks if isinstance(item, ExportArtifact)), None)  # type: ignore[attr-defined]
-        if resumed_at >= self.max_steps and self.is_global_zero:
-            rest = "what follows the last step is made now" if export else "callbacks.artifact is off, so no artifact"
-            print(f"{self.default_root_dir}: all {step:,} steps are done; {rest}.", flush=True)
-        if export is None:
-            return
-        if export.measured != step:
-            validation = self.fit_loop.epoch_loop.val_loop
-            validation.restarting = False  # else it leaves out the batches that the checkpoint counted
-            self.validating = True
-            validation.run()
-            self.training = True
-        export.write(self)

@@ -13,7 +13,16 @@ from alitok.training.checkpoint import read_checkpoint
 from alitok.training.parallel import is_sharded, whole
 
 
-class WeightAverage(Callback):
+class Averaging(Callback):
+    """A callback that keeps an average of the weights, which is measured and exported in their place."""
+
+    @property
+    def average_model(self) -> nn.Module | None:
+        """The average; None while there is none."""
+        raise NotImplementedError
+
+
+class WeightAverage(Averaging):
     """Keeps an average of the model's weights and buffers over its updates, which validation and the artifact use.
 
     The paper's recipes have none; lay experiments/options/average.yaml over a configuration to keep one.
@@ -82,7 +91,7 @@ class WeightAverage(Callback):
 def averaged(trainer: Trainer) -> nn.Module | None:
     """The average of the weights if a callback keeps one."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    kept = (callback.average_model for callback in callbacks if isinstance(callback, WeightAverage))
+    kept = (callback.average_model for callback in callbacks if isinstance(callback, Averaging))
     return next((model for model in kept if model is not None), None)
 
 

@@ -1,49 +1,10 @@
-"""Curves of a run: one figure from its CSV log."""
+"""The curves of a run, drawn at each validation and at its end."""
 
-import csv
-from collections import defaultdict
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from alitok.common.files import atomic_file
-
-Curve = list[tuple[int, float]]
-
-
-def read_curves(run: str | Path) -> dict[str, Curve]:
-    """Metric name -> [(step, value), ...] from the CSV logs in a run's folder, those of resumed runs put together."""
-    points: dict[str, dict[int, float]] = defaultdict(dict)
-    for file in sorted(Path(run).glob("logs/*/metrics.csv"), key=lambda path: path.stat().st_mtime):
-        with open(file, newline="") as handle:
-            for row in csv.DictReader(handle):
-                for name, text in row.items():
-                    if text and name not in ("step", "epoch", "images_seen"):
-                        points[name][int(row["step"])] = float(text)
-    return {name: sorted(values.items()) for name, values in points.items()}
-
-
-def plot_curves(curves: dict[str, Curve], path: str | Path) -> None:
-    """One small panel a metric, training and validation of the same name together; PNG or SVG by the ending."""
-    from matplotlib.figure import Figure
-
-    panels: dict[str, list[str]] = defaultdict(list)
-    for name in curves:
-        panels[name.removeprefix("train/").removeprefix("val/")].append(name)
-    columns = 3
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * max(rows, 1)), layout="constrained")
-    for place, (title, names) in enumerate(sorted(panels.items()), start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        for name in names:
-            steps, values = zip(*curves[name], strict=True)
-            axes.plot(steps, values, label=name.split("/")[0], linewidth=1)
-        axes.set_title(title, fontsize=9)
-        axes.tick_params(labelsize=7)
-        if len(names) > 1:
-            axes.legend(fontsize=7)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary)
+from alitok.reports.curves import plot_curves, read_curves
 
 
 class Curves(Callback):

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from alitok.commands.ablation_settings import LADDER, STAGE1_OF_TWO, Settings, defined, plan, sets, settle
+from alitok.studies.ladder_settings import LADDER, STAGE1_OF_TWO, Settings, defined, plan, sets, settle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from alitok.commands.ablation_measures import Judge
-    from alitok.commands.ablation_results import write_results
-    from alitok.commands.compare import write_page
     from alitok.common.ends import alone_in
     from alitok.common.files import experiments_folder
+    from alitok.reports.comparison import write_page
+    from alitok.studies.ladder_measures import Judge
+    from alitok.studies.ladder_results import write_results
 
     configs = Path(args.config) if args.config else experiments_folder() / "ablation"
     out = Path(args.out)
@@ -93,7 +93,7 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
 
 def cost(parts: list[Path]) -> dict[str, Any]:
     """Steps and seconds of training of all that a rung needs."""
-    from alitok.commands.runs import read_json, training_seconds
+    from alitok.reports.runs import read_json, training_seconds
 
     seconds = sum(training_seconds(part) or 0.0 for part in parts)
     steps = sum(read_json(part / "artifact" / "card.json")["steps"] for part in parts)
@@ -104,8 +104,8 @@ def fit(files: list[Path], overrides: list[str]) -> dict[str, Any]:
     """One `alitok fit`, which goes on where it stopped; returns its configuration."""
     import copy
 
-    from alitok.commands.lightning import run as launch
     from alitok.config import compose_run
+    from alitok.training.launch import run as launch
 
     config = compose_run(files, overrides)
     launch("fit", copy.deepcopy(config))
@@ -115,8 +115,8 @@ def fit(files: list[Path], overrides: list[str]) -> dict[str, Any]:
 def cache_tokens(artifact: Path, data: str, folder: Path) -> None:
     """Tokens of the training pictures, uncropped and mirrored by no view: a view each."""
     from alitok.artifacts.folder import load_tokenizer
-    from alitok.commands.device import pick_device
-    from alitok.commands.tokenize import tokenize
+    from alitok.common.devices import pick_device
+    from alitok.data.encoding import tokenize
     from alitok.data.sources import open_source
 
     if folder.is_dir():

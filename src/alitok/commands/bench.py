@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alitok.commands.device import add_device_argument
+from alitok.commands.options import add_device_argument
 from alitok.common.build import nearest
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
-    from alitok.commands.bench_machine import Machine, Options, Row
+    from alitok.profiling.bench_machine import Machine, Options, Row
 
 PARTS = ("sampling", "training", "tokenising", "data", "evaluation")
 
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from alitok.commands.bench_machine import Options, measure_machine
-    from alitok.commands.device import pick_device
+    from alitok.common.devices import pick_device
     from alitok.common.files import write_json
+    from alitok.profiling.bench_machine import Options, measure_machine
 
     console = Console()
     batches = tuple(args.batch) if args.batch else None
@@ -86,10 +86,10 @@ def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from alitok.commands.bench_data import data, evaluation, tokenising
-    from alitok.commands.bench_sampling import sampling
-    from alitok.commands.bench_training import training
     from alitok.common.devices import float32_products
+    from alitok.profiling.bench_data import data, evaluation, tokenising
+    from alitok.profiling.bench_sampling import sampling
+    from alitok.profiling.bench_training import training
 
     parts = dict(zip(PARTS, (sampling, training, tokenising, data, evaluation), strict=True))
     rows = []

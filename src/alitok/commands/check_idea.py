@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from alitok.commands.lightning import quiet
     from alitok.common.errors import BadInput
     from alitok.studies import contract, small
+    from alitok.training.launch import quiet
 
     if not args.idea.is_file():
         raise BadInput(f"There is no file {args.idea}.")

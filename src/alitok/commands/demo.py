@@ -40,11 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from alitok.commands.lightning import run as launch
     from alitok.common.ends import alone_in
     from alitok.common.errors import BadInput
     from alitok.common.files import experiments_folder
+    from alitok.common.hardware import faster_precision
     from alitok.config import compose_run
+    from alitok.training.launch import run as launch
 
     if args.samples < 20 or args.images < 20:
         raise BadInput("The demo needs at least 20 --images and 20 --samples.")
@@ -95,30 +96,22 @@ class Clock:
             write_json(self.file, self.seconds)
 
 
-def faster_precision() -> str:
-    """bf16-mixed where this processor multiplies bfloat16 matrices faster than float32; many laptops are far slower."""
-    from alitok.common.hardware import measure_cpu
-
-    cpu = measure_cpu(512)
-    return "bf16-mixed" if cpu.half > 1.3 * cpu.single else "32-true"
-
-
 def classifier(folder: Path, steps: int) -> None:
     """Trains the small classifier that stands in for Inception; done when its folder is there."""
-    from alitok.commands.image_specs import read_all
-    from alitok.commands.train_classifier import train
+    from alitok.data.reading import read_all
     from alitok.data.shapes import Shapes
+    from alitok.evaluation.classifier import train_and_save
 
     if folder.is_dir():
         return
     images, labels = read_all(Shapes("train", count=6000, seed=1), 64)
-    train(images, labels, 10, folder, steps, width=24, batch=64)
+    train_and_save(images, labels, 10, folder, steps, width=24, batch=64)
 
 
 def cache_tokens(out: Path, images: int) -> None:
     """The ten-crop token cache of the training pictures, made with stage 1's encoder and codebook."""
     from alitok.artifacts.folder import load_tokenizer
-    from alitok.commands.tokenize import tokenize
+    from alitok.data.encoding import tokenize
     from alitok.data.shapes import Shapes
 
     if (out / "tokens").is_dir():
@@ -136,19 +129,20 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     from rich.table import Table
 
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-    from alitok.callbacks.curves import read_curves
-    from alitok.callbacks.pictures import save_grid
-    from alitok.commands.image_specs import counter, read_all
-    from alitok.commands.provenance import processor, versions
-    from alitok.commands.report import write_report
     from alitok.common.draw import Draw
     from alitok.common.files import write_json
+    from alitok.common.images import save_grid
+    from alitok.common.progress import counter
+    from alitok.data.reading import read_all
     from alitok.data.shapes import Shapes
     from alitok.evaluation.extractors import open_extractor
     from alitok.evaluation.generation import GenerationMetrics
     from alitok.evaluation.quantise import to_uint8
     from alitok.evaluation.reconstruction import ReconstructionMetrics
     from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+    from alitok.reports.curves import read_curves
+    from alitok.reports.page import write_report
+    from alitok.reports.provenance import processor, versions
     from alitok.sampling.images import sample_images
 
     start = time.perf_counter()

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from alitok.commands.data_description import add_data_arguments, check_data_arguments, describe_data
-from alitok.commands.lightning import add_config_argument
+from alitok.commands.options import add_config_argument
 from alitok.common.errors import BadInput
+from alitok.data.description import add_data_arguments, check_data_arguments, describe_data
 
 if TYPE_CHECKING:
-    from alitok.commands.cost import Cost, Layout
     from alitok.common.hardware import Hardware
+    from alitok.profiling.cost import Cost, Layout
 
 TAKES_OVERRIDES = True
 IMAGENET_IMAGES = 1_281_167
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--utilisation is a share of the peak between 0 and 1, not {args.utilisation}.")
     if args.images is not None and args.images < 1:
         raise BadInput(f"--images must be at least 1, not {args.images}.")
-    from alitok.commands.cost import cost
     from alitok.config import compose_run
+    from alitok.profiling.cost import cost
 
     config = compose_run(args.config, args.overrides)
     result = cost(config, layout_of(config["trainer"], args.hardware))
@@ -103,7 +103,7 @@ def layout_of(trainer: Mapping[str, Any], hardware: str | None = None) -> "Layou
     """
     import torch
 
-    from alitok.commands.cost import Layout
+    from alitok.profiling.cost import Layout
 
     accelerator = str(trainer.get("accelerator", "auto"))
     if hardware is not None:

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alitok.commands.device import add_device_argument
+from alitok.commands.options import add_device_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from alitok.commands.device import pick_device
     from alitok.commands.gfid import evaluate_samples
     from alitok.commands.rfid import evaluate_reconstructions
+    from alitok.common.devices import pick_device
     from alitok.common.distributed import process_group, rank
 
     check_options(args)
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuses options that do not go together and outputs that cannot be written, before anything is measured."""
-    from alitok.commands.image_specs import check_writable
+    from alitok.common.files import check_writable
 
     for name in ("batch", "size", "count"):
         if (value := getattr(args, name)) is not None and value < 1:

@@ -2,14 +2,13 @@
 
 import argparse
 
-from alitok.commands import lightning
-from alitok.commands.lightning import OVERRIDES, TAKES_OVERRIDES, launch
+from alitok.commands.options import OVERRIDES, add_config_argument
 
-__all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
+TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    lightning.add_arguments(parser)
+    add_config_argument(parser)
     parser.add_argument(
         "--allow-changes",
         action="store_true",
@@ -19,4 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    launch("fit", args)
+    from alitok.training.launch import start
+
+    start("fit", args.config, args.overrides, args.allow_changes)

@@ -1,17 +1,18 @@
 """gFID and what goes with it: samples against a reference of training images, by the ADM protocol."""
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alitok import __version__
-from alitok.commands.image_specs import bar, is_spec, open_spec, pick_extractor
 from alitok.common.distributed import all_or_none, rank
 from alitok.common.errors import BadInput
+from alitok.common.progress import bar
 from alitok.evaluation.image_sets import ImageSet, open_images
 from alitok.evaluation.measure import Measured, distances, measure
+from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
 from alitok.evaluation.record import ADM, PUBLISHED_SAMPLES, EvaluationRecord, ImagesRecord, Named, reasons_against
 from alitok.evaluation.reference import (
     SAMPLES,
@@ -41,7 +42,7 @@ def evaluate_samples(args: argparse.Namespace, device: torch.device) -> Evaluati
     known: dict[str, Any] = dict.fromkeys(KEYS)
     if samples is not None:
         known = read_sidecar(Path(args.samples), samples.count, samples.size)
-    extractor = pick_extractor(args, device)
+    extractor = pick_extractor(args.protocol, args.extractor, device)
     reference: Reference | None = None
     if args.reference is not None and not is_spec(args.reference):
         reference = file_reference(Path(args.reference), extractor)
@@ -66,7 +67,7 @@ def evaluate_samples(args: argparse.Namespace, device: torch.device) -> Evaluati
             "image_size": samples.size,
             "extractor": {"name": extractor.name, "digest": extractor.digest},
             "resize": extractor.resize,
-            "alitok": __version__,
+            "alitok": version("alitok"),
         }
         with all_or_none():
             if rank() == 0:
@@ -109,7 +110,7 @@ def compare_statistics(args: argparse.Namespace, device: torch.device) -> Evalua
     """
     if args.reference is None or is_spec(args.reference) or args.save_statistics is not None:
         raise BadInput(f"{args.samples} holds statistics, not images: give a --reference file to compare them with.")
-    extractor = pick_extractor(args, device)
+    extractor = pick_extractor(args.protocol, args.extractor, device)
     samples, reference = (file_reference(Path(path), extractor) for path in (args.samples, args.reference))
     refuse_for_samples(reference)
     reference = reference.measured(extractor, args.batch, features=False, progress=bar("Reference"))

@@ -17,7 +17,7 @@ DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperatu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from alitok.commands.sample import add_guidance_arguments, add_speed_arguments
+    from alitok.commands.options import add_guidance_arguments, add_speed_arguments
 
     parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact to be post-trained")
@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-    from alitok.commands.device import pick_device
-    from alitok.commands.sample_set import common_batch, set_settings
-    from alitok.commands.tokenize import is_finished, job
+    from alitok.common.devices import pick_device
     from alitok.common.distributed import all_or_none, group_alone_in, process_group, rank
     from alitok.common.draw import Draw
+    from alitok.data.encoding import is_finished, job
     from alitok.data.found import announce
     from alitok.data.sources import describe_source, open_source
     from alitok.data.token_shards import TokenShards
     from alitok.ideas.post_training import check_sigma
+    from alitok.sampling.sets import common_batch, set_settings
 
     check_sigma(args.sigma)
     with process_group(pick_device(args.device), timedelta(days=7)) as device:
@@ -131,7 +131,7 @@ def make(
     """
     import torch
 
-    from alitok.commands.image_specs import counter
+    from alitok.common.progress import counter
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
     from alitok.ideas.post_training import MixedSampler

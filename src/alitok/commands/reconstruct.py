@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
     from torchvision.utils import make_grid
 
     from alitok.artifacts.folder import load_tokenizer
-    from alitok.commands.device import pick_device
-    from alitok.commands.image_specs import bar
+    from alitok.common.devices import pick_device
+    from alitok.common.progress import bar
     from alitok.data.pictures import read_picture
     from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.quantise import to_uint8
@@ -126,8 +126,8 @@ def _by_tokens(rows: "list[Tensor]", means: dict[int, float], pictures: int, out
     from rich.console import Console
     from rich.table import Table
 
-    from alitok.callbacks.pictures import save_grid
     from alitok.common.files import write_json
+    from alitok.common.images import save_grid
 
     titles = [*map(str, means), "original"]
     save_grid(torch.cat(rows), out / BY_TOKENS, len(titles), titles)

@@ -49,7 +49,7 @@ PRESETS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from alitok.commands.sample import add_speed_arguments
+    from alitok.commands.options import add_speed_arguments
 
     parser.add_argument("size", choices=PRESETS, help="which of the published generators")
     parser.add_argument("--tokenizer-weights", required=True, type=Path, metavar="FILE", help="AliTok.pth")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from alitok.commands.device import pick_device
+    from alitok.common.devices import pick_device
     from alitok.common.distributed import process_group, rank
     from alitok.common.errors import BadInput
 
@@ -107,12 +107,13 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.commands import evaluate
     from alitok.commands.gfid import evaluate_samples
-    from alitok.commands.image_specs import check_writable, is_spec, open_spec, pick_extractor
-    from alitok.commands.sample_set import draw_set, set_settings
     from alitok.common.distributed import all_or_none, rank
     from alitok.common.draw import Draw
     from alitok.common.errors import BadInput
+    from alitok.common.files import check_writable
+    from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
     from alitok.evaluation.reference import file_reference, refuse_for_samples
+    from alitok.sampling.sets import draw_set, set_settings
 
     samples = args.out / f"samples-{args.count or preset.count}.npz"
     parser = argparse.ArgumentParser()
@@ -122,7 +123,7 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
     )
     # what can be refused is refused in the first seconds, not after hours of drawing
     check_writable(args.json or args.out / RESULT)
-    extractor = pick_extractor(measuring, device)
+    extractor = pick_extractor(measuring.protocol, measuring.extractor, device)
     if is_spec(args.reference):
         open_spec(args.reference, "train", IMAGE_SIZE)
     else:

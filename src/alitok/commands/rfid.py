@@ -1,22 +1,24 @@
 """rFID and what goes with it: a tokenizer's reconstructions against the validation images that they are of."""
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alitok import __version__
-from alitok.artifacts.digest import module_digest, tokenizer_digest
 from alitok.artifacts.folder import load_tokenizer
-from alitok.callbacks.pictures import save_grid
-from alitok.commands.image_specs import bar, crop, is_spec, open_spec, pick_extractor
+from alitok.common.digest import module_digest, tokenizer_digest
 from alitok.common.distributed import all_or_none, rank
+from alitok.common.images import save_grid
+from alitok.common.progress import bar
 from alitok.data.found import announce
+from alitok.data.reading import crop
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.image_sets import Reader, SourceImages
+from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
 from alitok.evaluation.quantise import Quantisation, to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.record import EvaluationRecord, ImagesRecord, Named, reasons_against_reconstruction
@@ -38,7 +40,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
     Raises:
         BadInput: anything that cannot be read or does not fit.
     """
-    extractor = pick_extractor(args, device)
+    extractor = pick_extractor(args.protocol, args.extractor, device)
     tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
     perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
@@ -102,7 +104,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
             "digest": tokenizer_digest(tokenizer),
             "weights": module_digest(tokenizer),
         },
-        alitok=__version__,
+        alitok=version("alitok"),
         **results,
         reasons=reasons
         + reasons_against_reconstruction(

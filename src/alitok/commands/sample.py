@@ -8,7 +8,7 @@ how the images were drawn.
 import argparse
 from pathlib import Path
 
-from alitok.commands.device import add_device_argument
+from alitok.commands.options import add_guidance_arguments, add_speed_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,49 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say how tokens are drawn where the generator's card may recommend it."""
-    parser.add_argument("--guidance", type=float, metavar="SCALE", help="0 = none (default: the card's)")
-    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
-    parser.add_argument(
-        "--schedule",
-        metavar="NAME",
-        help="power-cosine, constant, linear, softcfg, or the class path of a Guidance (default: the card's, else"
-        " power-cosine)",
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by it (default 1)"
-    )
-
-
-def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that decide how fast images are drawn, for every verb that draws."""
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32)"
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the decoding step: seconds at first, then faster (needs g++)"
-    )
-    parser.add_argument(
-        "--batch",
-        type=batch_size,
-        metavar="N",
-        help="images drawn together; auto (default) = a multiple of 64, at most 512, that fits on a GPU; 32 on a CPU",
-    )
-    add_device_argument(parser)
-
-
-def batch_size(text: str) -> int | None:
-    """A number of images, None for "auto"."""
-    from alitok.common.errors import BadInput
-
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise BadInput(f"--batch must be at least 1, or auto, not {text}.")
-    return int(text)
-
-
 def run(args: argparse.Namespace) -> None:
     from datetime import timedelta
 
@@ -80,13 +37,13 @@ def run(args: argparse.Namespace) -> None:
     from torch import Tensor
 
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-    from alitok.callbacks.pictures import save_grid
-    from alitok.commands.device import pick_device
-    from alitok.commands.sample_set import class_names, draw_set, set_settings
+    from alitok.common.devices import pick_device
     from alitok.common.distributed import process_group, rank
     from alitok.common.draw import Draw
     from alitok.common.errors import BadInput
+    from alitok.common.images import save_grid
     from alitok.sampling.generate import check_keep
+    from alitok.sampling.sets import class_names, draw_set, set_settings
 
     for name in ("count", "per_class"):
         if (value := getattr(args, name)) is not None and value < 1:

@@ -2,18 +2,19 @@
 
 import argparse
 
-from alitok.commands import lightning
-from alitok.commands.lightning import OVERRIDES, TAKES_OVERRIDES, launch
+from alitok.commands.options import OVERRIDES, add_config_argument
 
-__all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
+TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    lightning.add_arguments(parser)
+    add_config_argument(parser)
     parser.epilog = (
         f"example: alitok test -c experiments/cifar10/tokenizer-stage1.yaml --data.val_split test\n{OVERRIDES}"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    launch("test", args)
+    from alitok.training.launch import start
+
+    start("test", args.config, args.overrides)

@@ -7,14 +7,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alitok.commands.device import add_device_argument
+from alitok.commands.options import add_device_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from alitok.evaluation.classifier import Classifier
+    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from alitok.commands.device import pick_device
-    from alitok.commands.image_specs import check_writable, read_all
-    from alitok.common.files import check_readable_name
+    from alitok.common.devices import pick_device
+    from alitok.common.files import check_readable_name, check_writable
     from alitok.data.found import announce
+    from alitok.data.reading import read_all
     from alitok.data.sources import open_source
+    from alitok.evaluation.classifier import train_and_save
 
     if args.out.exists():
         raise BadInput(f"{args.out} exists already; name another folder with --out.")
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     announce(args.data, {"train": source, "val": held_out})
     images, labels = read_all(source, args.size)
     classes = len(source.class_names)
-    network = train(images, labels, classes, args.out, args.steps, args.width, device, seed=args.seed)
+    network = train_and_save(images, labels, classes, args.out, args.steps, args.width, device, seed=args.seed)
     images, labels = read_all(held_out, args.size)
     with torch.inference_mode():
         logits = torch.cat([network(part.to(device).float() / 255).cpu() for part in images.split(500)])
@@ -62,37 +60,3 @@ def run(args: argparse.Namespace) -> None:
         f"{args.out}: {network.num_features} features, digest {network.digest()[:12]}; {right:.1%} of {len(labels):,}"
         f" held-out pictures right (chance {1 / classes:.1%}). Numbers by it compare runs of your own only."
     )
-
-
-def train(
-    images: "Tensor",
-    labels: "Tensor",
-    num_classes: int,
-    out: Path,
-    steps: int,
-    width: int,
-    device: "torch.device | str" = "cpu",
-    batch: int = 128,
-    seed: int = 0,
-) -> "Classifier":
-    """Trains a classifier under a progress bar and saves it to a folder.
-
-    Args:
-        images: (M, 3, H, W) uint8.
-        labels: (M,).
-    """
-    from alitok.commands.image_specs import counter
-    from alitok.evaluation.classifier import array_batches, train_classifier
-
-    with counter("Classifier", steps) as advance:
-        network = train_classifier(
-            array_batches(images, labels, batch, seed),
-            num_classes=num_classes,
-            steps=steps,
-            seed=seed,
-            width=width,
-            device=device,
-            progress=lambda step, loss: advance(1),
-        )
-    network.save(out)
-    return network

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alitok.commands.lightning import add_config_argument
+from alitok.commands.options import add_config_argument
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
-    from alitok.commands.runs import Run
+    from alitok.reports.runs import Run
 
 TAKES_OVERRIDES = True
 BASE = "base"
@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from alitok.commands.compare import write_page
-    from alitok.commands.lightning import run as launch
-    from alitok.commands.provenance import command, machine
-    from alitok.commands.runs import open_runs, parse_seeds, training_seconds
     from alitok.common.ends import alone_in
     from alitok.common.files import write_json, write_text
+    from alitok.reports.comparison import write_page
+    from alitok.reports.provenance import command, machine
+    from alitok.reports.runs import open_runs, parse_seeds, training_seconds
+    from alitok.training.launch import run as launch
 
     plans = compose_all(args.config, args.idea, parse_seeds(args.seeds), args.out, args.overrides)
     with alone_in(args.out):
@@ -107,7 +107,7 @@ def compose_all(
 
 def measure_the_end(config: dict[str, Any]) -> None:
     """Where validations would miss the last step, there is one only, at the end."""
-    from alitok.commands.lightning import total_steps
+    from alitok.training.launch import total_steps
 
     total, trainer = total_steps(config), config["trainer"]
     if not isinstance(trainer.get("val_check_interval"), int) or total % trainer["val_check_interval"]:
@@ -125,9 +125,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
         rows: `name`, `seed`, and measures; the base's come first.
     """
-    from alitok.commands.compare import UNITS
-    from alitok.commands.report import duration
-    from alitok.commands.runs import ABSENT, spread
+    from alitok.reports.comparison import UNITS
+    from alitok.reports.page import duration
+    from alitok.reports.runs import ABSENT, spread
 
     names = list(dict.fromkeys(row["name"] for row in rows))
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", "seconds")]

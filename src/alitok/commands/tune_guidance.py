@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from alitok.commands.sample import add_speed_arguments
+    from alitok.commands.options import add_speed_arguments
 
     parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact that decodes")
@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from alitok.commands.device import pick_device
-    from alitok.commands.guidance_search import GROUPS, Search, report
-    from alitok.commands.image_specs import check_writable
+    from alitok.common.devices import pick_device
     from alitok.common.distributed import group_alone_in, process_group, rank
     from alitok.common.errors import BadInput
+    from alitok.common.files import check_writable
+    from alitok.studies.guidance_search import GROUPS, Search, report
 
     if args.count < 2 * GROUPS:
         raise BadInput(f"--count must be at least {2 * GROUPS}, not {args.count}.")

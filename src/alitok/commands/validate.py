@@ -2,10 +2,17 @@
 
 import argparse
 
-from alitok.commands.lightning import TAKES_OVERRIDES, add_arguments, launch
+from alitok.commands.options import OVERRIDES, add_config_argument
 
-__all__ = ["TAKES_OVERRIDES", "add_arguments", "run"]
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.epilog = f"example: {parser.prog} -c experiments/demo/generator.yaml\n{OVERRIDES}"
 
 
 def run(args: argparse.Namespace) -> None:
-    launch("validate", args)
+    from alitok.training.launch import start
+
+    start("validate", args.config, args.overrides)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from alitok.common.errors import BadInput
+
 
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
@@ -30,3 +32,21 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":  # from ordinary memory the host would wait until the queue is empty
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" = a GPU where there is one; else the device of that name, which becomes the present one.
+
+    Raises:
+        BadInput: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # streams, events and captures that name no device take the present one
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"Device {name!r} is not available here; use --device cpu or auto.") from error
+    return device

@@ -141,3 +141,16 @@ def experiments_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "experiments"
     return installed if installed.is_dir() else package.parents[1] / "experiments"
+
+
+def check_writable(path: Path) -> None:
+    """Refuses a place where a result cannot be written, before the work that leads to it; writes nothing.
+
+    Raises:
+        BadInput: it is a folder, or lies in none that can be written.
+    """
+    if path.is_dir():
+        raise BadInput(f"Cannot write {path}: it is a folder; name a file.")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise BadInput(f"Cannot write {path}: {nearest} is no folder that can be written; name another file.")

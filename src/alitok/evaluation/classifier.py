@@ -203,3 +203,36 @@ class ClassifierExtractor:
         with torch.autocast(self.device.type, enabled=False), float32_products(tf32=False):
             pooled = self._classifier.features(images.to(self.device).float() / 255)
             return Features(pooled, self._classifier.head(pooled).softmax(dim=1))
+
+
+def train_and_save(
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    out: Path,
+    steps: int,
+    width: int,
+    device: torch.device | str = "cpu",
+    batch: int = 128,
+    seed: int = 0,
+) -> "Classifier":
+    """Trains a classifier under a progress bar and saves it to a folder.
+
+    Args:
+        images: (M, 3, H, W) uint8.
+        labels: (M,).
+    """
+    from alitok.common.progress import counter
+
+    with counter("Classifier", steps) as advance:
+        network = train_classifier(
+            array_batches(images, labels, batch, seed),
+            num_classes=num_classes,
+            steps=steps,
+            seed=seed,
+            width=width,
+            device=device,
+            progress=lambda step, loss: advance(1),
+        )
+    network.save(out)
+    return network

@@ -79,8 +79,7 @@ class KeyValueCache:
         self.mask = mask[None] if mask.ndim == 2 else mask.repeat_interleave(self.heads, 0)
         self.source = None
         if self.sources is not None:
-            chosen = positions.expand(len(self.sources), -1)
-            self.source = self.sources.gather(1, chosen).repeat_interleave(self.heads, 0)
+            self.source = self.sources.gather(1, positions.expand(len(self.sources), -1))
 
     def layer(self, layer: int) -> "LayerCache":
         """The part of one layer in the present step."""
@@ -112,7 +111,7 @@ class LayerCache(NamedTuple):
         positions: as `start_step` got them.
         mask: (1, length, L) or (rows * heads, length, L), added to scores.
         weights: (rows, 1, length) on the values, or None.
-        source: (rows * heads, L), what each written position takes in place of its own, or None.
+        source: (rows, L), the position whose key and value each written position takes, or None.
     """
 
     keys: Tensor
@@ -124,15 +123,19 @@ class LayerCache(NamedTuple):
 
     def write(self, key: Tensor, value: Tensor) -> None:
         """Stores key and value (rows, heads, L, head_dim) at the positions."""
-        rows, heads, _, dim = key.shape
-        places = self.positions.expand(rows, -1).repeat_interleave(heads, 0)[..., None].expand(-1, -1, dim)
         for stored, new in ((self.keys, key.flatten(0, 1)), (self.values, value.flatten(0, 1))):
             if self.positions.ndim == 1:
                 stored.index_copy_(1, self.positions, new)
             else:
-                stored.scatter_(1, places, new)
+                stored.scatter_(1, self._index(self.positions, key), new)
             if self.source is not None:
-                stored.scatter_(1, places, stored.gather(1, self.source[..., None].expand(-1, -1, dim)))
+                kept = stored.gather(1, self._index(self.source, key))
+                stored.scatter_(1, self._index(self.positions, key), kept)
+
+    def _index(self, positions: Tensor, key: Tensor) -> Tensor:
+        """Positions (L,) or (rows, L) as an index (rows * heads, L, head_dim) into keys or values."""
+        rows, heads, _, dim = key.shape
+        return positions.expand(rows, -1).repeat_interleave(heads, 0)[..., None].expand(-1, -1, dim)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As `KeyValueCache.attend`, by sums in float32: compiled, one pass each over keys and values."""

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from alitok.artifacts.digest import tokenizer_digest
 from alitok.artifacts.folder import check_weights, load_extra, load_tokenizer
 from alitok.common.build import build_a, nearest
+from alitok.common.digest import tokenizer_digest
 from alitok.common.distributed import all_stack
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss

@@ -45,8 +45,8 @@ def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
     Raises:
         BadInput: an unknown rung, a seed that is no whole number, or the second stage without its first.
     """
-    from alitok.commands.runs import parse_seeds
     from alitok.common.build import nearest
+    from alitok.reports.runs import parse_seeds
 
     chosen = list(LADDER) if variants is None else [name.strip() for name in variants.split(",")]
     for name in chosen:
@@ -69,8 +69,8 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
     Raises:
         BadInput: they differ from those of the earlier start, or make no sense.
     """
-    from alitok.commands.demo import faster_precision
     from alitok.common.files import write_json
+    from alitok.common.hardware import faster_precision
 
     for name, least in (("pictures", 20), ("samples", 20), ("tuning_samples", 20), ("classifier_steps", 1)):
         if getattr(args, name) < least:

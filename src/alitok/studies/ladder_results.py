@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alitok.commands.ablation_settings import LADDER
-from alitok.commands.provenance import command, machine
-from alitok.commands.runs import read_json, spread
 from alitok.common.files import atomic_file, write_json, write_text
+from alitok.reports.provenance import command, machine
+from alitok.reports.runs import read_json, spread
+from alitok.studies.ladder_settings import LADDER
 
 # key of a row -> head of its column, how it is written, factor
 COLUMNS: dict[str, tuple[str, str, float]] = {

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from alitok.callbacks.curves import Curve, read_curves
 from alitok.common.errors import BadInput
+from alitok.reports.curves import Curve, read_curves
 
 ABSENT = "—"
 # In files of numbers: what says how a number came about, and is no measure.

@@ -13,10 +13,10 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from alitok.commands.charts import Curve, chart, number
 from alitok.common.files import write_text
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import psnr
+from alitok.reports.charts import Curve, chart, number
 
 # key of report.json -> label, kind of number, what it means and how to read it
 MEANINGS: dict[str, tuple[str, str, str]] = {
@@ -101,7 +101,7 @@ def write_report(
     Raises:
         BadInput: a picture holds NaN, or the file cannot be written.
     """
-    page = Template(files("alitok.commands").joinpath("report.html").read_text(encoding="utf-8")).substitute(
+    page = Template(files("alitok.reports").joinpath("templates/report.html").read_text(encoding="utf-8")).substitute(
         headline=_headline(numbers, seconds),
         reconstructions=section(
             "reconstructions",

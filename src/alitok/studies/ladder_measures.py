@@ -8,24 +8,24 @@ from einops import reduce
 from torch import Tensor
 
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-from alitok.callbacks.pictures import save_grid
-from alitok.commands.ablation_settings import Settings
-from alitok.commands.device import pick_device
-from alitok.commands.image_specs import counter, read_all
-from alitok.commands.probe import token_statistics
-from alitok.commands.train_classifier import train
+from alitok.common.devices import pick_device
 from alitok.common.draw import Draw
+from alitok.common.images import save_grid
+from alitok.common.progress import counter
 from alitok.common.random import stream
+from alitok.data.reading import read_all
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.accuracy import TokenAccuracy
-from alitok.evaluation.classifier import Classifier, ClassifierExtractor
+from alitok.evaluation.classifier import Classifier, ClassifierExtractor, train_and_save
 from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics, psnr
 from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 from alitok.sampling.images import sample_images
+from alitok.studies.ladder_settings import Settings
+from alitok.studies.probe import token_statistics
 
 if TYPE_CHECKING:
     from alitok.models.generator import Generator
@@ -61,7 +61,7 @@ class Judge:
         if not (out / "classifier").is_dir():
             images, labels = read_all(open_source(settings.data, "train", size=image_size), image_size)
             steps, classes = settings.classifier_steps, len(self.class_names)
-            train(images, labels, classes, out / "classifier", steps, CLASSIFIER_WIDTH, self.device)
+            train_and_save(images, labels, classes, out / "classifier", steps, CLASSIFIER_WIDTH, self.device)
         network = Classifier.load(out / "classifier")
         self.extractor = ClassifierExtractor(network, "ladder classifier", self.device)
         if not (out / "reference.npz").is_file():

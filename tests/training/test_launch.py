@@ -8,7 +8,7 @@ import yaml
 from tiny import tiny
 
 from alitok.cli import main
-from alitok.commands import lightning
+from alitok.training import launch as lightning
 from alitok.training.base import TrainingModule
 
 QUICK = [

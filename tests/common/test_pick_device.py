@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from alitok.commands import bench_training
-from alitok.commands.bench_machine import Machine, Options
-from alitok.commands.device import pick_device
+from alitok.common.devices import pick_device
 from alitok.common.errors import BadInput
+from alitok.profiling import bench_training
+from alitok.profiling.bench_machine import Machine, Options
 
 
 @pytest.mark.parametrize(("name", "expected"), [("cuda:1", [1]), ("cuda:0", [0]), ("cuda", []), ("cpu", [])])

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alitok.commands.charts import chart, linear_ticks, log_ticks, number
-from alitok.commands.report import write_report
 from alitok.common.errors import BadInput
+from alitok.reports.charts import chart, linear_ticks, log_ticks, number
+from alitok.reports.page import write_report
 
 ODD_NAME = 'étoile <b>&"noire"'
 VOID = {"meta", "link", "img", "input"}

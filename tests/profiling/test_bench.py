@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from alitok.cli import main
-from alitok.commands import bench, bench_data, bench_training
-from alitok.commands.bench_data import flops_of
-from alitok.commands.bench_machine import Machine, Options, Row
-from alitok.commands.bench_sampling import GrowingCache, random_generator, sampling, step_limit
-from alitok.commands.bench_training import merged_update, one_hot_update, peak_bytes, training_config, written_out
+from alitok.commands import bench
 from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.models.quantizer import ClusteredQuantizer
+from alitok.profiling import bench_data, bench_training
+from alitok.profiling.bench_data import flops_of
+from alitok.profiling.bench_machine import Machine, Options, Row
+from alitok.profiling.bench_sampling import GrowingCache, random_generator, sampling, step_limit
+from alitok.profiling.bench_training import merged_update, one_hot_update, peak_bytes, training_config, written_out
 
 MACHINE = Machine(torch.device("cpu"), 1e11, 4e11, 2e10)
 KEYS = {"name", "value", "unit", "baseline", "ratio", "limit", "share_of_limit"}
@@ -43,7 +44,7 @@ def test_rows_say_how_many_times_better_and_how_near_the_limit() -> None:
 def test_the_command_writes_machine_and_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alitok.commands import bench_machine, bench_sampling
+    from alitok.profiling import bench_machine, bench_sampling
 
     monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
     monkeypatch.setattr(bench_sampling, "has_compiler", lambda: False)
@@ -77,7 +78,7 @@ def test_the_command_writes_machine_and_rows(
 def test_wrong_usage_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alitok.commands import bench_machine, bench_sampling
+    from alitok.profiling import bench_machine, bench_sampling
 
     monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
     monkeypatch.setattr(bench_sampling, "has_compiler", lambda: False)
@@ -184,7 +185,7 @@ def test_the_file_is_written_after_each_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that what stops a benchmark costs the rows that are missing, not those that are there."""
-    from alitok.commands import bench_machine, bench_sampling
+    from alitok.profiling import bench_machine, bench_sampling
 
     monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
     file, written = tmp_path / "bench.json", []
@@ -204,7 +205,7 @@ def test_the_file_is_written_after_each_row(
 
 @pytest.mark.parametrize("fails", ["plain_step", "draw_seconds"])
 def test_sampling_that_does_not_fit_is_a_row_without_a_value(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alitok.commands import bench_sampling
+    from alitok.profiling import bench_sampling
 
     monkeypatch.setattr(bench_sampling, "has_compiler", lambda: False)
     monkeypatch.setattr(bench_sampling, "plain_step", lambda *_: 0.1)
@@ -275,7 +276,7 @@ def test_each_part_computes_as_its_verb(
     machine: Machine, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`alitok sample` lets a GPU take TF32, the others do not."""
-    from alitok.commands import bench_sampling
+    from alitok.profiling import bench_sampling
 
     found: dict[str, str] = {}
 

@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, per_second, typical, wait
-from alitok.commands.cost import Layout, cost
-from alitok.commands.ledger import Answers, Ledger
 from alitok.common.build import import_class
 from alitok.config import compose_run
 from alitok.models.quantizer import ClusteredQuantizer
+from alitok.profiling.bench_machine import Machine, Options, Row, if_it_fits, per_second, typical, wait
+from alitok.profiling.cost import Layout, cost
+from alitok.profiling.flops import Answers, Ledger
 from alitok.training.bare import bare_trainer
 
 STEPS = {"cpu": 2, "cuda": 20}

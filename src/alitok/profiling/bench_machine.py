@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from alitok.commands.provenance import processor
 from alitok.common.build import nearest
 from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.common.hardware import Hardware, best, matmul_rate, timed
 from alitok.config import resolve
+from alitok.reports.provenance import processor
 from alitok.sampling.weights import PRECISION
 
 BASELINE_BATCH = 8  # images, on a GPU at most: baselines keep what the fused forms never make

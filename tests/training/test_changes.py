@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from alitok.commands.changes import check_changes, compare
 from alitok.common.errors import BadInput
+from alitok.training.changes import check_changes, compare
 
 BEFORE: dict[str, Any] = {
     "seed_everything": 0,

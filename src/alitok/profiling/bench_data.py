@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, wait
-from alitok.commands.ledger import Ledger
-from alitok.commands.tokenize import crop_recipe, decoding_workers, tokenize
 from alitok.common.build import build
 from alitok.common.devices import float32_products
 from alitok.common.random import derive_seed, stream
 from alitok.data.batches import ImageBatches, Slots
 from alitok.data.datamodule import ImageNetDataModule
+from alitok.data.encoding import crop_recipe, decoding_workers, tokenize
 from alitok.data.shapes import Shapes
 from alitok.data.sources import Source, open_source
 from alitok.data.token_cache import write_token_cache
@@ -32,6 +30,8 @@ from alitok.evaluation.extractors import Features, check_images, resize_as_tenso
 from alitok.evaluation.image_sets import FolderImages
 from alitok.evaluation.measure import measure
 from alitok.evaluation.statistics import FeatureStatistics
+from alitok.profiling.bench_machine import Machine, Options, Row, if_it_fits, wait
+from alitok.profiling.flops import Ledger
 
 WIDTH, HEIGHT = 500, 375  # of the pictures that are made here: ImageNet's usual ones
 CACHED, VIEWS, TOKENS, CODES = 4096, 10, 273, 4096

@@ -5,50 +5,30 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alitok.commands.changes import check_changes
 from alitok.common.build import build_a, import_class, is_class_block
 from alitok.common.ends import Terminated, alone_in
 from alitok.common.errors import BadInput
 from alitok.common.files import check_readable_name, write_text
 from alitok.config import DEFAULTS, compose_run, resolve
-
-TAKES_OVERRIDES = True
-OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --trainer.devices 2"
+from alitok.training.changes import check_changes
 
 _runs = itertools.count()
 
 
-def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The option -c, for every verb that composes a configuration."""
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        required=required,
-        metavar="FILE",
-        help="YAML; give several to lay one over another",
-    )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_argument(parser)
-    parser.epilog = f"example: {parser.prog} -c experiments/demo/generator.yaml\n{OVERRIDES}"
-
-
-def launch(verb: str, args: argparse.Namespace) -> None:
-    """Composes the configuration and runs it; a finished fit says so, an interrupted one goes on."""
+def start(verb: str, files: Sequence[str], overrides: Sequence[str], allow_changes: bool = False) -> None:
+    """Composes the configuration and runs it; a finished fit says so, an interrupted one continues."""
     # Before compose_run, which takes seconds: it imports Lightning.
-    early = resolve([DEFAULTS, *args.config], args.overrides)
+    early = resolve([DEFAULTS, *files], overrides)
     if not (verb == "fit" and _seems_finished(early)):
         check_weight_files(early)
-    run(verb, compose_run(args.config, args.overrides), getattr(args, "allow_changes", False), weights_checked=True)
+    run(verb, compose_run(files, overrides), allow_changes, weights_checked=True)
 
 
 def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_checked: bool = False) -> None:
@@ -143,7 +123,7 @@ def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     data.setup(verb)
     seed_everything(config["seed_everything"], verbose=False)
     module = _shallow(config["model"])
-    size = getattr(getattr(module, "tokenizer", None), "image_size", data.image_size)
+    size = module.tokenizer.image_size if module.kind == "tokenizer" else data.image_size
     if size != data.image_size:
         raise BadInput(f"The tokenizer takes images of {size} pixels, but data.image_size is {data.image_size}.")
     return module, data
@@ -232,7 +212,7 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from alitok.callbacks.artifact import Trainer
+    from alitok.training.finish import Trainer
     from alitok.training.parallel import children_end_with_this
 
     trainer = dict(config["trainer"])

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alitok.commands.bench_machine import Machine, Options, Row, if_it_fits, per_second, wait
 from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.common.draw import Draw
 from alitok.models.generator import Generator
+from alitok.profiling.bench_machine import Machine, Options, Row, if_it_fits, per_second, wait
 from alitok.sampling.generate import Sampler
 from alitok.sampling.guidance import guidance_of
 from alitok.sampling.weights import KEPT_IN_FLOAT32, PRECISION, for_inference

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from alitok.commands.ledger import Answers, Ledger, gpu_kernels
 from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.losses.frozen import without_weights
 from alitok.models.seams import Part
+from alitok.profiling.flops import Answers, Ledger, gpu_kernels
 
 # precision -> dtypes of the weights and of autocast
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {

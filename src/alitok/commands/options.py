@@ -1,0 +1,67 @@
+"""Options that several verbs have."""
+
+import argparse
+
+OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --trainer.devices 2"
+
+
+def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The option -c, for every verb that composes a configuration."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        required=required,
+        metavar="FILE",
+        help="YAML; give several to lay one over another",
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """The option --device, for every verb that has one."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto (default) = a GPU where there is one"
+    )
+
+
+def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say how tokens are drawn where the generator's card may recommend it."""
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="0 = none (default: the card's)")
+    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
+    parser.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help="power-cosine, constant, linear, softcfg, or the class path of a Guidance (default: the card's, else"
+        " power-cosine)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by it (default 1)"
+    )
+
+
+def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that decide how fast images are drawn, for every verb that draws."""
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the decoding step: seconds at first, then faster (needs g++)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=batch_size,
+        metavar="N",
+        help="images drawn together; auto (default) = a multiple of 64, at most 512, that fits on a GPU; 32 on a CPU",
+    )
+    add_device_argument(parser)
+
+
+def batch_size(text: str) -> int | None:
+    """A number of images, None for "auto"."""
+    from alitok.common.errors import BadInput
+
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInput(f"--batch must be at least 1, or auto, not {text}.")
+    return int(text)

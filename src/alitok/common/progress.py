@@ -1,0 +1,30 @@
+"""Progress bars of long work, on the first process."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, track
+
+from alitok.common.distributed import rank
+
+
+def bar(title: str, total: int | None = None) -> Any:
+    """A progress bar around what is gone through, on the first process; None = its length is the total."""
+    return lambda reader: track(
+        reader,
+        title,
+        total=len(reader) if total is None else total,
+        disable=rank() > 0,
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+@contextmanager
+def counter(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on the first process; yields what advances it by so many."""
+    with Progress(console=Console(stderr=True), disable=rank() > 0) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,273 @@
+"""Encoding of a data set to a token cache, shard by shard, by any number of processes."""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+log = logging.getLogger("alitok")
+
+
+class Pace(NamedTuple):
+    """How fast this process went: crops encoded, seconds, of these spent waiting for images; images left out of all."""
+
+    crops: int
+    seconds: float
+    waiting: float
+    skipped: int
+
+    def __str__(self) -> str:
+        speed = f"{self.crops / max(self.seconds, 1e-9):,.0f} crops/s a process"
+        left_out = f", {self.skipped:,} unreadable images left out" if self.skipped else ""
+        return f"{speed}, {self.waiting / max(self.seconds, 1e-9):.0%} of the time waiting for images{left_out}"
+
+
+def crop_recipe(size: int, crops: str) -> dict[str, Any]:
+    """How the views of a cache are cut, as its metadata says it."""
+    from alitok.data.transforms import ten_crop_side
+
+    return {"crop": crops, "resize": ten_crop_side(size) if crops == "ten" else size, "size": size}
+
+
+def job(tokenizer: Any, source: Any, crops: str, precision: str) -> dict[str, Any]:
+    """What decides the content of a cache: no two jobs share one."""
+    from alitok.data.sources import fingerprint
+
+    return {
+        "digest": tokenizer.card["digest"],
+        "recipe": crop_recipe(tokenizer.image_size, crops),
+        "source": fingerprint(source),
+        "precision": precision,
+    }
+
+
+def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
+    """Whether the cache is there already.
+
+    Raises:
+        BadInput: the folder holds another cache, or something else.
+    """
+    from alitok.common.errors import BadInput
+    from alitok.data.token_cache import TokenCache
+    from alitok.data.token_shards import clean
+
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        cache = TokenCache(out)
+    except BadInput as error:
+        raise BadInput(f"--out {out} holds something else than a token cache; name another folder.") from error
+    images = len(cache) + len(cache.metadata.get("skipped", []))
+    made = {**cache.metadata, "images": images, "class_names": cache.class_names}
+    asked = {**wanted, "images": len(source), "class_names": source.class_names}
+    # a cache made elsewhere, or by an earlier version, says less about itself
+    if cache.digest is not None and any(made.get(key, value) != value for key, value in asked.items()):
+        raise BadInput(f"{out} holds a token cache of another tokenizer, data set or crop recipe; name another folder.")
+    clean(out)
+    return True
+
+
+def decoding_workers(asked: int | None, device: Any) -> int:
+    """Decoding processes: as asked, else the cores of this process where a GPU encodes, none where the cores do."""
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return 0
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def tokenize(
+    tokenizer: Any,
+    source: Any,
+    out: Path,
+    crops: str = "ten",
+    batch: int = 64,
+    workers: int = 0,
+    *,
+    precision: str = "32",
+    images_per_shard: int = 4096,
+    max_skipped: int = 10,
+) -> Pace:
+    """Writes the token cache of a source; every process of the group, if there is one, makes its share of the shards.
+
+    Each image is decoded and resized once; its views are cut where they are encoded. The batches of a shard are the
+    same in every run, so its ids are too.
+
+    Args:
+        tokenizer: as loaded, with its card, on this process's device.
+        crops: "ten" (the recipe's ten crops of a centre crop to int(1.1 x size)) or "center" (one view).
+        batch: views that are encoded together.
+        workers: processes that decode.
+        precision: of the encoder: "32" (the recipe's), "tf32" or "bf16" (faster on a GPU, some ids differ).
+        max_skipped: the most images that may be unreadable; they are left out and listed in the metadata.
+
+    Raises:
+        BadInput: too many unreadable images, a folder that cannot be written, or one with the unfinished cache of
+            another job; finished shards stay for the next start.
+    """
+    from alitok.common.devices import float32_products
+    from alitok.common.distributed import all_or_none, group_alone_in, rank
+    from alitok.data.sources import describe_source
+    from alitok.data.token_shards import TokenShards
+
+    wanted = job(tokenizer, source, crops, precision)
+    shards = TokenShards(
+        out,
+        wanted,
+        len(source),
+        codebook_size=tokenizer.codebook_size,
+        class_names=source.class_names,
+        images_per_shard=images_per_shard,
+    )
+    with group_alone_in(shards.partial):
+        mine = shards.share()
+        with all_or_none():  # every process has looked before one writes
+            skipped_before = len(shards.skipped())
+        encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
+        with all_or_none(), float32_products(tf32=precision == "tf32"):
+            crop_count, seconds, waiting = _make(shards, mine, source, encode, workers, max_skipped - skipped_before)
+        skipped = shards.skipped()
+        with all_or_none():
+            _check_skipped(len(skipped), max_skipped, skipped[-1].reason if skipped else "")
+            if rank() == 0:
+                shards.finish({**wanted, "source_description": describe_source(source)})
+    return Pace(crop_count, seconds, waiting, len(skipped))
+
+
+class Encoding(NamedTuple):
+    """How pictures become ids."""
+
+    tokenizer: Any
+    crops: str
+    images: int  # encoded together
+    precision: str
+
+    def __call__(self, pictures: Any) -> Any:
+        """(B, 3, side, side) uint8 -> ids (B, views, N) or (B, views, N, S), on the tokenizer's device."""
+        import torch
+
+        from alitok.data.transforms import ten_views
+
+        device = next(self.tokenizer.parameters()).device
+        size = self.tokenizer.image_size
+        pictures = pictures.to(device, non_blocking=True)
+        views = ten_views(pictures, size) if self.crops == "ten" else pictures[:, None]
+        reduced = torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with torch.no_grad():
+            with reduced:
+                latents = self.tokenizer.encode_latents(views.flatten(0, 1).float() / 255)
+            return self.tokenizer.ids_of(latents).unflatten(0, views.shape[:2])
+
+
+class Pictures:
+    """Map-style: a range of images -> (images read, labels, pictures (B, 3, side, side) uint8, what was skipped)."""
+
+    def __init__(self, source: Any, side: int) -> None:
+        self.source, self.side = source, side
+
+    def __getitem__(self, images: range) -> Any:
+        import torch
+
+        from alitok.common.errors import BadInput
+        from alitok.data.pictures import UnreadableImage
+        from alitok.data.token_shards import Skip
+        from alitok.data.transforms import center_crop, to_tensor
+
+        labels, pictures, skipped = [], [], []
+        for image in images:
+            try:
+                picture, label = self.source[image]
+            except UnreadableImage as error:
+                skipped.append(Skip(image, str(error)))
+                continue
+            except BadInput as error:
+                return error  # handed on, not raised: a loader process would wrap its sentence in a traceback
+            labels.append(label)
+            pictures.append(to_tensor(center_crop(picture, self.side)))
+        return labels, torch.stack(pictures) if pictures else None, skipped
+
+
+def _make(
+    shards: Any, mine: Sequence[int], source: Any, encode: Encoding, workers: int, may_skip: int
+) -> tuple[int, float, float]:
+    """Encodes and writes these shards; returns crops, seconds, and seconds of waiting for images."""
+    from alitok.common.errors import BadInput
+    from alitok.common.progress import counter
+
+    side = crop_recipe(encode.tokenizer.image_size, encode.crops)["resize"]
+    parts = [(shard, part) for shard in mine for part in _parts(shards.images(shard), encode.images)]
+    start, waiting, crop_count, left_out = time.perf_counter(), 0.0, 0, 0
+    labels: list[int] = []
+    ids: list[Any] = []
+    skipped: list[Any] = []
+    ahead: deque[tuple[int, range, list[int], Any]] = deque()
+    with counter("Tokenising", sum(len(shards.images(shard)) for shard in mine)) as advance:
+
+        def take() -> None:
+            """Fetches the oldest ids that are being computed, and writes the shard that they complete."""
+            nonlocal labels, ids, skipped
+            shard, part, found, encoded = ahead.popleft()
+            labels += found
+            ids += [] if encoded is None else list(encoded.cpu().numpy())
+            if part.stop == shards.images(shard).stop:
+                shards.write(shard, labels, ids, [skip for skip in skipped if skip.image < part.stop])
+                labels, ids, skipped = [], [], [skip for skip in skipped if skip.image >= part.stop]
+            advance(len(part))
+
+        loader = iter(_loader(Pictures(source, side), [part for _, part in parts], workers))
+        for shard, part in parts:
+            before = time.perf_counter()
+            made = next(loader)
+            waiting += time.perf_counter() - before
+            if isinstance(made, BadInput):
+                raise made
+            found, pictures, missing = made
+            skipped += missing
+            left_out += len(missing)
+            if missing:
+                _check_skipped(left_out, may_skip, missing[-1].reason)
+                for skip in missing:
+                    log.warning("Left out image %d (%d so far): %s", skip.image, left_out, skip.reason)
+            encoded = None if pictures is None else encode(pictures)
+            crop_count += 0 if encoded is None else encoded.shape[0] * encoded.shape[1]
+            ahead.append((shard, part, found, encoded))
+            if len(ahead) > 1:  # a GPU works on one batch while the next is sent to it
+                take()
+        while ahead:
+            take()
+    return crop_count, time.perf_counter() - start, waiting
+
+
+def _parts(images: range, size: int) -> Iterator[range]:
+    for first in range(images.start, images.stop, size):
+        yield range(first, min(first + size, images.stop))
+
+
+def _loader(pictures: Pictures, parts: Sequence[range], workers: int) -> Any:
+    import torch
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        pictures,  # type: ignore[arg-type]
+        batch_size=None,  # an item is a batch
+        sampler=parts,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=_as_it_is,
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _check_skipped(number: int, limit: int, reason: str) -> None:
+    from alitok.common.errors import BadInput
+
+    if number > limit:
+        raise BadInput(f"More images than --max-skipped allows cannot be read; the last: {reason}")

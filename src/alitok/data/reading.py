@@ -1,0 +1,24 @@
+"""From a source to uint8 crops."""
+
+from typing import Any
+
+import torch
+
+from alitok.common.progress import bar
+from alitok.data.sources import Source
+from alitok.data.transforms import center_crop, to_tensor
+
+
+def crop(picture: Any, size: int) -> torch.Tensor:
+    """ADM's centre crop, (3, size, size) uint8."""
+    return to_tensor(center_crop(picture, size))
+
+
+def read_all(source: Source, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre crops of all pictures of a source, (B, 3, size, size) uint8, and labels (B,)."""
+    images = torch.empty(len(source), 3, size, size, dtype=torch.uint8)
+    labels = torch.empty(len(source), dtype=torch.int64)
+    for index in bar("Pictures")(range(len(source))):
+        picture, label = source[index]
+        images[index], labels[index] = crop(picture, size), label
+    return images, labels

@@ -1,0 +1,1 @@
+"""What runs cost and how fast they are: FLOPs, memory, benchmarks."""

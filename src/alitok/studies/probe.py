@@ -1,0 +1,272 @@
+"""How predictable tokens are: their entropies, and what a small generator learns of them in a stated budget."""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alitok.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alitok.data.datamodule import ImageNetDataModule
+    from alitok.data.token_cache import TokenCache
+
+BLOCK = 4096
+
+
+def probe(
+    cache: str | Path,
+    val_cache: str | Path | None = None,
+    *,
+    steps: int = 1000,
+    batch: int = 64,
+    width: int = 256,
+    depth: int = 6,
+    prefix: int | None = None,
+    images: int = 50_000,
+    held_out: int = 2_000,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measures the tokens of a cache.
+
+    Args:
+        cache: token cache folder; 5 % of it are held out where there is no `val_cache`.
+        steps, batch: budget of the small generator.
+        width, depth: its size; heads of 32 channels.
+        prefix: tokens in front of the grid, all of them where there is none (latents); None = what is over after the
+            largest square.
+        images, held_out: at most so many to learn from, and to judge by.
+
+    Returns:
+        What `alitok probe --json` writes; entropies and losses in nats. Where tokens have sub-codes, their accuracy is
+        the share of sub-codes, and entropies and losses of a token are the sums of theirs.
+
+    Raises:
+        BadInput: no readable cache, or a prefix that leaves no square grid.
+    """
+    from alitok.data.datamodule import ImageNetDataModule
+
+    start = time.perf_counter()
+    data = ImageNetDataModule(
+        cache=str(cache),
+        val_cache=None if val_cache is None else str(val_cache),
+        global_batch=batch,
+        micro_batch=min(batch, 64),
+        seed=seed,
+        count=images,
+        val_count=held_out,
+    )
+    data.setup()
+    tokens = data.token_cache
+    assert tokens is not None
+    num_prefix, side = layout(tokens.num_tokens, prefix)
+    train, held = (data.splits[split].chosen for split in ("train", "val"))  # type: ignore[union-attr]
+    codebook = tokens.codebook_size or highest_id(tokens, val_cache) + 1
+    statistics = token_statistics(tokens, train, codebook)
+    generator = train_generator(data, codebook, tokens.sub_codes, num_prefix, side, steps, width, depth, seed, device)
+    held_metric = judge(generator, data.splits["val"].cache, held)  # type: ignore[union-attr]
+    seen_metric = judge(generator, tokens, train[: len(held)])
+    accuracy, nats = held_metric.by_position()
+    return {
+        "source": str(cache),
+        "digest": tokens.digest,
+        "images": len(train),
+        "held_out": len(held),
+        "tokens": tokens.num_tokens,
+        "codebook_size": codebook,
+        "sub_codes": tokens.sub_codes,
+        "bits_per_token": tokens.sub_codes * math.log2(codebook),
+        "bits_per_picture": tokens.num_tokens * tokens.sub_codes * math.log2(codebook),
+        "codebook_size_known": tokens.codebook_size is not None,
+        **statistics,
+        "generator": {
+            "width": width,
+            "depth": depth,
+            "parameters": sum(p.numel() for p in generator.parameters()),
+            "prefix": num_prefix,
+        },
+        "steps": steps,
+        "batch": batch,
+        "seed": seed,
+        **held_metric.compute(),
+        "nats_per_picture": float(nats.sum()),
+        "token_nats_train": seen_metric.compute()["token_nats"],
+        "accuracy_by_position": accuracy.tolist(),
+        "nats_by_position": nats.tolist(),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def layout(num_tokens: int, prefix: int | None) -> tuple[int, int]:
+    """(K, side) with K + side^2 = N tokens; the largest square where no prefix is given, none where it is all.
+
+    Raises:
+        BadInput: what the prefix leaves is no square.
+    """
+    if prefix == num_tokens:
+        return num_tokens, 0
+    side = math.isqrt(num_tokens if prefix is None else max(0, num_tokens - prefix))
+    rest = num_tokens - side**2
+    if side == 0 or (prefix is not None and (rest != prefix or prefix < 0)):
+        raise BadInput(f"--prefix {prefix} leaves no square grid of the {num_tokens} tokens of an image.")
+    return rest, side
+
+
+def gather(cache: "TokenCache", images: "Tensor") -> "Tensor":
+    """Ids (B, N) or (B, N, S) of the view that is measured."""
+    import torch
+
+    return cache.gather(images, torch.full_like(images, cache.evaluation_view))
+
+
+def highest_id(cache: "TokenCache", val_cache: str | Path | None) -> int:
+    """The largest id in any view, where no metadata tells the size of the codebook."""
+    import torch
+
+    from alitok.data.token_cache import TokenCache
+
+    highest = 0
+    for part in [cache] if val_cache is None else [cache, TokenCache(val_cache)]:
+        for images in torch.arange(len(part)).split(BLOCK):
+            for view in range(part.views):
+                ids = part.gather(images, torch.full_like(images, view))
+                if ids.min() < 0:
+                    raise BadInput(f"Token cache {part.folder} has ids below 0.")
+                highest = max(highest, int(ids.max()))
+    return highest
+
+
+def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) -> dict[str, Any]:
+    """Usage, perplexity and entropies (nats) of one view of the images, all positions together.
+
+    `entropy` is of a token alone, `entropy_given_class` given its image's class; both are plug-in estimates, which lie
+    low where tokens are few, plus the correction (m - 1) / 2n for m codes seen in n tokens (Miller 1955), which is
+    given as `entropy_bias` and `entropy_given_class_bias`. `entropy_given_position` likewise. Of sub-codes, usage and
+    perplexity are means, and entropies sums: a token's own entropy is lower where its sub-codes depend on one another.
+    """
+    import torch
+
+    labels = cache.labels[images]
+    sub_codes = cache.sub_codes
+    counts = torch.zeros(sub_codes, codebook_size, dtype=torch.int64)
+    class_entropy = class_bias = 0.0
+    for label in labels.unique().tolist():  # a class at a time: C x V counts would not fit for large codebooks
+        of_class = torch.zeros_like(counts)
+        for part in images[labels == label].split(BLOCK):
+            of_class += count_codes(gather(cache, part).reshape(-1, sub_codes), codebook_size)
+        entropy, bias = summed_entropy(of_class)
+        share = float(of_class[0].sum()) / (len(images) * cache.num_tokens)
+        class_entropy += share * (entropy + bias)
+        class_bias += share * bias
+        counts += of_class
+    entropy, bias = summed_entropy(counts)
+    by_position = torch.zeros(cache.num_tokens * sub_codes, codebook_size, dtype=torch.int64)
+    for part in images.split(BLOCK):
+        by_position += count_codes(gather(cache, part).flatten(1), codebook_size)
+    return {
+        "counted_tokens": int(counts[0].sum()),
+        "codebook_usage": float((counts > 0).double().mean()),
+        "codebook_perplexity": sum(math.exp(plug_in_entropy(row)[0]) for row in counts) / sub_codes,
+        "entropy": entropy + bias,
+        "entropy_bias": bias,
+        "entropy_given_class": class_entropy,
+        "entropy_given_class_bias": class_bias,
+        "entropy_given_position": sum(e + b for e, b in map(plug_in_entropy, by_position)) / cache.num_tokens,
+    }
+
+
+def count_codes(ids: "Tensor", codebook_size: int) -> "Tensor":
+    """How often each code occurs in each column: ids (..., M) -> (M, V)."""
+    import torch
+
+    columns = ids.shape[-1]
+    flat = (ids + torch.arange(columns) * codebook_size).flatten()
+    return torch.bincount(flat, minlength=columns * codebook_size).view(columns, codebook_size)
+
+
+def summed_entropy(counts: "Tensor") -> tuple[float, float]:
+    """`plug_in_entropy`, summed over the rows of counts (M, V)."""
+    entropies, biases = zip(*map(plug_in_entropy, counts), strict=True)
+    return sum(entropies), sum(biases)
+
+
+def plug_in_entropy(counts: "Tensor") -> tuple[float, float]:
+    """Entropy (nats) of the frequencies of counts (V,), and what Miller's correction adds to it."""
+    import torch
+
+    total = float(counts.sum())
+    entropy = float(torch.special.entr(counts.double() / total).sum())
+    return entropy, (int((counts > 0).sum()) - 1) / (2 * total)
+
+
+def train_generator(
+    data: "ImageNetDataModule",
+    codebook_size: int,
+    sub_codes: int,
+    num_prefix: int,
+    side: int,
+    steps: int,
+    width: int,
+    depth: int,
+    seed: int,
+    device: str,
+) -> Any:
+    """The small generator after its budget, in eval mode: the training step of `alitok fit`, nothing written."""
+    import torch
+
+    from alitok.callbacks.progress import Progress
+    from alitok.common.devices import pick_device
+    from alitok.common.random import derive_seed
+    from alitok.training.bare import bare_trainer
+    from alitok.training.generator import GeneratorTraining
+    from alitok.training.launch import quiet
+
+    quiet()
+    place = pick_device(device)
+    kind = "generator.Generator" if sub_codes == 1 else "sub_code_generator.SubCodeGenerator"
+    block = {
+        "class_path": f"alitok.models.{kind}",
+        "init_args": {
+            **({} if sub_codes == 1 else {"sub_codes": sub_codes}),
+            "codebook_size": codebook_size,
+            "num_classes": data.num_classes,
+            "num_prefix": num_prefix,
+            "grid": [side, side],
+            "width": width,
+            "depth": depth,
+            "heads": width // 32,
+            "hidden_multiple": 64,
+        },
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "probe"))
+        phases = {"main": {"steps": steps, "lr": [2e-3, 1e-4], "shape": "cosine"}}
+        module = GeneratorTraining(block, phases, warmup_steps=min(50, steps // 4), seed=seed)
+        trainer = bare_trainer(
+            steps,
+            accelerator="gpu" if place.type == "cuda" else place.type,
+            devices=[place.index or 0] if place.type == "cuda" else 1,
+            callbacks=[Progress()],
+            enable_progress_bar=True,
+            default_root_dir=data.cache,
+        )
+        trainer.fit(module, datamodule=data)
+    return module.generator.to(place).eval()
+
+
+def judge(generator: Any, cache: "TokenCache", images: "Tensor") -> Any:
+    """`TokenAccuracy` of a generator on the measured view of some images of a cache."""
+    import torch
+
+    from alitok.evaluation.accuracy import TokenAccuracy
+
+    device = next(generator.parameters()).device
+    metric = TokenAccuracy(cache.num_tokens)
+    with torch.inference_mode():
+        for part in images.split(64):
+            ids = gather(cache, part).to(device)
+            metric.update(generator(ids, cache.labels[part].to(device)), ids)
+    return metric

@@ -1,0 +1,62 @@
+"""The end of a run: what follows its last step, also if the run was stopped in between."""
+
+from typing import Any
+
+import lightning
+from lightning import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from alitok.common.ends import Terminated, sigterm_postponed
+
+
+class Exporter(Callback):
+    """A callback that writes what a run leaves behind, after its last validation.
+
+    Attributes:
+        measured: the step of the newest validation.
+    """
+
+    measured: int | None = None
+
+    def write(self, trainer: lightning.Trainer) -> None:
+        """Writes it; all processes must call it."""
+        raise NotImplementedError
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's trainer, which finishes a run whose last step is done: last validation, pictures, artifact.
+
+    A run that was stopped after its last step is resumed with no step left. Lightning then calls no hook of training,
+    so a callback alone could not finish it.
+
+    Raises (by fit):
+        Terminated: the run was stopped before its last step (`max_time`, early stopping).
+    """
+
+    def _run_stage(self) -> Any:  # private; there is no public place between the last step and the teardown
+        resumed_at = self.global_step
+        with sigterm_postponed():
+            results = super()._run_stage()
+            if self.state.fn == TrainerFn.FITTING:
+                self._finish(resumed_at)
+        return results
+
+    def _finish(self, resumed_at: int) -> None:
+        step = self.global_step
+        if step < self.max_steps:
+            if self.is_global_zero:
+                print(f"{self.default_root_dir}: stopped at step {step:,} of {self.max_steps:,}.", flush=True)
+            raise Terminated
+        export = next((item for item in self.callbacks if isinstance(item, Exporter)), None)  # type: ignore[attr-defined]
+        if resumed_at >= self.max_steps and self.is_global_zero:
+            rest = "what follows the last step is made now" if export else "callbacks.artifact is off, so no artifact"
+            print(f"{self.default_root_dir}: all {step:,} steps are done; {rest}.", flush=True)
+        if export is None:
+            return
+        if export.measured != step:
+            validation = self.fit_loop.epoch_loop.val_loop
+            validation.restarting = False  # else it leaves out the batches that the checkpoint counted
+            self.validating = True
+            validation.run()
+            self.training = True
+        export.write(self)
