@@ -243,7 +243,7 @@ def test_what_a_data_spec_is_made_of_is_told_only_where_it_is_known(
 
 
 def test_outputs_are_tried_before_anything_is_measured(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alitok.commands.gfid.measure", None)
+    monkeypatch.setattr("alitok.evaluation.gfid.measure", None)
     for option in ("--json", "--save-statistics"):
         with pytest.raises(BadInput, match="Cannot write"):
             run(["evaluate", f"{sets}/shapes.npz", "--reference", f"{sets}/shapes", option, f"{sets}/shapes.npz/x"])

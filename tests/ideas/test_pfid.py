@@ -1,5 +1,8 @@
 """pFID: its settings, and that it is the mean of plain FIDs."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,28 +17,32 @@ def extractor() -> ClassifierExtractor:
     return ClassifierExtractor(Classifier(num_classes=4, width=2), "random")
 
 
+def tokenizer(codes: int) -> Any:
+    return SimpleNamespace(codebook_size=codes, quantizer=SimpleNamespace(codebook_size=codes, sub_codes=1))
+
+
 def pictures(seed: int) -> torch.Tensor:
     return torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_settings_are_the_papers_and_for_other_codebooks_the_same_shares() -> None:
-    metric = PerturbedFID(extractor(), 4096)
-    assert metric.published
+    metric = PerturbedFID(extractor(), tokenizer(4096))
+    assert metric.reasons == []
     assert len(metric.settings) == 15
     assert metric.settings[0] == Setting(0.5, 50)
     assert metric.settings[-1] == Setting(0.9, 90)
     assert [deltas_of(size) for size in (1024, 2048, 24)] == [(10, 15, 20), (25, 35, 45), (2,)]
-    assert not PerturbedFID(extractor(), 2048).published
+    assert PerturbedFID(extractor(), tokenizer(2048)).reasons
 
 
 def test_it_is_the_mean_of_the_fids_of_all_settings() -> None:
-    metric, network = PerturbedFID(extractor(), 1024), extractor()
+    metric, network = PerturbedFID(extractor(), tokenizer(1024)), extractor()
     real = FeatureStatistics(network.num_features)
     real.update(network(pictures(0)).pooled)
     expected = []
     for number, setting in enumerate(metric.settings, 1):
         for part in pictures(number).split(4):
-            metric.update(setting, part)
+            metric.add(setting, part)
         fake = FeatureStatistics(network.num_features)
         fake.update(network(pictures(number)).pooled)
         expected.append(frechet_distance(fake, real))

@@ -5,8 +5,9 @@ With it, the validation images of --data are sent through --tokenizer and measur
 """
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from alitok.commands.options import add_device_argument
 from alitok.common.errors import BadInput
@@ -14,6 +15,7 @@ from alitok.common.errors import BadInput
 if TYPE_CHECKING:
     from alitok.evaluation.record import EvaluationRecord
 
+T = TypeVar("T")
 PROTOCOLS = ("adm", "clean", "legacy_tensorflow", "legacy_pytorch")
 ROWS = {
     "fid": "FID (gFID)",
@@ -79,20 +81,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from alitok.commands.gfid import evaluate_samples
-    from alitok.commands.rfid import evaluate_reconstructions
+    from alitok.artifacts.folder import load_tokenizer
     from alitok.common.devices import pick_device
     from alitok.common.distributed import process_group, rank
+    from alitok.evaluation.gfid import Samples, evaluate_samples
+    from alitok.evaluation.rfid import Reconstructions, evaluate_reconstructions
+    from alitok.ideas.perturbation import PerturbedFID
 
     check_options(args)
     with process_group(pick_device(args.device)) as device:
         if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # its ten bits would show in the third digit
-        record = evaluate_reconstructions(args, device) if args.reconstruction else evaluate_samples(args, device)
+        if args.reconstruction:
+            tokenizer, extra = load_tokenizer(args.tokenizer, device), PerturbedFID if args.pfid else None
+            record = evaluate_reconstructions(taken(Reconstructions, args), tokenizer, device, extra)
+        else:
+            record = evaluate_samples(taken(Samples, args), device)
         if rank() == 0:
             if args.json:
                 record.save(args.json)
             print_table(record, args)
+
+
+def taken(kind: type[T], args: argparse.Namespace) -> T:
+    """The settings of the library from the options of the same names."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -105,22 +105,17 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
         BadInput: a file that is missing, or weights of another size.
     """
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-    from alitok.commands import evaluate
-    from alitok.commands.gfid import evaluate_samples
     from alitok.common.distributed import all_or_none, rank
     from alitok.common.draw import Draw
     from alitok.common.errors import BadInput
     from alitok.common.files import check_writable
+    from alitok.evaluation.gfid import Samples, evaluate_samples
     from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
     from alitok.evaluation.reference import file_reference, refuse_for_samples
     from alitok.sampling.sets import draw_set, set_settings
 
     samples = args.out / f"samples-{args.count or preset.count}.npz"
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    measuring = parser.parse_args(
-        [str(samples), "--reference", args.reference, "--extractor", args.extractor, "--device", args.device]
-    )
+    measuring = Samples(str(samples), args.reference, args.extractor)
     # what can be refused is refused in the first seconds, not after hours of drawing
     check_writable(args.json or args.out / RESULT)
     extractor = pick_extractor(measuring.protocol, measuring.extractor, device)

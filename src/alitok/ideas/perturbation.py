@@ -170,26 +170,56 @@ class PerturbedFID:
 
     Args:
         extractor: of the features.
-        codebook_size: V, which decides the deltas.
+        tokenizer: its codebook size decides the deltas.
 
     Attributes:
-        settings: the pairs of alpha and delta. published: whether the deltas are the paper's.
+        settings: the pairs of alpha and delta.
+
+    Raises:
+        BadInput: the tokenizer's tokens cannot be swapped.
     """
 
-    def __init__(self, extractor: Extractor, codebook_size: int) -> None:
+    def __init__(self, extractor: Extractor, tokenizer: Tokenizer) -> None:
         self.extractor = extractor
-        self.deltas = deltas_of(codebook_size)
-        self.published = codebook_size in DELTAS
+        self.deltas = deltas_of(tokenizer.codebook_size)
+        check_swappable(tokenizer.quantizer, max(self.deltas))
         self.settings = [Setting(*pair) for pair in product(ALPHAS, self.deltas)]
+        self.titles = [f"{setting.alpha:.0%} of {setting.delta}" for setting in (self.settings[0], self.settings[-1])]
+        self.reasons = []
+        if tokenizer.codebook_size not in DELTAS:
+            self.reasons = [f"pFID has no published deltas for a codebook of {tokenizer.codebook_size:,} codes"]
         self.reset()
 
     def reset(self) -> None:
         self.statistics = [FeatureStatistics(self.extractor.num_features) for _ in self.settings]
 
     @torch.no_grad()
-    def update(self, setting: Setting, images: Tensor) -> None:
+    def add(self, setting: Setting, images: Tensor) -> None:
         """Adds uint8 images (B, 3, H, W) that were decoded from codes perturbed with one of the settings."""
         self.statistics[self.settings.index(setting)].update(self.extractor(images).pooled)
+
+    @torch.no_grad()
+    def update(self, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation) -> list[Tensor]:
+        """Adds what images decode to in every setting, from their latents (B, N, D) as the encoder gives them.
+
+        The random numbers are those of the image's number `index`, the same ones in all settings.
+
+        Returns:
+            uint8 (B, 3, H, W) of the mildest and of the harshest setting.
+        """
+        encoded: Quantized = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
+        ids = encoded.ids
+        near = nearest_codes(encoded.latents, tokenizer.quantizer, max(self.deltas))
+        drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
+        uniforms = torch.stack(drawn).to(ids.device)
+        ends = []
+        for setting in self.settings:
+            swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
+            images = to_uint8(tokenizer.decode(swapped, indices=index.tolist()), quantisation)
+            self.add(setting, images)
+            if setting in (self.settings[0], self.settings[-1]):
+                ends.append(images)
+        return ends
 
     def compute(self, real: FeatureStatistics) -> dict[str, float | dict[str, float]]:
         """`pfid` and `pfid_by_setting` (by "alpha 0.5, delta 50", ...) against the images, equal on every process.
@@ -202,28 +232,3 @@ class PerturbedFID:
             for setting, statistics in zip(self.settings, self.statistics, strict=True)
         }
         return {"pfid": sum(found.values()) / len(found), "pfid_by_setting": found}
-
-
-def perturb(
-    metric: PerturbedFID, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation
-) -> list[Tensor]:
-    """Adds what images decode to in every setting, from their latents (B, N, D) as the encoder gives them.
-
-    The random numbers are those of the image's number `index`, the same ones in all settings.
-
-    Returns:
-        uint8 (B, 3, H, W) of the mildest and of the harshest setting.
-    """
-    encoded: Quantized = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
-    ids = encoded.ids
-    near = nearest_codes(encoded.latents, tokenizer.quantizer, max(metric.deltas))
-    drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
-    uniforms = torch.stack(drawn).to(ids.device)
-    ends = []
-    for setting in metric.settings:
-        swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
-        images = to_uint8(tokenizer.decode(swapped, indices=index.tolist()), quantisation)
-        metric.update(setting, images)
-        if setting in (metric.settings[0], metric.settings[-1]):
-            ends.append(images)
-    return ends

@@ -1,6 +1,6 @@
 """gFID and what goes with it: samples against a reference of training images, by the ADM protocol."""
 
-import argparse
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,34 @@ from alitok.evaluation.sidecar import KEYS, TOLD, read_sidecar, sidecar_labels, 
 NOT_TOLD = ("generator", "tokenizer", "guidance", "temperature", "seed", "quantisation")
 
 
-def evaluate_samples(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:
+@dataclass(frozen=True)
+class Samples:
+    """What is measured, and against what.
+
+    Attributes:
+        samples, reference: .npz, a folder of PNG, or a data spec.
+        extractor: a file, or "inception".
+        protocol: adm, or a mode of clean-fid.
+        split, reference_split, size, count: of data specs.
+        save_statistics: where mean and covariance of the samples go.
+        json: where the record will go.
+        batch: images measured together.
+    """
+
+    samples: str
+    reference: str | None = None
+    extractor: str = "inception"
+    protocol: str = ADM
+    split: str | None = None
+    reference_split: str | None = None
+    size: int | None = None
+    count: int | None = None
+    save_statistics: Path | None = None
+    json: Path | None = None
+    batch: int = 32
+
+
+def evaluate_samples(args: Samples, device: torch.device) -> EvaluationRecord:
     """gFID and the rest of the ADM protocol; a collective.
 
     Raises:
@@ -102,7 +129,7 @@ def evaluate_samples(args: argparse.Namespace, device: torch.device) -> Evaluati
     )
 
 
-def compare_statistics(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:
+def compare_statistics(args: Samples, device: torch.device) -> EvaluationRecord:
     """FID and sFID of samples of which nothing but stored statistics is left.
 
     Raises:
@@ -134,7 +161,7 @@ def compare_statistics(args: argparse.Namespace, device: torch.device) -> Evalua
     )
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def check_outputs(args: Samples) -> None:
     """Refuses to write over what is read, and options that would change nothing."""
     inputs = [Path(path) for path in (args.samples, args.reference) if path is not None]
     read = {path.resolve() for path in (*inputs, sidecar_path(inputs[0]))}

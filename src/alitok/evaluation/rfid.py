@@ -1,14 +1,14 @@
 """rFID and what goes with it: a tokenizer's reconstructions against the validation images that they are of."""
 
-import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from alitok.artifacts.folder import load_tokenizer
 from alitok.common.digest import module_digest, tokenizer_digest
 from alitok.common.distributed import all_or_none, rank
 from alitok.common.images import save_grid
@@ -17,11 +17,12 @@ from alitok.data.found import announce
 from alitok.data.reading import crop
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.codebook import CodebookUsage
+from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.image_sets import Reader, SourceImages
 from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
 from alitok.evaluation.quantise import Quantisation, to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
-from alitok.evaluation.record import EvaluationRecord, ImagesRecord, Named, reasons_against_reconstruction
+from alitok.evaluation.record import ADM, EvaluationRecord, ImagesRecord, Named, reasons_against_reconstruction
 from alitok.evaluation.reference import (
     VALIDATION,
     Reference,
@@ -29,23 +30,71 @@ from alitok.evaluation.reference import (
     refuse_for_reconstructions,
     set_reference,
 )
-from alitok.ideas.perturbation import PerturbedFID, check_swappable, perturb
+from alitok.evaluation.statistics import FeatureStatistics
+from alitok.models.tokenizer import Tokenizer
 
 SHOWN = 8  # pictures of --picture
 
 
-def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> EvaluationRecord:
-    """rFID, with --pfid pFID, PSNR, SSIM and codebook use of a tokenizer on validation images; a collective.
+class Extra(Protocol):
+    """A measure that is taken beside rFID, on the same images.
+
+    Attributes:
+        titles: of the pictures that `update` returns.
+        reasons: why its numbers are not comparable with published ones.
+    """
+
+    titles: list[str]
+    reasons: list[str]
+
+    def update(self, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation) -> list[Tensor]:
+        """Adds images by their latents (B, N, D) and numbers (B,) -> pictures to show, uint8 (B, 3, H, W) each."""
+
+    def compute(self, real: FeatureStatistics) -> dict[str, Any]:
+        """Numbers by name, against the statistics of the images; a collective."""
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What is reconstructed, and how it is measured.
+
+    Attributes:
+        tokenizer: its name in the record.
+        data: data spec whose validation split is reconstructed.
+        reference: .npz, a folder of PNG, or a data spec; None for the images themselves.
+        extractor: a file, or "inception".
+        protocol: adm, or a mode of clean-fid.
+        count: at most so many images.
+        quantisation: of reconstructions to bytes, truncated (None) or rounded.
+        picture: where a PNG of eight images goes.
+        batch: images measured together.
+    """
+
+    tokenizer: str
+    data: str
+    reference: str | None = None
+    extractor: str = "inception"
+    protocol: str = ADM
+    count: int | None = None
+    quantisation: str | None = None
+    picture: Path | None = None
+    batch: int = 32
+
+
+def evaluate_reconstructions(
+    args: Reconstructions,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    extra: Callable[[Extractor, Tokenizer], Extra] | None = None,
+) -> EvaluationRecord:
+    """rFID, PSNR, SSIM and codebook use of a tokenizer on validation images; a collective.
 
     Raises:
         BadInput: anything that cannot be read or does not fit.
     """
     extractor = pick_extractor(args.protocol, args.extractor, device)
-    tokenizer = load_tokenizer(args.tokenizer, device)
     size = tokenizer.image_size
-    perturbed = PerturbedFID(extractor, tokenizer.codebook_size) if args.pfid else None
-    if perturbed is not None:
-        check_swappable(tokenizer.quantizer, max(perturbed.deltas))
+    beside = None if extra is None else extra(extractor, tokenizer)
     reference: Reference | None = None
     if args.reference is not None:
         if is_spec(args.reference):
@@ -74,23 +123,20 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
             decoded = tokenizer.decode(ids, indices=index.tolist())
             metrics.update(originals, decoded)
             codebook.update(ids)
-            ends = [] if perturbed is None else perturb(perturbed, tokenizer, latents, index, quantisation)
+            ends = [] if beside is None else beside.update(tokenizer, latents, index, quantisation)
             if args.picture is not None and len(shown) < SHOWN:
                 columns = [pixels, to_uint8(decoded, quantisation), *ends]
                 shown += torch.stack([column.cpu() for column in columns], dim=1)
     if args.picture is not None and rank() == 0:
         titles = ["original", "decoded"]
-        if perturbed is not None:
-            titles += [f"{s.alpha:.0%} of {s.delta}" for s in (perturbed.settings[0], perturbed.settings[-1])]
+        titles += [] if beside is None else beside.titles
         save_grid(torch.cat(shown[:SHOWN]), args.picture, len(titles), titles)
     digest = reader.digest()
     results: dict[str, Any] = {**metrics.compute(), **codebook.compute()}
-    reasons = []
-    if perturbed is not None:
+    reasons = [] if beside is None else list(beside.reasons)
+    if beside is not None:
         real = metrics.real.reduce() if metrics.reference is None else metrics.reference
-        results |= perturbed.compute(real)
-        if not perturbed.published:
-            reasons = [f"pFID has no published deltas for a codebook of {tokenizer.codebook_size:,} codes"]
+        results |= beside.compute(real)
     return EvaluationRecord(
         measure="rFID",
         samples=ImagesRecord(source.name, digest, images.count, size),
@@ -100,7 +146,7 @@ def evaluate_reconstructions(args: argparse.Namespace, device: torch.device) -> 
         resize=extractor.resize,
         quantisation=args.quantisation or "truncated",
         tokenizer={
-            "name": str(args.tokenizer),
+            "name": args.tokenizer,
             "digest": tokenizer_digest(tokenizer),
             "weights": module_digest(tokenizer),
         },
