@@ -23,7 +23,6 @@ from stand_in import write, write_wide
 from alitok.artifacts import published
 from alitok.artifacts.release import generator_to_release, tokenizer_to_release
 from alitok.cli import VERBS, Parser, run
-from alitok.commands.demo import again_command
 from alitok.commands.reproduce import PRESETS
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
@@ -32,6 +31,7 @@ from alitok.models.encoder import Encoder
 from alitok.models.generator import Generator
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.tokenizer import Tokenizer
+from alitok.studies.demo import again_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["laptop", "own-pictures", "imagenet", "training", "evaluation"]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from alitok import cli
-from alitok.commands.describe import layout_of
 from alitok.common.errors import BadInput
 from alitok.common.hardware import GPUS, measure_cpu
 from alitok.config import compose_run
 from alitok.profiling.cost import Layout
+from alitok.profiling.record import layout_of
 
 ROOT = Path(__file__).parents[2] / "experiments"
 SMALL = ["-c", str(ROOT / "demo/generator.yaml"), "--model.generator.depth", "1"]

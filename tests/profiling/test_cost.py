@@ -12,11 +12,11 @@ import torch
 from tiny import GAN, tiny
 from torch import nn
 
-from alitok.commands.describe import chosen
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.profiling.cost import Cost, Layout, cost
 from alitok.profiling.flops import Ledger
+from alitok.profiling.record import chosen
 
 ROOT = Path(__file__).parents[2] / "experiments"
 SIZES = [(path.parents[1] / "generator.yaml", path) for path in sorted(ROOT.glob("*/sizes/*.yaml"))]
@@ -183,7 +183,7 @@ import json, sys, types, warnings
 import lightning as L
 import torch, torchmetrics, torchvision
 from alitok.common.build import import_class
-from alitok.commands.describe import chosen
+from alitok.profiling.record import chosen
 from alitok.profiling.cost import Layout, cost
 from alitok.config import compose_run
 

@@ -1,0 +1,291 @@
+"""The whole line on embedded data: two tokenizer stages, token cache, generator, samples, report."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STEPS = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
+# A little below 1: a generator of a few minutes gives rare wrong tokens more probability than they deserve.
+TEMPERATURE = 0.9
+
+
+def demo(out: Path, configs: Path, images: int, samples: int, classifier_steps: int, precision: str) -> None:
+    """Runs the line, or what of it is missing.
+
+    Args:
+        out: where all of it goes.
+        configs: folder of the three YAML files.
+        images: in the token cache.
+        samples: that are measured.
+        classifier_steps: of the measuring network.
+        precision: of training.
+
+    Raises:
+        BadInput: a configuration that is not valid, or another command at work in the folder.
+    """
+    import torch
+
+    from alitok.common.ends import alone_in
+    from alitok.config import compose_run
+    from alitok.training.launch import run as launch
+
+    clock = Clock(out / "seconds.json")
+    print(
+        f"Demo in {out}: {precision}, {torch.get_num_threads()} threads. Eleven to twelve minutes on two server cores.",
+        flush=True,
+    )
+    overrides = ["--define.run", str(out), "--trainer.precision", precision]
+    names = ("tokenizer-stage1", "tokenizer-stage2", "generator")
+    # before the minutes of the first step
+    stage1, stage2, generator = (compose_run([configs / f"{name}.yaml"], overrides) for name in names)
+
+    with alone_in(out):
+        with clock("classifier"):
+            classifier(out / "classifier", classifier_steps)
+        for stage, config in (("stage1", stage1), ("stage2", stage2)):
+            with clock(stage):
+                launch("fit", config)
+        with clock("tokenise"):
+            cache_tokens(out, images)
+        with clock("generator"):
+            launch("fit", generator)
+        with clock("samples and measures"):
+            report(out, samples, precision, clock)
+
+
+class Clock:
+    """Seconds of each step, kept in a file so that an interrupted demo still reports them all."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        from alitok.common.files import write_json
+
+        start = time.perf_counter()
+        print(f"{STEPS.index(step) + 1} of {len(STEPS)}: {step}", flush=True)
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+            write_json(self.file, self.seconds)
+
+
+def classifier(folder: Path, steps: int) -> None:
+    """Trains the small classifier that stands in for Inception; done when its folder is there."""
+    from alitok.data.reading import read_all
+    from alitok.data.shapes import Shapes
+    from alitok.evaluation.classifier import train_and_save
+
+    if folder.is_dir():
+        return
+    images, labels = read_all(Shapes("train", count=6000, seed=1), 64)
+    train_and_save(images, labels, 10, folder, steps, width=24, batch=64)
+
+
+def cache_tokens(out: Path, images: int) -> None:
+    """The ten-crop token cache of the training pictures, made with stage 1's encoder and codebook."""
+    from alitok.artifacts.folder import load_tokenizer
+    from alitok.data.encoding import tokenize
+    from alitok.data.shapes import Shapes
+
+    if (out / "tokens").is_dir():
+        return
+    tokenizer = load_tokenizer(out / "stage1" / "artifact")
+    tokenize(tokenizer, Shapes("train", tokenizer.image_size, count=images), out / "tokens", batch=200)
+
+
+def report(out: Path, count: int, precision: str, clock: Clock) -> None:
+    """Samples, measures, and the page; always made anew."""
+    import resource
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+    from alitok.common.draw import Draw
+    from alitok.common.files import write_json
+    from alitok.common.images import save_grid
+    from alitok.common.progress import counter
+    from alitok.data.reading import read_all
+    from alitok.data.shapes import Shapes
+    from alitok.evaluation.extractors import open_extractor
+    from alitok.evaluation.generation import GenerationMetrics
+    from alitok.evaluation.quantise import to_uint8
+    from alitok.evaluation.reconstruction import ReconstructionMetrics
+    from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+    from alitok.reports.curves import read_curves
+    from alitok.reports.page import write_report
+    from alitok.reports.provenance import processor, versions
+    from alitok.sampling.images import sample_images
+
+    start = time.perf_counter()
+    stages = [load_tokenizer(out / name / "artifact") for name in ("stage1", "stage2")]
+    generator = load_generator(out / "generator" / "artifact")
+    check_pair(generator, stages[1])
+    size, names = stages[0].image_size, generator.card["class_names"]
+    extractor = open_extractor(str(out / "classifier"), "cpu")
+
+    # Two sets of pictures that no stage has seen: one to measure against, one to say how far real is from real.
+    held_out, _ = read_all(Shapes("val", size, count=count, seed=0), size)
+    others, other_labels = read_all(Shapes("val", size, count=count, seed=1), size)
+    reference, real = FeatureStatistics(extractor.num_features), FeatureStatistics(extractor.num_features)
+    correct = 0
+    for part, other, labels in zip(held_out.split(100), others.split(100), other_labels.split(100), strict=True):
+        reference.update(extractor(part).pooled)
+        features = extractor(other)
+        real.update(features.pooled)
+        correct += int((features.probabilities.argmax(1) == labels).sum())
+
+    numbers: dict[str, Any] = {}
+    copies = []
+    for name, tokenizer in zip(("stage1", "stage2"), stages, strict=True):
+        metrics = ReconstructionMetrics(extractor)
+        for part in held_out[:500].split(100):
+            images = part.float() / 255
+            metrics.update(images, tokenizer.decode(tokenizer.encode(images)))
+        for metric, value in metrics.compute().items():
+            numbers[f"{metric}_{name}"] = value
+        shown = held_out[:20].float() / 255
+        copies.append(tokenizer.decode(tokenizer.encode(shown)))
+    numbers["codebook_usage"] = stages[0].card["metrics"]["codebook_usage"]
+    numbers["ar_accuracy"] = generator.card["metrics"]["token_accuracy"]
+
+    generation = GenerationMetrics(extractor, reference)
+    labels = [index % len(names) for index in range(count)]
+    samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    first_ids, agreed = [], 0
+    batch = 100
+    with counter("Sampling", -(-count // batch) * generator.num_tokens) as advance:
+        for indices, ids, images in sample_images(
+            generator,
+            stages[1],
+            labels,
+            Draw.chosen(generator.card, temperature=TEMPERATURE, seed=0),
+            batch=batch,
+            on_step=lambda step: advance(1),
+        ):
+            pixels = to_uint8(images)
+            generation.update(pixels)
+            wanted = torch.tensor([labels[index] for index in indices])
+            agreed += int((extractor(pixels).probabilities.argmax(1) == wanted).sum())
+            first_ids.append(ids)
+            for index, image in zip(indices, images, strict=True):
+                samples[names[labels[index]]].append(image)
+    results = generation.compute()
+    numbers |= {
+        "class_agreement": agreed / count,
+        "class_agreement_real": correct / count,
+        "fid": results["fid"],
+        "fid_real": frechet_distance(reference, real),
+        "inception_score": results["inception_score"],
+        "samples": count,
+        "temperature": TEMPERATURE,
+        "extractor": extractor.name,
+        "comparable": False,
+    }
+    few = {name: torch.stack(images[:8]) for name, images in samples.items() if images}
+    save_grid(
+        torch.cat([torch.stack(list(row)) for row in zip(*few.values(), strict=False)]), out / "samples.png", 10, names
+    )
+    clock.seconds["samples and measures"] = time.perf_counter() - start
+    numbers["seconds"] = {step: round(seconds, 1) for step, seconds in clock.seconds.items()}
+    numbers["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    write_json(out / "report.json", numbers)
+
+    ids = torch.cat(first_ids)
+    write_report(
+        out / "report.html",
+        originals=held_out[:20].float() / 255,
+        stage1=copies[0],
+        stage2=copies[1],
+        samples=few,
+        forming=[(names[labels[i]], *forming(stages[0], stages[1], ids[i])) for i in range(min(5, count))],
+        curves={
+            "Stage 1: causal decoder": read_curves(out / "stage1"),
+            "Stage 2: bidirectional decoder": read_curves(out / "stage2"),
+            "Generator": read_curves(out / "generator"),
+        },
+        numbers=numbers,
+        seconds=clock.seconds,
+        facts={
+            "Data": f"{stages[0].card['data']}",
+            "Tokens": f"{stages[0].num_tokens} an image, codebook of {stages[0].codebook_size}",
+            "Parameters": ", ".join(
+                f"{name} {sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"
+                for name, module in (("tokenizer", stages[1]), ("generator", generator))
+            ),
+            "Machine": f"{processor()}, {torch.get_num_threads()} threads",
+            "Precision": precision,
+            "Versions": versions(),
+        },
+        next_steps=[
+            ("Draw more of two classes.", sample_command(out, "star,heart")),
+            ("Send your own pictures through the tokenizer.", reconstruct_command(out)),
+            (
+                "Train on your own folder of class folders.",
+                "make train-tokenizer DATA=path/to/folder EXPERIMENT=cifar10",
+            ),
+            (
+                "Change one number, train again (six minutes), and lay both runs side by side.",
+                f"{again_command(out)}\nalitok compare {out} {out}-2 --out compare.html",
+            ),
+        ],
+    )
+    table = Table(title=f"{out / 'report.html'}")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name in ("psnr_stage1", "psnr_stage2", "codebook_usage", "ar_accuracy", "class_agreement", "fid", "fid_real"):
+        table.add_row(name, f"{numbers[name]:.3f}")
+    Console().print(table)
+
+
+def sample_command(out: Path, classes: str) -> str:
+    parts = f"--generator {out}/generator/artifact --tokenizer {out}/stage2/artifact"
+    return f"alitok sample {parts} --classes {classes} --temperature {TEMPERATURE} --out {out}/more.png"
+
+
+def again_command(out: Path) -> str:
+    shared = f"--define.cache {out}/tokens --define.tokenizer {out}/stage2/artifact"
+    return f"alitok fit -c experiments/demo/generator.yaml {shared} --define.run {out}-2 --model.generator.depth 3"
+
+
+def reconstruct_command(out: Path) -> str:
+    return f"alitok reconstruct --tokenizer {out}/stage2/artifact picture.jpg --out {out}/mine"
+
+
+def forming(stage1: Any, stage2: Any, ids: Any) -> tuple[list[int], Any]:
+    """A picture token by token: what the first k ids (N,) fix.
+
+    Stage 1's decoder is causal, so each patch is final as soon as its token is there; until then it is grey. The first
+    tokens are the prefix: they show, by their own head, the first row. The last frame is stage 2's decoding.
+
+    Returns:
+        numbers of tokens, and frames (T, 3, H, W).
+    """
+    import torch
+
+    decoder = stage1.decoder
+    with torch.no_grad():
+        outputs = decoder(stage1.quantizer.lookup(ids[None]))
+    image, strip = outputs["image"][0], outputs["prefix"][0]
+    patch, prefix, total = strip.shape[1], decoder.num_prefix, len(ids)
+    counts = sorted({1, 2, 4, prefix, *range(prefix, total, max(1, (total - prefix) // 8)), total})
+    frames = []
+    for count in counts:
+        frame = torch.full_like(image, 0.5)
+        row = min(count, decoder.rows)
+        frame[:, :patch, : row * patch] = strip[:, :, : row * patch]
+        for place in range(max(0, count - prefix)):
+            y, x = divmod(place, decoder.rows)
+            cell = (slice(None), slice(y * patch, (y + 1) * patch), slice(x * patch, (x + 1) * patch))
+            frame[cell] = image[cell]
+        frames.append(frame)
+    frames[-1] = stage2.decode(ids[None])[0]
+    return counts, torch.stack(frames)
