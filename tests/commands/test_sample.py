@@ -246,3 +246,10 @@ class Twice(Linear):
     assert json.loads((tmp_path / "a.json").read_text())["schedule"] == "twice_guidance.Twice"
     pixels = [np.load(tmp_path / f"{name}.npz")["arr_0"] for name in "ab"]
     assert not np.array_equal(*pixels)
+
+
+def test_drawing_pictures_imports_no_lightning(artifacts: Path, tmp_path: Path) -> None:
+    words = ["sample", "--generator", str(artifacts / "generator"), "--tokenizer", str(artifacts / "tokenizer")]
+    words += ["--classes", "0", "--out", str(tmp_path / "g.png")]
+    code = f"import sys; from alitok.cli import main; main({words}); assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
