@@ -12,28 +12,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from alitok.artifacts.folder import load_artifact, read_card, save_artifact
-from alitok.common.build import build, import_class, is_class_block
+from alitok.artifacts.folder import load_artifact
+from alitok.common.build import import_class
 from alitok.config import compose_run, load_yaml
-from alitok.data.sources import fingerprint
 from alitok.data.token_cache import TokenCache
-from alitok.data.token_shards import TokenShards
-from alitok.ideas.post_training import PairedDataModule
-from alitok.losses.perceptual import Perceptual
 from alitok.sampling.generate import generate
+from alitok.studies import small
 from alitok.training.checkpoint import read_checkpoint
 from alitok.training.launch import run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 IDEAS = sorted((EXPERIMENTS / "ideas").glob("*.yaml"))
-REDUCED = {"width": 32, "depth": 1, "heads": 2}
 GUIDE = EXPERIMENTS.parent / "docs" / "adding-an-idea.md"
-STEPS, STOP = 3, 1
+STEPS, STOP = small.STEPS, 1
 
 
 def head(idea: Path) -> list[str]:
@@ -41,61 +36,24 @@ def head(idea: Path) -> list[str]:
     return [line.removeprefix("#").strip() for line in idea.read_text("utf-8").splitlines()[:2]]
 
 
-def named(word: str, idea: Path) -> Path:
-    """A file of an `# over:` line, written from experiments/, from the repository or from the idea's own folder."""
-    places = (EXPERIMENTS / word, EXPERIMENTS.parent / word, idea.parent / word)
-    found = [place.resolve() for place in places if place.is_file()]
-    assert found, f"{idea.name} is laid over {word}, which is no file of experiments/"
-    return found[0]
-
-
 @cache
-def stacks(idea: Path) -> list[tuple[Path, ...]]:
-    """Files to compose, for each base of the idea: the base, the overlays between, the idea."""
-    files = [named(word, idea) for word in head(idea)[0].removeprefix("over:").replace(",", " ").split()]
-    contents = {file: load_yaml(file) for file in files}
-    bases = [file for file in files if all(is_class_block(contents[file].get(part)) for part in ("model", "data"))]
-    between = [file for file in files if file not in bases]
-    full = [Path(str(file).replace("/demo/", "/imagenet256/")) for file in bases]
-    return [(base, *between, idea) for base in dict.fromkeys([*bases, *(file for file in full if file.is_file())])]
+def stacks(idea: Path) -> list[small.Stack]:
+    """The stacks of an idea; those over demo/ stand for the recipe of imagenet256/ too."""
+    found = small.stacks(idea)
+    full = [(Path(str(base).replace("/demo/", "/imagenet256/")), *rest) for base, *rest in found]
+    return list(dict.fromkeys([*found, *(files for files in full if files[0].is_file())]))
 
 
-def small_stack(idea: Path) -> tuple[Path, ...]:
+def small_stack(idea: Path) -> small.Stack:
     """The stack whose images are smallest."""
     return min(stacks(idea), key=lambda files: load_yaml(files[0]).get("define", {}).get("image_size", 64))
 
 
-def reduce(value: Any) -> Any:
-    """A block of the model with every width, depth and number of heads made small."""
-    if isinstance(value, dict):
-        return {key: REDUCED.get(key, 0) or reduce(item) for key, item in value.items()}
-    return [reduce(item) for item in value] if isinstance(value, list) else value
-
-
-def needs_file(loss: dict[str, Any]) -> bool:
-    stands_in = str(loss.get("init_args", {}).get("weights")).startswith("random:")
-    return issubclass(import_class(loss["class_path"]), Perceptual) and not stands_in
-
-
-def reduced(files: tuple[Path, ...], folder: Path) -> dict[str, Any]:
-    """The composed configuration with small models, three steps, few shapes, and no callback but those that keep."""
-    config = compose_run(files, ["--define.run", str(folder)])
-    arguments, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
-    for part in ("tokenizer", "generator"):
-        if part in arguments:
-            arguments[part] = reduce(arguments[part])
-    arguments["warmup_steps"] = 0
-    phases = arguments["phases"]
-    for name in [n for n, block in arguments.get("losses", {}).items() if needs_file(block)]:
-        del arguments["losses"][name]
-        for phase in phases.values():
-            phase.get("weights", {}).pop(name, None)
-    for number, phase in enumerate(phases.values(), 1):
-        phase["steps"] = 1 if number < len(phases) else max(1, STEPS - number + 1)
-        phase["lr"] = 1e-3
-    if "source" in data:
-        data |= {"source": "shapes", "count": 24, "val_count": 4}
-    data |= {"global_batch": 12, "micro_batch": 6, "num_workers": 0}
+def reduced(files: small.Stack, folder: Path) -> dict[str, Any]:
+    """The small configuration in two micro-batches, with no callback but those that keep."""
+    config = small.small(compose_run(files, ["--define.run", str(folder)]))
+    data, trainer = config["data"]["init_args"], config["trainer"]
+    data["micro_batch"] = small.BATCH // 2
     trainer |= {"logger": False, "limit_val_batches": 0, "log_every_n_steps": 1, "precision": "32-true"}
     kept = {name: trainer["callbacks"][name] for name in ("health", "checkpoint", "artifact")}
     kept["checkpoint"]["init_args"]["every_n_train_steps"] = 1
@@ -103,52 +61,12 @@ def reduced(files: tuple[Path, ...], folder: Path) -> dict[str, Any]:
     return config
 
 
-def prepare(config: dict[str, Any]) -> None:
-    """Puts in place what the run begins with: the artifact of the stage before, a token cache, pairs."""
-    arguments, data = config["model"]["init_args"], config["data"]
-    begin = arguments.get("start_from")
-    if begin is not None:
-        torch.manual_seed(1)
-        save_artifact(begin, arguments["tokenizer"], build(arguments["tokenizer"]), {"kind": "tokenizer"})
-    job = {}
-    if isinstance(arguments.get("tokenizer"), str):  # a generator's, for terms that read the codebook
-        made = compose_run([EXPERIMENTS / "demo" / "tokenizer-stage2.yaml"])["model"]["init_args"]["tokenizer"]
-        torch.manual_seed(1)
-        card = save_artifact(arguments["tokenizer"], reduce(made), build(reduce(made)), {"kind": "tokenizer"})
-        job["digest"] = card["digest"]
-    if data["init_args"].get("cache") is not None:
-        model = build(arguments["generator"])
-        write_cache(data["init_args"]["cache"], random_ids(model, 24, 2), model.codebook_size, **job)
-    if issubclass(import_class(data["class_path"]), PairedDataModule):
-        model, module = build(arguments["tokenizer"]), PairedDataModule(**data["init_args"])
-        source = module._open("train")
-        job = {"source": fingerprint(source), "recipe": {"sigma": 0.5}, "digest": read_card(Path(begin))["digest"]}
-        write_cache(module.pairs, random_ids(model, len(source), 2), model.codebook_size, **job)
-
-
-def random_ids(model: Any, images: int, views: int) -> np.ndarray:
-    """(images, views, N) or (images, views, N, S), as a tokenizer or a generator has them."""
-    codes = model.sub_codes
-    shape = (images, views, model.num_tokens) + (() if codes == 1 else (codes,))
-    return np.random.default_rng(0).integers(0, model.codebook_size, shape)
-
-
-def write_cache(folder: str | Path, ids: np.ndarray, codebook_size: int, **job: Any) -> None:
-    """A token cache of ids (images, views, N, ...), labels cycling."""
-    names = [f"class {number}" for number in range(10)]
-    job = {"digest": "d" * 64, "recipe": {}, "precision": "32", "source": "none", **job}
-    shards = TokenShards(Path(folder), job, len(ids), codebook_size=codebook_size, class_names=names)
-    shards.begin()
-    shards.write(0, [image % 10 for image in range(len(ids))], list(ids), [])
-    shards.finish(job)
-
-
-def fit(files: tuple[Path, ...], folder: Path, *stops: int) -> Path:
+def fit(files: small.Stack, folder: Path, *stops: int) -> Path:
     """Trains, stopped after so many steps and taken up again; the run's folder."""
     for number, stop in enumerate((*stops, STEPS)):
         config = reduced(files, folder)
         if number == 0:
-            prepare(config)
+            small.prepare(config)
         config["trainer"]["max_steps"] = stop
         root = Path(config["trainer"]["default_root_dir"])
         run("fit", config)
@@ -197,7 +115,7 @@ def check_tokenizer(tokenizer: Any, folder: Path) -> None:
     assert ids.shape[:2] == (4, tokenizer.num_tokens)
     assert 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.codebook_size
     torch.testing.assert_close(tokenizer.quantizer.lookup(ids), found.quantized, rtol=1e-4, atol=1e-5)
-    write_cache(folder / "ids", ids.numpy()[:, None], tokenizer.codebook_size)
+    small.write_ids(folder / "ids", ids.numpy()[:, None], tokenizer)
     read = TokenCache(folder / "ids").gather(torch.arange(4), torch.zeros(4, dtype=torch.int64))
     assert torch.equal(read, ids)
     pictures = tokenizer.decode(read)
@@ -214,7 +132,7 @@ def check_generator(generator: Any, folder: Path) -> None:
     assert torch.equal(generate(generator, labels[1:], indices=[1, 2]), ids[1:])
     if generator.output.has_logits:
         assert generator(ids, labels).shape == (*ids.shape, generator.codebook_size)
-    write_cache(folder / "ids", ids.numpy()[:, None], generator.codebook_size)
+    small.write_ids(folder / "ids", ids.numpy()[:, None], generator)
     assert torch.equal(TokenCache(folder / "ids").gather(torch.arange(3), torch.zeros(3, dtype=torch.int64)), ids)
 
 

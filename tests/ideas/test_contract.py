@@ -18,11 +18,8 @@ from alitok.studies import contract, small
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DEMO = EXPERIMENTS / "demo"
 IDEAS = sorted((EXPERIMENTS / "ideas").glob("*.yaml"))
-# Its own tests put in place what it begins with (pairs of images and tokens).
-ELSEWHERE = ("post-training",)
 # A bottleneck, terms with heads, a head without logits; end_to_end/test_ideas.py trains and resumes all of them.
 QUICK = ("nested-dropout", "rear", "masked-bits")
-HERE = [path for path in IDEAS if path.stem not in ELSEWHERE]
 
 
 def stack_of(idea: Path) -> small.Stack:
@@ -39,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def strategies(folder: Path) -> dict[str, list[contract.Finding]]:
     """What two processes find, one pair of them for all ideas."""
     jobs: dict[str, Any] = {}
-    for idea in HERE:
+    for idea in IDEAS:
         place = folder / f"strategies-{idea.stem}"
         config = small.small(compose_run(stack_of(idea), ["--define.run", str(place)]))
         small.prepare(config)
@@ -53,7 +50,7 @@ def strategies(folder: Path) -> dict[str, list[contract.Finding]]:
 
 @pytest.mark.parametrize(
     "idea",
-    [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow]) for path in HERE],
+    [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow]) for path in IDEAS],
 )
 def test_an_idea_keeps_the_contract(idea: Path, tmp_path: Path) -> None:
     found = list(contract.findings(stack_of(idea), tmp_path))
@@ -62,7 +59,7 @@ def test_an_idea_keeps_the_contract(idea: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("idea", HERE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("idea", IDEAS, ids=lambda path: path.stem)
 def test_the_gradient_of_an_idea_is_the_same_under_every_strategy(
     idea: Path, strategies: dict[str, list[contract.Finding]]
 ) -> None:

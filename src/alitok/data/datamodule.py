@@ -128,18 +128,18 @@ class ImageNetDataModule(LightningDataModule):
             self._open_caches(self.cache)
         elif self.cache is None:
             if stage in (None, "fit") and "train" not in self.splits:
-                source = self._open("train")
+                source = self.open_split("train")
                 self.splits["train"] = ImageBatches(
                     source, self.image_size, self.seed, True, crop=self.augment, flip=self.flip
                 )
             if "val" not in self.splits:
                 try:
-                    self.splits["val"] = ImageBatches(self._open("val"), self.image_size, self.seed, False)
+                    self.splits["val"] = ImageBatches(self.open_split("val"), self.image_size, self.seed, False)
                 except NoValidation:
                     if stage not in (None, "fit"):
                         raise
 
-    def _open(self, split: Split) -> Source:
+    def open_split(self, split: Split) -> Source:
         source = open_source(
             self.source,
             split,

@@ -13,7 +13,9 @@ from alitok.common.build import build, import_class, is_class_block, known_argum
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.config import compose_run, load_yaml
-from alitok.data.token_cache import write_token_cache
+from alitok.data.sources import fingerprint
+from alitok.data.token_shards import TokenShards
+from alitok.ideas.post_training import PairedDataModule
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.0}
 IMAGES, BATCH, STEPS = 16, 8, 3
@@ -91,20 +93,34 @@ def prepare(config: Mapping[str, Any]) -> None:
         digest = _put(arguments["tokenizer"], _reduced(made), "tokenizer")
     if data.get("cache") is not None and not Path(data["cache"]).exists():
         model = build(arguments["generator"])
-        random = np.random.default_rng(0)
-        rows = [
-            (image % 10, random.integers(0, model.codebook_size, (2, *model.id_shape))) for image in range(IMAGES + 4)
-        ]
-        names = [f"class {number}" for number in range(10)]
-        write_token_cache(
-            Path(data["cache"]),
-            rows,
-            codebook_size=model.codebook_size,
-            digest=digest,
-            class_names=names,
-            recipe={},
-            total=len(rows),
+        write_ids(
+            Path(data["cache"]), random_ids(model.id_shape, IMAGES + 4, model.codebook_size), model, digest=digest
         )
+    if issubclass(import_class(config["data"]["class_path"]), PairedDataModule):
+        model, module = build(arguments["tokenizer"]), PairedDataModule(**data)
+        source = module.open_split("train")
+        ids = random_ids(
+            (model.num_tokens,) if model.sub_codes == 1 else (model.num_tokens, model.sub_codes),
+            len(source),
+            model.codebook_size,
+        )
+        recipe, digest = {"sigma": 0.5}, str(read_card(Path(arguments["start_from"]))["digest"])
+        write_ids(Path(module.pairs), ids, model, digest=digest, recipe=recipe, source=fingerprint(source))
+
+
+def random_ids(shape: tuple[int, ...], images: int, codes: int) -> np.ndarray[Any, Any]:
+    """(images, 2, N) or (images, 2, N, S): two views of random tokens."""
+    return np.random.default_rng(0).integers(0, codes, (images, 2, *shape))
+
+
+def write_ids(folder: Path, ids: np.ndarray[Any, Any], model: Any, **job: Any) -> None:
+    """A token cache of ids (images, views, N, ...) of a model's codes, labels cycling."""
+    job = {"digest": "d" * 64, "recipe": {}, "precision": "32", "source": "none", **job}
+    names = [f"class {number}" for number in range(10)]
+    shards = TokenShards(folder, job, len(ids), codebook_size=model.codebook_size, class_names=names)
+    shards.begin()
+    shards.write(0, [image % 10 for image in range(len(ids))], list(ids), [])
+    shards.finish(job)
 
 
 def _put(folder: str, block: Mapping[str, Any], kind: str) -> str:
