@@ -96,7 +96,8 @@ def prepare(config: Mapping[str, Any]) -> None:
         write_ids(
             Path(data["cache"]), random_ids(model.id_shape, IMAGES + 4, model.codebook_size), model, digest=digest
         )
-    if issubclass(import_class(config["data"]["class_path"]), PairedDataModule):
+    paired = issubclass(import_class(config["data"]["class_path"]), PairedDataModule)
+    if paired and not Path(data["pairs"]).exists():
         model, module = build(arguments["tokenizer"]), PairedDataModule(**data)
         source = module.open_split("train")
         ids = random_ids(
