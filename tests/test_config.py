@@ -32,7 +32,7 @@ def base(tmp_path: Path) -> Path:
             tokenizer:
               class_path: {QUANTIZER}
               init_args: {{codebook_size: 512, code_dim: 8, decay: 0.5}}
-            losses: {{mse: {{class_path: alitok.losses.reconstruction.MSE}}}}
+            losses: {{mse: {{class_path: alitok.losses.terms.MSE}}}}
             phases:
               main: {{steps: 10, lr: 1.e-3}}
               gan: {{steps: 5, lr: 1.e-4}}
@@ -58,7 +58,7 @@ def test_maps_merge_and_one_entry_can_be_changed_added_or_removed(base: Path, tm
         model:
           init_args:
             phases: {main: {steps: 20}, gan: null}
-            losses: {l1: {class_path: alitok.losses.reconstruction.L1}}
+            losses: {l1: {class_path: alitok.losses.terms.L1}}
         """,
     )
     arguments = compose([base, overlay])["model"]["init_args"]
@@ -298,7 +298,7 @@ def leaves(value: object) -> list:
         ("model", "torch.nn.Linear", "model: torch.nn.Linear is no LightningModule"),
         ("data", "alitok.models.encoder.Encoder", "data: .* is no LightningDataModule"),
         ("model.tokenizer.encoder", "subprocess.Popen", "encoder: subprocess.Popen is no Encoder"),
-        ("model.tokenizer.bottleneck", "alitok.losses.reconstruction.MSE", "bottleneck: .* is no Bottleneck"),
+        ("model.tokenizer.bottleneck", "alitok.losses.terms.MSE", "bottleneck: .* is no Bottleneck"),
         ("model.losses.prefix.perceptual", "torch.nn.Linear", "perceptual: .* is no Perceptual"),
     ],
 )

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
-from alitok.losses.term import LossTerm
+from alitok.losses.terms import LossTerm
 from alitok.models.encoder import Encoder
 from alitok.reports.curves import read_curves
 from alitok.training.base import TrainingModule

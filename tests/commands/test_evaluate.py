@@ -17,11 +17,11 @@ from alitok.cli import main, run
 from alitok.common.distributed import process_group
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
+from alitok.common.images import to_uint8
 from alitok.common.random import stream
 from alitok.data.shapes import Shapes
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
-from alitok.evaluation.quantise import to_uint8
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 CONTRACT = {

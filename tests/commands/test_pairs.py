@@ -12,10 +12,10 @@ import torch
 from alitok.artifacts.folder import load_generator, load_tokenizer
 from alitok.cli import main
 from alitok.common.draw import Draw
+from alitok.common.images import to_uint8
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.data.token_shards import TokenShards
-from alitok.evaluation.quantise import to_uint8
 from alitok.ideas.post_training import MixedSampler
 from alitok.sampling.generate import Sampler
 

@@ -12,7 +12,7 @@ from alitok.cli import main
 from alitok.commands import reconstruct
 from alitok.common.build import build
 from alitok.common.errors import BadInput
-from alitok.evaluation.quantise import to_uint8
+from alitok.common.images import to_uint8
 
 
 @pytest.fixture

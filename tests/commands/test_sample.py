@@ -19,7 +19,7 @@ from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
-from alitok.evaluation.quantise import to_uint8
+from alitok.common.images import to_uint8
 from alitok.evaluation.sidecar import read_sidecar
 from alitok.sampling.images import ImageSampler, sample_images
 

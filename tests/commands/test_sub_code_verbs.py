@@ -14,9 +14,9 @@ from alitok.cli import run
 from alitok.common.build import build
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
+from alitok.data.pictures import center_crop, to_tensor
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
-from alitok.data.transforms import center_crop, to_tensor
 from alitok.evaluation.classifier import Classifier
 from alitok.sampling.images import largest_batch, sample_images
 

@@ -11,9 +11,9 @@ from PIL import Image
 from alitok.artifacts.folder import load_tokenizer
 from alitok.cli import run
 from alitok.common.errors import BadInput
+from alitok.data.pictures import center_crop, ten_crop, to_tensor
 from alitok.data.shapes import Shapes
 from alitok.data.token_cache import TokenCache
-from alitok.data.transforms import center_crop, ten_crop, to_tensor
 
 
 def tokenize(artifacts: Path, out: Path, *more: object, data: object = "shapes", tokenizer: str = "tokenizer") -> None:

@@ -12,9 +12,9 @@ from alitok.artifacts.folder import load_generator, load_tokenizer
 from alitok.cli import run
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
+from alitok.common.images import to_uint8
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
-from alitok.evaluation.quantise import to_uint8
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.sampling import sets as sample_set
 from alitok.sampling.images import ImageSampler, sample_images
 from alitok.studies.guidance_search import jackknife_error

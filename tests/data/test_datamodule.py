@@ -10,9 +10,9 @@ from PIL import Image
 from alitok.common.errors import BadInput
 from alitok.data.batches import TrainOrder, ValidationOrder
 from alitok.data.datamodule import ImageNetDataModule
+from alitok.data.pictures import to_tensor
 from alitok.data.shapes import Shapes
 from alitok.data.token_cache import write_token_cache
-from alitok.data.transforms import to_tensor
 
 SMALL = {"image_size": 16, "global_batch": 4, "count": 10, "val_count": 7}
 

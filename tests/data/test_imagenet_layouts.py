@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from alitok.common.errors import BadInput
-from alitok.data import wordnet
+from alitok.data import imagenet as wordnet
 from alitok.data.sources import open_source
 
 # in the devkit's order cat = 1, dog = 2, hen = 3; sorted they are hen, dog, cat

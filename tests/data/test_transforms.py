@@ -5,8 +5,8 @@ import torchvision.transforms.functional as F
 from PIL import Image
 
 from alitok.common.random import stream
-from alitok.data import transforms
-from alitok.data.transforms import center_crop, ten_crop, to_tensor, train_crop
+from alitok.data import pictures as transforms
+from alitok.data.pictures import center_crop, ten_crop, to_tensor, train_crop
 
 
 def picture(width: int, height: int) -> Image.Image:

@@ -11,7 +11,7 @@ from alitok.cli import main
 from alitok.data.reading import read_all
 from alitok.data.shapes import Shapes
 from alitok.evaluation.extractors import open_extractor
-from alitok.evaluation.statistics import FeatureStatistics
+from alitok.evaluation.fid import FeatureStatistics
 from alitok.reports.curves import read_curves
 from alitok.training.launch import run
 

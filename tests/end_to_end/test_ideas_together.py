@@ -184,7 +184,7 @@ def training(start: Path, block: dict[str, Any], discriminator: str | None = Non
     phase = {"steps": 1, "lr": 1e-3, "adversarial": discriminator is not None}
     module = TokenizerTraining(
         block,
-        {"mse": {"class_path": "alitok.losses.reconstruction.MSE"}},
+        {"mse": {"class_path": "alitok.losses.terms.MSE"}},
         {"main": phase},
         start_from=str(start),
         trainable=["decoder"],

@@ -8,13 +8,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from alitok.evaluation.accuracy import TokenAccuracy
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
-from alitok.evaluation.codebook import CodebookUsage
+from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.inception_score import InceptionScore
 from alitok.evaluation.reconstruction import ReconstructionMetrics
-from alitok.evaluation.statistics import FeatureStatistics
+from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
 
 
 def results(rows: torch.Tensor) -> dict[str, float]:

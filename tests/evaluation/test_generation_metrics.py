@@ -3,9 +3,9 @@ import torch
 
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.inception_score import inception_score
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 
 
 def test_one_pass_gives_both_numbers() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
+from alitok.data.pictures import to_tensor
 from alitok.data.sources import open_source
-from alitok.data.transforms import to_tensor
 from alitok.evaluation.image_sets import Reader, SourceImages, array_names, holds_images, open_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from alitok.common.errors import BadInput
+from alitok.common.images import to_uint8
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
-from alitok.evaluation.quantise import to_uint8
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.reconstruction import ReconstructionMetrics
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 
 
 def pairs(count: int = 12, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:

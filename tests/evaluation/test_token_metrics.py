@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.accuracy import TokenAccuracy
-from alitok.evaluation.codebook import CodebookUsage
+from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
 
 
 def test_codebook_usage_by_hand() -> None:

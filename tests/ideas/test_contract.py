@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alitok.common.random import Step
 from alitok.config import compose_run
-from alitok.losses.term import LossTerm
+from alitok.losses.terms import LossTerm
 from alitok.models.generator import Generator
 from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 from alitok.studies import contract, small

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.ideas.gram import Gram, gram
-from alitok.losses.frozen import VGG16, load
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.tokenizer import Tokenizer
+from alitok.networks.frozen import VGG16, load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

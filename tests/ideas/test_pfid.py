@@ -8,7 +8,7 @@ import torch
 
 from alitok.common.errors import BadInput
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.ideas.perturbation import PerturbedFID, Setting, deltas_of
 
 

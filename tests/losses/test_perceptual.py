@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from alitok.common.errors import BadInput
-from alitok.losses import frozen, perceptual
+from alitok.losses import perceptual
 from alitok.losses.perceptual import LPIPS, ConvNeXtLogits
+from alitok.networks import frozen
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NUMBERS = np.load(GOLDEN / "perceptual_release.npz")

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from alitok.common.errors import BadInput
-from alitok.losses.reconstruction import L1, MSE, QuantizerLoss
-from alitok.losses.term import LossTerm
+from alitok.losses.terms import L1, MSE, LossTerm, QuantizerLoss
 
 
 def test_values_by_hand() -> None:

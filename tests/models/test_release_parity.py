@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from alitok.artifacts.release import tokenizer_from_release, tokenizer_to_release
 from alitok.losses.adversarial import BlurDiscriminator, HingeGAN
 from alitok.losses.prefix import PrefixStrip
-from alitok.losses.reconstruction import MSE, QuantizerLoss
+from alitok.losses.terms import MSE, QuantizerLoss
 
 
 @pytest.mark.parametrize(("stage", "keys"), [(1, "official_stage1_keys"), (2, "official_tokenizer_keys")])

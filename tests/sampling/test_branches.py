@@ -139,3 +139,61 @@ def test_softcfg_is_the_unconditional_branch_only(pair):
     first, second = SoftCFG(3.0).branches(pair[0], LABELS, 0, range(3))
     assert (first.value_weights, second.labels.tolist()) == (None, [3, 3, 3])
     assert second.value_weights is not None
+
+
+@dataclass
+class ByBatch(Guidance):
+    """Whose branches differ from batch to batch: the first with weights on values, then with conditions."""
+
+    condition: Tensor | None = None
+    weighted: bool = True
+
+    def branches(self, generator, labels, seed, indices):
+        weights = (lambda confidence: 1 - 0.5 * confidence) if self.weighted else None
+        return [Branch(labels=labels, condition=self.condition, value_weights=weights)]
+
+
+def test_branches_of_another_kind_in_the_next_batch(pair):
+    rule = ByBatch()
+    sampler = Sampler(pair[0], Draw(seed=5), rule)
+    one, each = torch.randn(2, 3, 1, 32)[0], torch.randn(3, pair[0].num_tokens, 32)
+    for condition, weighted in ((None, True), (None, False), (one, False), (each, True), (None, True)):
+        rule.condition, rule.weighted = condition, weighted
+        expected = Sampler(pair[0], Draw(seed=5), ByBatch(condition, weighted)).sample(LABELS)
+        assert torch.equal(sampler.sample(LABELS), expected), (condition, weighted)
+
+
+def test_the_network_that_is_sampled_may_be_named(pair):
+    named = Mean([(pair[0], None, None), (None, None, None)])
+    sampler = Sampler(pair[0], Draw(seed=5), named)
+    assert torch.equal(sampler.sample(LABELS), Sampler(pair[0], Draw(seed=5)).sample(LABELS))
+    assert len(sampler.loop.lanes) == 1
+
+
+def test_given_tokens_may_be_the_first_ones(pair):
+    sampler = Sampler(pair[0], Draw(3.0, seed=5, keep=6))
+    drawn = sampler.sample(LABELS)
+    given = (drawn[:, :4] + 1) % pair[0].codebook_size
+    mask = torch.tensor([[True, False, True, False]]).repeat(3, 1)
+    mixed = sampler.sample(LABELS, given=given, given_mask=mask)
+    assert mixed.shape == (3, 6)
+    assert torch.equal(mixed[:, [0, 2]], given[:, [0, 2]])
+    assert torch.equal(sampler.sample(LABELS, given=given)[:, :4], given)
+    assert torch.equal(sampler.sample(LABELS), drawn)
+
+
+def test_what_sampling_refuses(pair):
+    sampler = Sampler(pair[0])
+    with pytest.raises(BadInput, match="3 labels and 1 indices"):
+        sampler.sample(LABELS, [7])
+    with pytest.raises(BadInput, match="give them too"):
+        sampler.sample(LABELS, given_mask=torch.ones(3, pair[0].num_tokens, dtype=torch.bool))
+    for block in ({"init_args": {}}, {"class_path": "constant", "init_arg": {}}):
+        with pytest.raises(BadInput, match="must be a map with class_path"):
+            Sampler(pair[0], Draw(2.0, schedule=block))
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_an_index_is_a_number_of_whatever_type(pair, kind):
+    sampler = Sampler(pair[0], Draw(seed=5))
+    assert torch.equal(sampler.sample(LABELS, kind([4, 9, 2])), sampler.sample(LABELS, [4, 9, 2]))

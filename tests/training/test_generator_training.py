@@ -15,7 +15,7 @@ from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.data.token_cache import write_token_cache
-from alitok.losses.term import Batch, LossTerm, Outputs
+from alitok.losses.terms import Batch, LossTerm, Outputs
 from alitok.models.seams import Quantizer
 from alitok.training import generator as training
 from alitok.training.generator import GeneratorTraining

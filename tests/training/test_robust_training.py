@@ -13,12 +13,12 @@ from alitok.artifacts.folder import load_tokenizer, save_artifact
 from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
+from alitok.data.pictures import to_tensor
 from alitok.data.sources import fingerprint
 from alitok.data.token_shards import TokenShards
-from alitok.data.transforms import to_tensor
 from alitok.ideas.perturbation import LatentPerturbation
 from alitok.ideas.post_training import PairedDataModule
-from alitok.losses.reconstruction import MSE
+from alitok.losses.terms import MSE
 from alitok.training.launch import run
 from alitok.training.tokenizer import TokenizerTraining
 

@@ -24,7 +24,7 @@ from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, sha256
 from alitok.common.tensors import save_pickled
-from alitok.data.wordnet import imagenet_names
+from alitok.data.imagenet import imagenet_names
 from alitok.losses.adversarial import BlurDiscriminator
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alitok.common.errors import BadInput
+from alitok.models.tokenizer import Tokenizer
 from alitok.training.base import StepRecord, TrainingModule
 from alitok.training.checkpoint import read_checkpoint
 from alitok.training.parallel import is_sharded, whole
@@ -79,7 +80,11 @@ class WeightAverage(Averaging):
         record: StepRecord = outputs["record"]
         if not record.discriminator:
             assert self.average is not None
-            self.average.update_parameters(cast(TrainingModule, pl_module).model)
+            module = cast(TrainingModule, pl_module)
+            self.average.update_parameters(module.model)
+            if module.schedule.fits(record.step):  # ids mean other vectors now, so that the old ones count no more
+                fitted = cast(Tokenizer, module.model).quantizer.state_dict()
+                cast(Tokenizer, self.average.module).quantizer.load_state_dict(fitted)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.average is None else {"average": self.average.state_dict()}

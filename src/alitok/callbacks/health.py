@@ -11,7 +11,7 @@ from torch import Tensor
 from alitok.callbacks.checkpoints import Checkpoints
 from alitok.common.distributed import all_sum, is_distributed, rank, world_size
 from alitok.common.errors import BadInput
-from alitok.evaluation.codebook import usage_and_perplexity
+from alitok.evaluation.tokens import usage_and_perplexity
 from alitok.training.base import StepRecord, TrainingModule
 
 log = logging.getLogger("alitok")

@@ -12,15 +12,14 @@ from alitok.callbacks.average import averaged, evaluated
 from alitok.callbacks.pictures import check_prefix
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
-from alitok.evaluation.accuracy import TokenAccuracy
-from alitok.evaluation.codebook import CodebookUsage
+from alitok.common.images import to_uint8
 from alitok.evaluation.extractors import Extractor, open_extractor
+from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.metric import Metric
-from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.reference import file_reference, refuse_for_samples
-from alitok.evaluation.statistics import FeatureStatistics
+from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
 from alitok.sampling.images import sample_images
 from alitok.training.tokenizer import reconstructed
 

@@ -131,9 +131,9 @@ def make(
     """
     import torch
 
+    from alitok.common.images import to_uint8
     from alitok.common.progress import counter
-    from alitok.data.transforms import center_crop, to_tensor
-    from alitok.evaluation.quantise import to_uint8
+    from alitok.data.pictures import center_crop, to_tensor
     from alitok.ideas.post_training import MixedSampler
     from alitok.sampling.generate import Sampler
 

@@ -49,10 +49,9 @@ def run(args: argparse.Namespace) -> None:
 
     from alitok.artifacts.folder import load_tokenizer
     from alitok.common.devices import pick_device
+    from alitok.common.images import to_uint8
     from alitok.common.progress import bar
-    from alitok.data.pictures import read_picture
-    from alitok.data.transforms import center_crop, to_tensor
-    from alitok.evaluation.quantise import to_uint8
+    from alitok.data.pictures import center_crop, read_picture, to_tensor
     from alitok.evaluation.reconstruction import psnr
 
     paths = find_pictures(args.images)

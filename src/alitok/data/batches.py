@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader
 
 from alitok.common.errors import BadInput
 from alitok.common.random import derive_seed, stream
-from alitok.data.pictures import UnreadableImage
+from alitok.data.pictures import UnreadableImage, center_crop, to_tensor, train_crop
 from alitok.data.sources import Source
 from alitok.data.streaming import mixed
 from alitok.data.token_cache import TokenCache
-from alitok.data.transforms import center_crop, to_tensor, train_crop
 
 Batch = dict[str, Tensor]
 MOST_REPLACEMENTS = 20

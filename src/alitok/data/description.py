@@ -124,8 +124,7 @@ def save_pictures(source: "Source", path: Path, size: int) -> None:
 
     from alitok.common.images import save_grid
     from alitok.common.random import stream
-    from alitok.data.pictures import UnreadableImage
-    from alitok.data.transforms import train_crop
+    from alitok.data.pictures import UnreadableImage, train_crop
 
     labels = source.class_labels()
     columns = []

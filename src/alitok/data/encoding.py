@@ -28,7 +28,7 @@ class Pace(NamedTuple):
 
 def crop_recipe(size: int, crops: str) -> dict[str, Any]:
     """How the views of a cache are cut, as its metadata says it."""
-    from alitok.data.transforms import ten_crop_side
+    from alitok.data.pictures import ten_crop_side
 
     return {"crop": crops, "resize": ten_crop_side(size) if crops == "ten" else size, "size": size}
 
@@ -150,7 +150,7 @@ class Encoding(NamedTuple):
         """(B, 3, side, side) uint8 -> ids (B, views, N) or (B, views, N, S), on the tokenizer's device."""
         import torch
 
-        from alitok.data.transforms import ten_views
+        from alitok.data.pictures import ten_views
 
         device = next(self.tokenizer.parameters()).device
         size = self.tokenizer.image_size
@@ -173,9 +173,8 @@ class Pictures:
         import torch
 
         from alitok.common.errors import BadInput
-        from alitok.data.pictures import UnreadableImage
+        from alitok.data.pictures import UnreadableImage, center_crop, to_tensor
         from alitok.data.token_shards import Skip
-        from alitok.data.transforms import center_crop, to_tensor
 
         labels, pictures, skipped = [], [], []
         for image in images:

@@ -9,11 +9,10 @@ from PIL import Image
 
 from alitok.common.errors import BadInput
 from alitok.data.found import Origin, PassedOver, label_notes
-from alitok.data.ilsvrc import validation_classes
+from alitok.data.imagenet import name_notes, readable_names, validation_classes
 from alitok.data.listing import Listing, has_pictures, image_files, loose_notes, subfolders
 from alitok.data.pictures import IMAGE_ENDINGS, read_picture
 from alitok.data.splits import beside, pick, role_of
-from alitok.data.wordnet import name_notes, readable_names
 
 ILSVRC_FOLDERS = ("Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from alitok.common.progress import bar
+from alitok.data.pictures import center_crop, to_tensor
 from alitok.data.sources import Source
-from alitok.data.transforms import center_crop, to_tensor
 
 
 def crop(picture: Any, size: int) -> torch.Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 from alitok.common.errors import BadInput, first_line
 from alitok.data.columns import check_same, choose_columns, read_labels
 from alitok.data.found import Origin
+from alitok.data.imagenet import name_notes, readable_names
 from alitok.data.pictures import UnreadableImage, read_picture
-from alitok.data.wordnet import name_notes, readable_names
 
 WINDOW = 4096  # images among which a streamed training order is mixed
 

@@ -15,11 +15,11 @@ from PIL import Image
 from alitok.common.errors import BadInput, first_line
 from alitok.data.columns import check_same, choose_columns, choose_label, label_kind, read_labels
 from alitok.data.found import Origin, PassedOver
+from alitok.data.imagenet import name_notes, readable_names
 from alitok.data.listing import subfolders
 from alitok.data.pictures import UnreadableImage, read_picture
 from alitok.data.splits import beside, pick, role_of, role_of_file
 from alitok.data.streaming import ParquetRows, StreamedSource, features_of
-from alitok.data.wordnet import name_notes, readable_names
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.inception_score import InceptionScore
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 
 
 class GenerationMetrics:

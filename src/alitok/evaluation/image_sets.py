@@ -19,8 +19,7 @@ from alitok.common import distributed
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
 from alitok.data.encoded import is_lossless
-from alitok.data.pictures import IMAGE_ENDINGS, read_file, read_picture
-from alitok.data.transforms import to_tensor
+from alitok.data.pictures import IMAGE_ENDINGS, read_file, read_picture, to_tensor
 
 ARRAY, LABELS = "arr_0", "arr_1"
 READERS = min(4, os.cpu_count() or 1)

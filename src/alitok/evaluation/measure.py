@@ -8,9 +8,9 @@ from torch import Tensor
 
 from alitok.common.distributed import all_or_none, all_sum
 from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.image_sets import Batch, ImageSet, Reader
 from alitok.evaluation.inception_score import InceptionScore
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 
 KEPT = 50_000  # features of so many images at most are kept for precision and recall (400 MB at a width of 2,048)
 
@@ -103,7 +103,7 @@ def distances(
     Raises:
         BadInput: other widths, too few images, features that are not finite.
     """
-    from alitok.evaluation.neighbours import precision_recall
+    from alitok.evaluation.precision_recall import precision_recall
 
     result: dict[str, float | None] = dict.fromkeys(("fid", "sfid", "inception_score", "precision", "recall"))
     result["fid"] = frechet_distance(samples.pooled, pooled)

@@ -6,9 +6,9 @@ from torch import Tensor
 from alitok.common.devices import float32_products
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
+from alitok.common.images import Quantisation, to_uint8
 from alitok.evaluation.extractors import Extractor
-from alitok.evaluation.quantise import Quantisation, to_uint8
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 
 MAX_PSNR = 100.0  # an exact copy has infinite PSNR, which would swallow the mean and is no JSON number
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, sha256
 from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.image_sets import ARRAY, ImageSet, array_names, open_images
 from alitok.evaluation.measure import Measured, Progress, measure
-from alitok.evaluation.statistics import FeatureStatistics
 
 ADM_KEYS = ("mu", "sigma", "mu_s", "sigma_s", ARRAY)
 ABOUT = "about"

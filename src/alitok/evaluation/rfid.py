@@ -11,16 +11,15 @@ from torch import Tensor
 
 from alitok.common.digest import module_digest, tokenizer_digest
 from alitok.common.distributed import all_or_none, rank
-from alitok.common.images import save_grid
+from alitok.common.images import Quantisation, save_grid, to_uint8
 from alitok.common.progress import bar
 from alitok.data.found import announce
 from alitok.data.reading import crop
 from alitok.data.sources import NoValidation, open_source
-from alitok.evaluation.codebook import CodebookUsage
 from alitok.evaluation.extractors import Extractor
+from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.image_sets import Reader, SourceImages
 from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
-from alitok.evaluation.quantise import Quantisation, to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.record import ADM, EvaluationRecord, ImagesRecord, Named, reasons_against_reconstruction
 from alitok.evaluation.reference import (
@@ -30,7 +29,7 @@ from alitok.evaluation.reference import (
     refuse_for_reconstructions,
     set_reference,
 )
-from alitok.evaluation.statistics import FeatureStatistics
+from alitok.evaluation.tokens import CodebookUsage
 from alitok.models.tokenizer import Tokenizer
 
 SHOWN = 8  # pictures of --picture

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
-from alitok.losses.frozen import VGG16, load, locate
 from alitok.losses.perceptual import Perceptual
 from alitok.models.tokenizer import Tokenizer
+from alitok.networks.frozen import VGG16, load, locate
 
 
 class Gram(Perceptual):

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
+from alitok.common.images import Quantisation, to_uint8
 from alitok.common.random import Step, stream
 from alitok.evaluation.extractors import Extractor
-from alitok.evaluation.quantise import Quantisation, to_uint8
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.models.quantizer import BLOCK_ELEMENTS
 from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 from alitok.models.tokenizer import Tokenizer

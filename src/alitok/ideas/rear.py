@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.losses.term import Batch, LossTerm, Outputs
+from alitok.losses.terms import Batch, LossTerm, Outputs
 from alitok.models.generator import Generator
 from alitok.models.seams import Corruption, Quantizer
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from alitok.common.errors import BadInput
 from alitok.common.files import find_weights
 from alitok.common.random import Step
-from alitok.losses.frozen import CONVNEXT_SMALL, VGG16, load, locate, read_state
-from alitok.losses.term import Batch, LossTerm, Outputs, image_pair
+from alitok.losses.terms import Batch, LossTerm, Outputs, image_pair
+from alitok.networks.frozen import CONVNEXT_SMALL, VGG16, load, locate, read_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -7,7 +7,7 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.losses.perceptual import Perceptual
-from alitok.losses.term import Batch, LossTerm, Outputs, image_pair, required
+from alitok.losses.terms import Batch, LossTerm, Outputs, image_pair, required
 
 
 def _strip_and_target(batch: Batch, outputs: Outputs, extra: int) -> tuple[Tensor, Tensor, int]:

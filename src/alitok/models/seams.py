@@ -277,5 +277,5 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 def image_uniforms(seed: int, indices: Sequence[int], *shape: int) -> Tensor:
     """(B, *shape) float64 uniform numbers, row b a function of the seed and the image's index alone."""
     return torch.stack(
-        [torch.rand(shape, dtype=torch.float64, generator=stream(seed, "image", index)) for index in indices]
+        [torch.rand(shape, dtype=torch.float64, generator=stream(seed, "image", int(index))) for index in indices]
     )

@@ -22,14 +22,14 @@ from alitok.common.random import derive_seed, stream
 from alitok.data.batches import ImageBatches, Slots
 from alitok.data.datamodule import ImageNetDataModule
 from alitok.data.encoding import crop_recipe, decoding_workers, tokenize
+from alitok.data.pictures import ten_crop, to_tensor
 from alitok.data.shapes import Shapes
 from alitok.data.sources import Source, open_source
 from alitok.data.token_cache import write_token_cache
-from alitok.data.transforms import ten_crop, to_tensor
 from alitok.evaluation.extractors import Features, check_images, resize_as_tensorflow
+from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.image_sets import FolderImages
 from alitok.evaluation.measure import measure
-from alitok.evaluation.statistics import FeatureStatistics
 from alitok.profiling.bench_machine import Machine, Options, Row, if_it_fits, wait
 from alitok.profiling.flops import Ledger
 

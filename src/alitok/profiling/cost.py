@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from alitok.common.build import import_class
 from alitok.common.errors import BadInput
-from alitok.losses.frozen import without_weights
 from alitok.models.seams import Part
+from alitok.networks.frozen import without_weights
 from alitok.profiling.flops import Answers, Ledger, gpu_kernels
 
 # precision -> dtypes of the weights and of autocast

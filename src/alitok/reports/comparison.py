@@ -229,8 +229,8 @@ def _reconstructions(
     import torch
 
     from alitok.artifacts.folder import load_tokenizer
+    from alitok.data.pictures import center_crop, to_tensor
     from alitok.data.sources import open_source
-    from alitok.data.transforms import center_crop, to_tensor
     from alitok.evaluation.reconstruction import psnr
 
     found, notes = _tokenizers(groups, names)

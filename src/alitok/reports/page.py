@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from alitok.common.files import write_text
-from alitok.evaluation.quantise import to_uint8
+from alitok.common.images import to_uint8
 from alitok.evaluation.reconstruction import psnr
 from alitok.reports.charts import Curve, chart, number
 

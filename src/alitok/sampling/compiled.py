@@ -18,7 +18,8 @@ def step(block: Any, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
 
 @cache
 def compiled_step() -> Callable[[Any, Tensor, Tensor, LayerCache], Tensor]:
-    """`step`, compiled at its first calls for any number of rows and any length."""
+    """`step`, compiled at its first calls: once for one row, once for more, and again as the length first changes."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # widths and types of a study
     return torch.compile(step, dynamic=True, fullgraph=True)
 
 

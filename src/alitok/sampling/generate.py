@@ -33,6 +33,7 @@ class Sampler:
         self.draw = draw = Draw() if draw is None else draw
         check_keep(generator, draw.keep)
         self.rule = guidance_of(draw) if rule is None else rule
+        self.original = generator
         self.generator = for_inference(generator, draw.precision)
         if draw.compiled:
             self.generator.blocks = nn.ModuleList(map(CompiledBlock, self.generator.blocks))
@@ -54,27 +55,36 @@ class Sampler:
         Args:
             labels: (B,) int64 in [0, C].
             indices: of the images in the whole set, default 0..B-1: with the seed they decide the random numbers.
-            given: ids of the result's shape that stand in place of the drawn ones if `given_mask` (B, N) is true
-                (None: everywhere). Every token is drawn all the same, so the others keep their random numbers.
+            given: ids of the first tokens, (B, n) or (B, n, S), that stand in place of the drawn ones if `given_mask`
+                (B, n) is true (None: everywhere). Every token is drawn all the same, so the others keep their random
+                numbers.
             on_step: called with the step's number after each step.
 
         Returns:
             ids (B, N) int64, or (B, keep); with a last axis of S if a token has sub-codes.
 
         Raises:
-            BadInput: a label outside [0, C].
+            BadInput: a label outside [0, C], another number of indices than of labels, or a branch of guidance that
+                does not fit.
         """
+        if indices is not None and len(indices) != len(labels):
+            raise BadInput(f"There are {len(labels)} labels and {len(indices)} indices: give as many.")
+        if given is None and given_mask is not None:
+            raise BadInput("given_mask says which of the given tokens count: give them too.")
         classes = self.generator.num_classes
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
         if not len(labels):
-            return torch.empty(0, *self.generator.id_shape, dtype=torch.int64)[:, : self.draw.keep]
+            device = self.generator.embeddings.weight.device
+            return torch.empty(0, *self.generator.id_shape, dtype=torch.int64, device=device)[:, : self.draw.keep]
         indices = range(len(labels)) if indices is None else indices
         branches = self.branches(labels, indices)
         loop = self.ready(branches, given is not None)
         if loop.given is not None and given is not None:
-            loop.given.copy_(given)
-            loop.given_mask.copy_(torch.ones_like(loop.given_mask) if given_mask is None else given_mask)
+            first = given.shape[1]
+            loop.given[:, :first] = given
+            loop.given_mask[:, :first] = True if given_mask is None else given_mask
+            loop.given_mask[:, first:] = False
         shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
         return loop.run(branches, image_uniforms(self.draw.seed, indices, *shape), on_step, self.draw.keep)
 
@@ -85,7 +95,7 @@ class Sampler:
         return [replace(branch, generator=self._network(branch.generator)) for branch in branches]
 
     def _network(self, network: Generator | None) -> Generator:
-        if network is None or network is self.generator:
+        if network is None or network is self.generator or network is self.original:
             return self.generator
         if network not in self.others:
             self.others[network] = for_inference(network, self.draw.precision)
@@ -94,7 +104,13 @@ class Sampler:
     def ready(self, branches: Sequence[Branch], forced: bool = False) -> TokenLoop:
         """The loop for such a batch: that of the batch before if it was of the same size and kind."""
         kinds = [
-            (len(branch.labels), branch.generator, branch.condition is None, branch.sources is None)
+            (
+                len(branch.labels),
+                branch.generator,
+                None if branch.condition is None else branch.condition.shape[1],
+                branch.sources is None,
+                branch.value_weights is None,
+            )
             for branch in branches
         ]
         wanted: Any = (kinds, forced)

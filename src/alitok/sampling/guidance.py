@@ -28,7 +28,8 @@ class Branch:
         sources: (B, N) int64: position p keeps the cached key and value of position sources[:, p] <= p. A position that
             is a source keeps its own. None if all keep their own.
         value_weights: (B, N) confidences of the first branch, 0 for tokens still to come -> (B, N) factors on the
-            tokens' values in the next step; None for 1. The label's value counts in full.
+            tokens' values in the next step; None for 1. The label's value counts in full. A function of its argument
+            alone: a captured step keeps the one of the first batch.
     """
 
     labels: Tensor
@@ -39,13 +40,17 @@ class Branch:
 
 
 class Guidance:
-    """Which branches an image has, and how their logits become one. This default is no guidance: one branch."""
+    """Which branches an image has, and how their logits become one. This default is no guidance: one branch.
+
+    A rule keeps nothing of a batch: a step that is captured on a GPU would read it after the next batch has replaced
+    it. What differs from image to image goes into a branch, whose tensors are copied to where the step reads them.
+    """
 
     def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
         """The branches of B images, the same number and kind for every batch.
 
         Args:
-            generator: the one that is sampled.
+            generator: the one that is sampled, made ready for inference.
             labels: (B,) on its device.
             seed, indices: of the images, for what a branch draws at random.
         """
@@ -170,6 +175,8 @@ def guidance_of(draw: Draw) -> Guidance:
         BadInput: an unknown name, or a class that is no `Guidance`.
     """
     block: Mapping[str, Any] = draw.schedule if isinstance(draw.schedule, Mapping) else {"class_path": draw.schedule}
+    if "class_path" not in block or block.keys() - {"class_path", "init_args"}:
+        raise BadInput(f"The guidance schedule {dict(block)} must be a map with class_path and init_args.")
     target = guidance_class(block["class_path"])
     own = dict(block.get("init_args") or {})
     given = {key: value for key, value in (("scale", draw.guidance), ("power", draw.power)) if key not in own}

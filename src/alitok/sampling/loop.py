@@ -32,7 +32,7 @@ class Lane:
         rows, width = len(branches) * self.batch, generator.embeddings.embedding_dim
         device, steps = generator.embeddings.weight.device, generator.num_tokens
         self.value_weights = [branch.value_weights for branch in branches]
-        weighted = any(self.value_weights)
+        weighted = any(weigh is not None for weigh in self.value_weights)
         layers, heads = len(generator.blocks), generator.heads
         self.cache = KeyValueCache(layers, rows, heads, steps, generator.head_dim, device, dtype, weighted)
         self.x = torch.zeros(rows, 1, width, device=device)
@@ -45,6 +45,7 @@ class Lane:
     def start(self, branches: Sequence[Branch]) -> None:
         """Takes the labels, conditions and sources of a new batch."""
         self.x.copy_(self.generator.embed_labels(torch.cat([branch.labels for branch in branches])))
+        self.value_weights = [branch.value_weights for branch in branches]
         for index, branch in enumerate(branches):
             rows = slice(index * self.batch, (index + 1) * self.batch)
             if self.condition is not None:

@@ -22,8 +22,8 @@ from alitok.common.distributed import all_or_none, all_stack, group_alone_in, ra
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, write_json
+from alitok.common.images import to_uint8
 from alitok.common.progress import counter
-from alitok.evaluation.quantise import to_uint8
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
 from alitok.sampling.guidance import guidance_of

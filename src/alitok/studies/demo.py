@@ -111,15 +111,14 @@ def report(out: Path, count: int, precision: str, clock: Clock) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.common.draw import Draw
     from alitok.common.files import write_json
-    from alitok.common.images import save_grid
+    from alitok.common.images import save_grid, to_uint8
     from alitok.common.progress import counter
     from alitok.data.reading import read_all
     from alitok.data.shapes import Shapes
     from alitok.evaluation.extractors import open_extractor
+    from alitok.evaluation.fid import FeatureStatistics, frechet_distance
     from alitok.evaluation.generation import GenerationMetrics
-    from alitok.evaluation.quantise import to_uint8
     from alitok.evaluation.reconstruction import ReconstructionMetrics
-    from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
     from alitok.reports.curves import read_curves
     from alitok.reports.page import write_report
     from alitok.reports.provenance import processor, versions

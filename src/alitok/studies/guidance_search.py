@@ -15,14 +15,14 @@ from alitok.common.distributed import all_or_none, rank, world_size
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, write_json
+from alitok.common.images import to_uint8
 from alitok.common.progress import bar
 from alitok.common.random import stream
 from alitok.evaluation.extractors import open_extractor
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.inception_score import inception_score
 from alitok.evaluation.protocol import is_spec, open_spec
-from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reference import Reference, file_reference, refuse_for_samples, set_reference
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
 from alitok.sampling.guidance import PowerCosine, guidance_class
 from alitok.sampling.images import ImageSampler
 from alitok.sampling.sets import common_batch, difference, missing_runs, read_settings, set_settings

@@ -10,19 +10,17 @@ from torch import Tensor
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
 from alitok.common.devices import pick_device
 from alitok.common.draw import Draw
-from alitok.common.images import save_grid
+from alitok.common.images import save_grid, to_uint8
 from alitok.common.progress import counter
 from alitok.common.random import stream
 from alitok.data.reading import read_all
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
-from alitok.evaluation.accuracy import TokenAccuracy
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor, train_and_save
-from alitok.evaluation.codebook import CodebookUsage
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.generation import GenerationMetrics
-from alitok.evaluation.quantise import to_uint8
 from alitok.evaluation.reconstruction import ReconstructionMetrics, psnr
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
 from alitok.sampling.images import sample_images
 from alitok.studies.ladder_settings import Settings
 from alitok.studies.probe import token_statistics

@@ -261,7 +261,7 @@ def judge(generator: Any, cache: "TokenCache", images: "Tensor") -> Any:
     """`TokenAccuracy` of a generator on the measured view of some images of a cache."""
     import torch
 
-    from alitok.evaluation.accuracy import TokenAccuracy
+    from alitok.evaluation.tokens import TokenAccuracy
 
     device = next(generator.parameters()).device
     metric = TokenAccuracy(cache.num_tokens)

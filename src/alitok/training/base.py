@@ -20,7 +20,7 @@ from alitok.common.compiler import need_compiler
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.common.random import Step, reseed
-from alitok.losses.term import LossTerm
+from alitok.losses.terms import LossTerm
 from alitok.training.parallel import (
     FSDP2,
     average_gradients,

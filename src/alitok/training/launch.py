@@ -147,7 +147,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 def check_weight_files(config: Mapping[str, Any]) -> None:
     """Raises BadInput for a loss term whose weight file is missing; what else may be wrong is left to `compose`."""
     arguments = _map(_map(config.get("model")).get("init_args"))
-    from alitok.losses.term import LossTerm
+    from alitok.losses.terms import LossTerm
 
     phases = [_map(phase) for phase in _map(arguments.get("phases")).values()]
     for name, block in _map(arguments.get("losses")).items():

@@ -198,7 +198,8 @@ class TokenizerTraining(TrainingModule):
         step = self.trainer.global_step
         if batches := self.schedule.fits(step):
             self.eval()
-            self.tokenizer.quantizer.fit(self._latents(step, batches))
+            with torch.no_grad():
+                self.tokenizer.quantizer.fit(self._latents(step, batches))
             self.train()
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.neighbours import precision_recall
+from alitok.evaluation.precision_recall import precision_recall
 
 
 def brute_force(samples: torch.Tensor, reference: torch.Tensor, k: int = 3) -> dict[str, float]:

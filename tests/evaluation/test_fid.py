@@ -6,7 +6,7 @@ import torch
 from scipy import linalg
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.statistics import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 
 
 def features(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:

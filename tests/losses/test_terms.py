@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from alitok.common.errors import BadInput
-from alitok.losses.term import LossTerm
+from alitok.losses.terms import LossTerm
 
 BATCH = {"image": torch.rand(2, 3, 4, 4)}
 

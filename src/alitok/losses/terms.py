@@ -1,9 +1,10 @@
-"""What a loss term is: (batch, outputs, step) -> scalar, in float32."""
+"""What a loss term is, and those of reconstruction and prefix."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
@@ -126,3 +127,25 @@ def image_pair(batch: Batch, outputs: Outputs) -> tuple[Tensor, Tensor]:
             "give model and data the same image size."
         )
     return image, target
+
+
+class MSE(LossTerm):
+    """Mean squared difference of the pixels."""
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        return F.mse_loss(*image_pair(batch, outputs))
+
+
+class L1(LossTerm):
+    """Mean absolute difference of the pixels."""
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        return F.l1_loss(*image_pair(batch, outputs))
+
+
+class QuantizerLoss(LossTerm):
+    """Sum of the quantizer's losses (for a vector quantizer: codebook + commitment); 0 for one that has none."""
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        losses = required(outputs, "quantizer_losses", "The quantizer loss needs a tokenizer with a quantizer.")
+        return sum((loss.float() for loss in losses.values()), start=batch["image"].new_zeros(()).float())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alitok.losses import frozen
-from alitok.losses.frozen import CONVNEXT_SMALL, VGG16, Network
+from alitok.networks import frozen
+from alitok.networks.frozen import CONVNEXT_SMALL, VGG16, Network
 
 
 def resnet() -> nn.Module:
