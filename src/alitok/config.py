@@ -105,7 +105,7 @@ def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, A
     files = list(files)
     first = next((file for file in files if file != DEFAULTS), None)
     for file in files:
-        merged.lay(present(_read(file)), file, is_base=file in (DEFAULTS, first))
+        merged.lay(present(_read(file), renamed_only=True), file, is_base=file in (DEFAULTS, first))
     for key, value in parse_overrides(overrides):
         path = _full_path(merged.config, key)
         block: Any = value
@@ -120,8 +120,10 @@ def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, A
 def _present(value: Any) -> Any:
     """`present` for an override, whose value may be a map as it was written."""
     if isinstance(value, Written):
-        return replace(value, value=present(value.value))
-    return present({key: _present(item) for key, item in value.items()}) if isinstance(value, Mapping) else value
+        return replace(value, value=present(value.value, renamed_only=True))
+    if not isinstance(value, Mapping):
+        return value
+    return present({key: _present(item) for key, item in value.items()}, renamed_only=True)
 
 
 def _interpolate(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _interpolate(config: Mapping[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or "?"
         raise BadInput(f"Configuration key {key}: {str(error).splitlines()[0]}.") from error
-    return cast(dict[str, Any], container)
+    return cast(dict[str, Any], present(container))
 
 
 def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from alitok.common.build import build, import_class, moved, present
+from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.training.changes import compare
 
@@ -53,3 +54,26 @@ def test_a_run_that_began_with_an_old_path_is_the_same_run() -> None:
     assert new["model"]["init_args"]["bottleneck"]["class_path"] == "alitok.ideas.tail_drop.TailDrop"
     assert compare(old, new) == {}
     assert compare(new, old) == {}
+
+
+PLAIN = "alitok.models.encoder.Encoder"
+
+
+@pytest.mark.parametrize("way", ["override", "file"])
+def test_what_an_old_class_stood_for_goes_with_it(way: str, tmp_path: Path) -> None:
+    """CausalEncoder is an argument now; a later layer that takes the plain encoder takes that argument back."""
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(OVERLAY))
+    back = yaml.safe_dump(OVERLAY).replace(ENCODER, PLAIN)
+    (tmp_path / "back.yaml").write_text(back)
+    files, words = [STAGE1, tmp_path / "overlay.yaml"], ["--model.tokenizer.encoder.class_path", PLAIN]
+    if way == "file":
+        files, words = [*files, tmp_path / "back.yaml"], []
+    assert compose_run(files, words)["model"] == compose_run([STAGE1])["model"]
+
+
+def test_a_module_that_has_moved_is_named_with_its_new_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_old.py").write_text("from alitok.models.fsq import FiniteScalarQuantizer\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for path in ("of_old.Q", "alitok.models.fsq.FiniteScala"):
+        with pytest.raises(BadInput, match=r"has moved: its FiniteScalarQuantizer is alitok\.ideas\.fsq"):
+            import_class(path)

@@ -5,6 +5,7 @@ import torch
 
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
+from alitok.sampling.generate import generate
 from alitok.sampling.guidance import SCHEDULES, BySubCode, Constant, Guidance, Linear, PowerCosine, SoftCFG, guidance_of
 
 
@@ -94,3 +95,10 @@ def test_rules_by_class_path_and_block():
 def test_refusals(arguments, words):
     with pytest.raises(BadInput, match=words):
         guidance_of(Draw(*arguments))
+
+
+def test_a_rule_as_version_0_1_had_them_is_refused_and_not_passed_over():
+    with pytest.raises(BadInput, match="a Guidance defines `combine`"):
+        type("Old", (Constant,), {"__call__": lambda self, c, u, step, steps: c})
+    with pytest.raises(BadInput, match=r"subclass alitok\.sampling\.guidance\.Guidance"):
+        generate(None, torch.tensor([0]), guidance=lambda c, u, step, steps: c)

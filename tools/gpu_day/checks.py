@@ -191,7 +191,7 @@ def stage1_resumed(trainer: list[str]) -> bool:
     for steps in (3, 6):
         config = compose("tokenizer-stage1", [*words, "--trainer.max_steps", str(steps)])
         run("fit", config, allow_changes=True)
-    return finished(Path(config["trainer"]["default_root_dir"]), 6)
+    return finished(config, 6)
 
 
 def fsdp(run_folder: Path, trainer: list[str]) -> bool:
@@ -210,7 +210,7 @@ def fsdp(run_folder: Path, trainer: list[str]) -> bool:
     config = compose("generator", words, "strategies/fsdp.yaml")
     run("fit", config)
     root = Path(config["trainer"]["default_root_dir"])
-    return finished(root, 4) and len(list((root / "pictures").glob("samples-*.png"))) == 2
+    return finished(config, 4) and len(list((root / "pictures").glob("samples-*.png"))) == 2
 
 
 class Sync(Callback):

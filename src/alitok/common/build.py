@@ -23,23 +23,38 @@ def moved() -> dict[str, dict[str, Any]]:
     return {old: new if isinstance(new, dict) else {"class_path": new} for old, new in content.items()}
 
 
-def present(value: Any) -> Any:
-    """A configuration in which no class block names a class by a path of version 0.1."""
+def present(value: Any, renamed_only: bool = False) -> Any:
+    """A configuration in which no class block names a class by a path of version 0.1.
+
+    Args:
+        renamed_only: leave classes that have become an argument. Layers are merged so: if the next layer names another
+            class, that argument must not stay behind.
+    """
     if isinstance(value, list):
-        return [present(item) for item in value]
+        return [present(item, renamed_only) for item in value]
     if not isinstance(value, Mapping):
         return value
-    result = {key: present(item) for key, item in value.items()}
-    if (new := moved().get(str(result.get("class_path")))) is not None:
+    result = {key: present(item, renamed_only) for key, item in value.items()}
+    new = moved().get(str(result.get("class_path")))
+    if new is not None and not (renamed_only and "init_args" in new):
         result["class_path"] = new["class_path"]
         if arguments := new.get("init_args"):
-            result["init_args"] = {**arguments, **(result.get("init_args") or {})}
+            result["init_args"] = {**(result.get("init_args") or {}), **arguments}
     return result
 
 
 def is_class_block(value: Any) -> bool:
     """Whether a configuration value names a class."""
     return isinstance(value, Mapping) and "class_path" in value
+
+
+def _moved_module(error: Exception) -> str:
+    """Where a module of version 0.1 has gone, if it is the one that an import did not find."""
+    if isinstance(error, ModuleNotFoundError):
+        for old, block in moved().items():
+            if old.rpartition(".")[0] == error.name:
+                return f" {error.name} has moved: its {old.rpartition('.')[2]} is {block['class_path']} now."
+    return ""
 
 
 def import_class(class_path: str) -> Any:
@@ -56,7 +71,9 @@ def import_class(class_path: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module of the user's may raise anything
         reason = str(error) if isinstance(error, ImportError | ValueError) else repr(error)
-        raise BadInput(f"class_path {class_path!r} cannot be imported: {' '.join(reason.split())}.") from error
+        raise BadInput(
+            f"class_path {class_path!r} cannot be imported: {' '.join(reason.split())}.{_moved_module(error)}"
+        ) from error
     if not hasattr(module, name):
         raise BadInput(f"class_path {class_path!r}: {module_name} has no {name!r}{nearest(name, dir(module))}")
     target = getattr(module, name)

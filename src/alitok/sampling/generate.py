@@ -162,6 +162,10 @@ def generate(
         BadInput: a label outside [0, C], a temperature or power that is not positive, an unknown schedule or precision,
             more tokens to keep than there are, no compiler.
     """
+    if callable(guidance) and not isinstance(guidance, Guidance):
+        raise BadInput(
+            f"guidance is a scale or a Guidance, not {guidance!r}: subclass alitok.sampling.guidance.Guidance."
+        )
     rule, scale = (guidance, None) if isinstance(guidance, Guidance) else (None, guidance)
     draw = Draw.chosen(
         generator.card,

@@ -46,6 +46,11 @@ class Guidance:
     it. What differs from image to image goes into a branch, whose tensors are copied to where the step reads them.
     """
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__call__" in cls.__dict__:  # so rules were written for version 0.1
+            raise BadInput(f"{cls.__name__} defines __call__, which nothing calls: a Guidance defines `combine`.")
+
     def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
         """The branches of B images, the same number and kind for every batch.
 
