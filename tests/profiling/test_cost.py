@@ -183,7 +183,6 @@ import json, sys, types, warnings
 import lightning as L
 import torch, torchmetrics, torchvision
 from alitok.common.build import import_class
-from alitok.profiling.record import chosen
 from alitok.profiling.cost import Layout, cost
 from alitok.config import compose_run
 
@@ -199,6 +198,7 @@ class Data(L.LightningDataModule):
     def __init__(self):
         super().__init__()
         self.global_batch, self.micro_batch = batch, arguments.get("micro_batch")
+        self.token_cache = None
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader(Batches(), batch_size=None)
@@ -219,7 +219,7 @@ before = status("VmRSS")
 module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
 data = Data()
 if tokens:
-    cache = types.SimpleNamespace(codebook_size=None, class_names=[], digest=None)
+    cache = types.SimpleNamespace(codebook_size=None, sub_codes=1, class_names=[], digest=None)
     cache.num_tokens = module.model.num_tokens
     data.token_cache = cache
 trainer = L.Trainer(
