@@ -1,6 +1,11 @@
 """Options that several verbs have."""
 
 import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alitok.common.draw import Draw
 
 OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --trainer.devices 2"
 
@@ -65,3 +70,11 @@ def batch_size(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise BadInput(f"--batch must be at least 1, or auto, not {text}.")
     return int(text)
+
+
+def draw_of(args: argparse.Namespace, card: Mapping[str, Any]) -> "Draw":
+    """How images are drawn: by the options of guidance and speed, and by the generator's card if they are not given."""
+    from alitok.common.draw import RECOMMENDED, Draw
+
+    names = (*RECOMMENDED, "temperature", "precision", "keep")
+    return Draw.chosen(card, compiled=args.compile, **{name: getattr(args, name, None) for name in names})

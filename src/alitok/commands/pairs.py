@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+    from alitok.commands.options import draw_of
     from alitok.common.devices import pick_device
     from alitok.common.distributed import all_or_none, group_alone_in, process_group, rank
-    from alitok.common.draw import Draw
     from alitok.data.encoding import is_finished, job
     from alitok.data.found import announce
     from alitok.data.sources import describe_source, open_source
@@ -58,16 +58,7 @@ def run(args: argparse.Namespace) -> None:
             announce(args.data, {"train": source})
             check_classes(source.class_names, generator, args)
             names = (Path(args.generator).name, Path(args.tokenizer).name)
-            draw = Draw.chosen(
-                generator.card,
-                guidance=args.guidance,
-                power=args.power,
-                schedule=args.schedule,
-                temperature=args.temperature,
-                seed=args.seed,
-                precision=args.precision,
-                compiled=args.compile,
-            )
+            draw = draw_of(args, generator.card)
             settings = set_settings(generator, tokenizer, names, draw, len(source))
             wanted = job(tokenizer, source, "center", args.precision)
             wanted["recipe"] |= {"sigma": args.sigma, **{key: settings[key] for key in DECIDES}}

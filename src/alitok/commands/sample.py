@@ -8,7 +8,7 @@ how the images were drawn.
 import argparse
 from pathlib import Path
 
-from alitok.commands.options import add_guidance_arguments, add_speed_arguments
+from alitok.commands.options import add_guidance_arguments, add_speed_arguments, draw_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,6 @@ def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.common.devices import pick_device
     from alitok.common.distributed import process_group, rank
-    from alitok.common.draw import Draw
     from alitok.common.errors import BadInput
     from alitok.common.images import save_grid
     from alitok.sampling.generate import check_keep
@@ -59,17 +58,7 @@ def run(args: argparse.Namespace) -> None:
         names = class_names(generator)
         classes = list(range(len(names))) if args.count else class_numbers(args.classes, names)
         labels = None if args.count else classes * args.per_class
-        draw = Draw.chosen(
-            generator.card,
-            guidance=args.guidance,
-            power=args.power,
-            schedule=args.schedule,
-            temperature=args.temperature,
-            seed=args.seed,
-            precision=args.precision,
-            keep=args.keep,
-            compiled=args.compile,
-        )
+        draw = draw_of(args, generator.card)
         count = args.count or len(classes) * args.per_class
         sources = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(generator, tokenizer, sources, draw, count, labels)
