@@ -99,3 +99,17 @@ def test_a_processor_that_was_busy_is_measured_once(monkeypatch: pytest.MonkeyPa
     clock = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))  # a second passes between any two looks
     assert measure_cpu(8).single == 2 * 8**3
+
+
+def test_it_names_every_class_that_is_not_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["demo/generator.yaml", "ideas/rear.yaml", "ideas/ort.yaml"]
+    words = [word for file in files for word in ("-c", f"experiments/{file}")]
+    cli.run(["describe", *words, "--json", "--model.start_from", "there"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["losses"].keys() == {"current", "next"}
+    expected = {"generator": "AnyOrderGenerator", "corruptions.noise": "NoisyContext", "order": "RandomOrder"}
+    assert record["classes"] == expected
+    assert record["options"] == {"start_from": "there"}
+    cli.run(["describe", *words])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in expected.values())

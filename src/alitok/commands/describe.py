@@ -98,6 +98,10 @@ def _print_table(record: Mapping[str, Any], title: str) -> None:
         table.add_row("bottleneck", "", record["bottleneck"])
     for name, block in record["losses"].items():
         table.add_row("loss", name, block)
+    for key, name in record["classes"].items():
+        table.add_row("class", name, key)
+    for key, value in record["options"].items():
+        table.add_row("option", str(value), key)
     table.add_section()
 
     a_step = record["flops_per_step"]

@@ -1,9 +1,10 @@
 """What a run would be, as a record: its layout on devices, parameters, FLOPs, memory, hours."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from alitok.common.build import is_class_block
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -11,18 +12,37 @@ if TYPE_CHECKING:
     from alitok.profiling.cost import Cost, Layout
 
 IMAGENET_IMAGES = 1_281_167
+OPTIONS = ("trainable", "reference", "start_from", "codebook_lr", "class_dropout")  # of a training module
 THIS_CPU = "this CPU"
 
 
 def chosen(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes that a tokenizer's training names beside its networks: losses by name, and the bottleneck."""
+    """What a training names beside the paper's networks.
+
+    Returns:
+        "losses" by name, "bottleneck", "classes": every other class by its key that is not of `alitok.models`, such as
+        heads, corruptions and orders; "options" of training that change what is learned.
+    """
     arguments = model.get("init_args") or {}
     tokenizer = arguments.get("tokenizer") or {}  # of a generator's training it is a path
     bottleneck = None if isinstance(tokenizer, str) else (tokenizer.get("init_args") or {}).get("bottleneck")
+    shown = ("tokenizer.bottleneck", *(f"losses.{name}" for name in arguments.get("losses") or {}))
     return {
         "losses": {name: _class_name(block) for name, block in (arguments.get("losses") or {}).items()},
         "bottleneck": None if bottleneck is None else _class_name(bottleneck),
+        "classes": {key: name for key, name in _classes(arguments) if not key.startswith(shown)},
+        "options": {key: arguments[key] for key in OPTIONS if arguments.get(key) is not None},
     }
+
+
+def _classes(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """(key without `init_args`, class) of every class block that is not the paper's."""
+    if not isinstance(value, Mapping):
+        return
+    if is_class_block(value) and not str(value["class_path"]).startswith("alitok.models."):
+        yield where, str(value["class_path"]).rpartition(".")[2]
+    for key, item in value.items():
+        yield from _classes(item, where if key == "init_args" else f"{where}.{key}".lstrip("."))
 
 
 def _class_name(block: Mapping[str, Any]) -> str:
