@@ -72,7 +72,7 @@ def stage2(tmp_path: Path) -> Path:
 
 def write_pairs(folder: Path, config: dict[str, Any], digest: str) -> Tensor:
     """Random pairs (images, 2, N) for the images of a configuration."""
-    source = PairedDataModule(**config["data"]["init_args"])._open("train")
+    source = PairedDataModule(**config["data"]["init_args"]).open_split("train")
     ids = torch.randint(32, (len(source), 2, 20), generator=torch.Generator().manual_seed(0))
     job = {"source": fingerprint(source), "digest": digest, "recipe": {"sigma": 0.5}, "precision": "32"}
     shards = TokenShards(folder, job, len(ids), codebook_size=32, class_names=source.class_names)
