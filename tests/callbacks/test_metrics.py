@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from alitok.artifacts.folder import save_artifact
-from alitok.callbacks.average import Averaging
+from alitok.callbacks.average import WeightAverage
 from alitok.callbacks.metrics import Accuracy, Generation, Reconstruction
 from alitok.common.build import build, import_class
 from alitok.common.errors import BadInput
@@ -75,7 +75,7 @@ def test_reconstruction_of_a_chosen_number_of_images(parts: Path) -> None:
     assert {"val/psnr", "val/ssim", "val/rfid", "val/codebook_usage"} <= few.keys()
 
 
-class Average(Averaging):
+class Average(WeightAverage):
     """Keeps another model, as a callback that averages weights does."""
 
     average_model: torch.nn.Module | None = None

@@ -48,7 +48,7 @@ class ExportArtifact(Exporter):
         if card["kind"] == "generator":
             card |= training.recommended
             card["tokenizer"] = training.parents.get("tokenizer")
-        extra = {name: (part.block, part) for name, part in training.beside().items()}
+        extra = {name: (part.block, part) for name, part in training.extra_modules().items()}
         block = training.model.block
         save_artifact(self._place(trainer), block, module, card, extra)
         self.written = f"the {card['kind']} after {trainer.global_step:,} steps"

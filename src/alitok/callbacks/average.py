@@ -14,16 +14,7 @@ from alitok.training.checkpoint import read_checkpoint
 from alitok.training.parallel import is_sharded, whole
 
 
-class Averaging(Callback):
-    """A callback that keeps an average of the weights, which is measured and exported in their place."""
-
-    @property
-    def average_model(self) -> nn.Module | None:
-        """The average; None while there is none."""
-        raise NotImplementedError
-
-
-class WeightAverage(Averaging):
+class WeightAverage(Callback):
     """Keeps an average of the model's weights and buffers over its updates, which validation and the artifact use.
 
     The paper's recipes have none; lay experiments/options/average.yaml over a configuration to keep one.
@@ -96,7 +87,7 @@ class WeightAverage(Averaging):
 def averaged(trainer: Trainer) -> nn.Module | None:
     """The average of the weights if a callback keeps one."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    kept = (callback.average_model for callback in callbacks if isinstance(callback, Averaging))
+    kept = (callback.average_model for callback in callbacks if isinstance(callback, WeightAverage))
     return next((model for model in kept if model is not None), None)
 
 

@@ -10,15 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from alitok.commands.options import add_guidance_arguments, add_speed_arguments, draw_of
 from alitok.common.errors import BadInput
 
-# Settings of the drawing that decide the tokens, beside the precision.
+# Settings of the drawing that decide the tokens, apart from the precision.
 DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "compiled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from alitok.commands.options import add_guidance_arguments, add_speed_arguments
-
     parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact to be post-trained")
     parser.add_argument("--data", required=True, metavar="SPEC", help="data spec, its training split")
@@ -39,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-    from alitok.commands.options import draw_of
     from alitok.common.devices import pick_device
     from alitok.common.distributed import all_or_none, group_alone_in, process_group, rank
     from alitok.data.encoding import is_finished, job
@@ -124,7 +122,7 @@ def make(
 
     from alitok.common.images import to_uint8
     from alitok.common.progress import counter
-    from alitok.data.pictures import center_crop, to_tensor
+    from alitok.data.pictures import crop
     from alitok.ideas.post_training import MixedSampler
     from alitok.sampling.generate import Sampler
 
@@ -138,7 +136,7 @@ def make(
             for start in range(images.start, images.stop, batch):
                 chosen = range(start, min(start + batch, images.stop))
                 read = [source[index] for index in chosen]
-                pictures = torch.stack([to_tensor(center_crop(picture, size)) for picture, _ in read])
+                pictures = torch.stack([crop(picture, size) for picture, _ in read])
                 found = [label for _, label in read]
                 true = tokenizer.encode(pictures.to(device).float() / 255)[:, : generator.num_tokens]
                 drawn = sampler.sample(true, torch.tensor(found), chosen)

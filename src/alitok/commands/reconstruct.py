@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.common.devices import pick_device
     from alitok.common.images import to_uint8
     from alitok.common.progress import bar
-    from alitok.data.pictures import center_crop, read_picture, to_tensor
+    from alitok.data.pictures import crop, read_picture
     from alitok.evaluation.reconstruction import psnr
 
     paths = find_pictures(args.images)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     rows: list[torch.Tensor] = []
     values: list[list[float]] = []  # of each picture, by tokens kept
     for start in bar("Reconstructing")(range(0, len(paths), BATCH)):
-        batch = [to_tensor(center_crop(read_picture(path, str(path)), size)) for path in paths[start : start + BATCH]]
+        batch = [crop(read_picture(path, str(path)), size) for path in paths[start : start + BATCH]]
         images = torch.stack(batch).to(device) / 255
         with torch.inference_mode():
             ids = tokenizer.encode(images)

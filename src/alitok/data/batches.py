@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from alitok.common.errors import BadInput
 from alitok.common.random import derive_seed, stream
-from alitok.data.pictures import UnreadableImage, center_crop, to_tensor, train_crop
+from alitok.data.pictures import UnreadableImage, crop, train_crop
 from alitok.data.sources import Source
 from alitok.data.streaming import mixed
 from alitok.data.token_cache import TokenCache
@@ -151,7 +151,7 @@ class ImageBatches:
                 generator = stream(self.seed, "augment", position)
                 image = train_crop(picture, self.size, generator, crop=self.crop, flip=self.flip)
             else:
-                image = to_tensor(center_crop(picture, self.size))
+                image = crop(picture, self.size)
             rows.append((image, label, index, position))
         if not rows:
             return BadInput(f"No image of a validation batch can be read: {next(iter(skipped.values()))}")

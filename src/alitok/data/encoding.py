@@ -173,7 +173,7 @@ class Pictures:
         import torch
 
         from alitok.common.errors import BadInput
-        from alitok.data.pictures import UnreadableImage, center_crop, to_tensor
+        from alitok.data.pictures import UnreadableImage, crop
         from alitok.data.token_shards import Skip
 
         labels, pictures, skipped = [], [], []
@@ -186,7 +186,7 @@ class Pictures:
             except BadInput as error:
                 return error  # handed on, not raised: a loader process would wrap its sentence in a traceback
             labels.append(label)
-            pictures.append(to_tensor(center_crop(picture, self.side)))
+            pictures.append(crop(picture, self.side))
         return labels, torch.stack(pictures) if pictures else None, skipped
 
 

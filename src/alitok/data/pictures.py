@@ -138,6 +138,11 @@ def train_crop(image: Image.Image, size: int, generator: Generator, *, crop: boo
     return to_tensor(image)
 
 
+def crop(picture: Image.Image, size: int) -> Tensor:
+    """ADM's centre crop, (3, size, size) uint8."""
+    return to_tensor(center_crop(picture, size))
+
+
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's crop (Dhariwal & Nichol 2021): halve with BOX while >= 2x, then BICUBIC, then cut the middle."""
     while min(image.size) >= 2 * size:

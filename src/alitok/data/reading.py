@@ -1,17 +1,10 @@
 """From a source to uint8 crops."""
 
-from typing import Any
-
 import torch
 
 from alitok.common.progress import bar
-from alitok.data.pictures import center_crop, to_tensor
+from alitok.data.pictures import crop
 from alitok.data.sources import Source
-
-
-def crop(picture: Any, size: int) -> torch.Tensor:
-    """ADM's centre crop, (3, size, size) uint8."""
-    return to_tensor(center_crop(picture, size))
 
 
 def read_all(source: Source, size: int) -> tuple[torch.Tensor, torch.Tensor]:

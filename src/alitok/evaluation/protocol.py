@@ -6,7 +6,7 @@ import torch
 
 from alitok.common.errors import BadInput
 from alitok.data.found import PassedOver, announce
-from alitok.data.reading import crop
+from alitok.data.pictures import crop
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.clean_fid import CleanFidExtractor
 from alitok.evaluation.extractors import Extractor, open_extractor

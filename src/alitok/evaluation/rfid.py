@@ -14,7 +14,7 @@ from alitok.common.distributed import all_or_none, rank
 from alitok.common.images import Quantisation, save_grid, to_uint8
 from alitok.common.progress import bar
 from alitok.data.found import announce
-from alitok.data.reading import crop
+from alitok.data.pictures import crop
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.fid import FeatureStatistics
@@ -93,7 +93,7 @@ def evaluate_reconstructions(
     """
     extractor = pick_extractor(args.protocol, args.extractor, device)
     size = tokenizer.image_size
-    beside = None if extra is None else extra(extractor, tokenizer)
+    measure = None if extra is None else extra(extractor, tokenizer)
     reference: Reference | None = None
     if args.reference is not None:
         if is_spec(args.reference):
@@ -122,20 +122,20 @@ def evaluate_reconstructions(
             decoded = tokenizer.decode(ids, indices=index.tolist())
             metrics.update(originals, decoded)
             codebook.update(ids)
-            ends = [] if beside is None else beside.update(tokenizer, latents, index, quantisation)
+            ends = [] if measure is None else measure.update(tokenizer, latents, index, quantisation)
             if args.picture is not None and len(shown) < SHOWN:
                 columns = [pixels, to_uint8(decoded, quantisation), *ends]
                 shown += torch.stack([column.cpu() for column in columns], dim=1)
     if args.picture is not None and rank() == 0:
         titles = ["original", "decoded"]
-        titles += [] if beside is None else beside.titles
+        titles += [] if measure is None else measure.titles
         save_grid(torch.cat(shown[:SHOWN]), args.picture, len(titles), titles)
     digest = reader.digest()
     results: dict[str, Any] = {**metrics.compute(), **codebook.compute()}
-    reasons = [] if beside is None else list(beside.reasons)
-    if beside is not None:
+    reasons = [] if measure is None else list(measure.reasons)
+    if measure is not None:
         real = metrics.real.reduce() if metrics.reference is None else metrics.reference
-        results |= beside.compute(real)
+        results |= measure.compute(real)
     return EvaluationRecord(
         measure="rFID",
         samples=ImagesRecord(source.name, digest, images.count, size),

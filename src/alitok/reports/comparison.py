@@ -229,7 +229,7 @@ def _reconstructions(
     import torch
 
     from alitok.artifacts.folder import load_tokenizer
-    from alitok.data.pictures import center_crop, to_tensor
+    from alitok.data.pictures import crop
     from alitok.data.sources import open_source
     from alitok.evaluation.reconstruction import psnr
 
@@ -246,7 +246,7 @@ def _reconstructions(
         size = tokenizer.image_size
         if size not in originals:
             pictures = open_source(source, "val", size=size, count=count)
-            crops = [to_tensor(center_crop(pictures[i][0], size)) for i in range(min(count, len(pictures)))]
+            crops = [crop(pictures[i][0], size) for i in range(min(count, len(pictures)))]
             originals[size] = torch.stack(crops).to(device).float() / 255
             title = f"original <small>{escape(source)}, {size} x {size}</small>"
             strips.append(_strip(title, originals[size], f"original of {size} pixels", len(crops)))
@@ -266,6 +266,7 @@ def _samples(
     from alitok.artifacts.folder import load_generator, load_tokenizer
     from alitok.common.draw import Draw
     from alitok.sampling.images import sample_images
+    from alitok.sampling.sets import class_names
 
     everything = [part for members in groups for run in members for part in run.parts.values() if part.card]
     if all(part.kind == "tokenizer" for part in everything):
@@ -281,14 +282,14 @@ def _samples(
             load_generator(pair[0].artifact, device),
             load_tokenizer(pair[1].artifact, device),
         )
-        titles = generator.card.get("class_names") or [str(label) for label in range(generator.num_classes)]
+        titles = class_names(generator)
         labels = list(range(min(classes, len(titles))))
-        batches = sample_images(generator, tokenizer, labels * 2, Draw.chosen(generator.card, seed=seed))
+        draw = Draw.chosen(generator.card, seed=seed)
+        batches = sample_images(generator, tokenizer, labels * 2, draw)
         images = torch.cat([pictures for _, _, pictures in batches]).clamp(0, 1)
-        guidance = generator.card.get("guidance") or 0
         title = (
             f'<span class="name {_kind(index)}">{escape(names[index])}</span>'
-            f" <small>guidance {guidance:g}, seed {seed}</small>"
+            f" <small>guidance {draw.guidance:g}, seed {seed}</small>"
         )
         strips.append(
             _strip(title, images, f"sample of {names[index]}", len(labels), [titles[label] for label in labels])

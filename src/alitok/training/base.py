@@ -152,7 +152,7 @@ class TrainingModule(L.LightningModule):
         """What is trained: the tokenizer or the generator."""
         raise NotImplementedError
 
-    def beside(self) -> dict[str, Any]:
+    def extra_modules(self) -> dict[str, Any]:
         """Modules, with their class blocks, that go into the artifact beside the model."""
         return {}
 

@@ -92,7 +92,7 @@ class TokenizerTraining(TrainingModule):
     def model(self) -> Tokenizer:
         return self.tokenizer
 
-    def beside(self) -> dict[str, Any]:
+    def extra_modules(self) -> dict[str, Any]:
         return {} if self.discriminator is None else {"discriminator": self.discriminator}
 
     def replicated(self) -> list[nn.Parameter]:
