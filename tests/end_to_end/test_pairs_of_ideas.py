@@ -21,7 +21,7 @@ from alitok.config import load_yaml
 from alitok.ideas.post_training import PairedDataModule
 from alitok.models.seams import Quantizer
 from alitok.sampling.generate import generate
-from alitok.training.base import MicroBatch
+from alitok.training.records import MicroBatch, StepRecord
 
 ORDERS = [pair for first, second in combinations(IDEAS, 2) for pair in ((first, second), (second, first))]
 IMAGES = 4
@@ -162,7 +162,7 @@ def term(name: str) -> Callable[[Pair, Path], bool]:
         if pair.paired:
             part.batch["tokens"] = pair.ids
         pair.model.zero_grad()
-        outputs = pair.module.train()._outputs(part, pair.module.schedule.at(0))
+        outputs = pair.module.train()._outputs(part, pair.module.schedule.at(0), StepRecord(0, False))
         for _, one in outputs.get("decodings") or [(1.0, outputs)]:
             kind(part.batch, one, step).backward(retain_graph=True)
         return any(bool(p.grad.any()) for p in pair.model.decoder.parameters() if p.grad is not None)
@@ -189,7 +189,7 @@ def rear(pair: Pair, folder: Path) -> bool:
     noisy = pair.module.corruptions[0](ids, pair.model.codebook_size, step)
     terms = [pair.module.terms[name] for name in ("current", "next")]
     labels = torch.zeros(IMAGES, dtype=torch.int64)
-    with pair.module.tapped() as seen:
+    with pair.module.terms.tapped() as seen:
         outputs = pair.model.losses(ids, labels, noisy, None, step)
     for term in terms:
         term.use_codebook(Codes())

@@ -16,7 +16,7 @@ from alitok.common.errors import BadInput
 from alitok.ideas import lookup_free as room
 from alitok.ideas.lookup_free import LookupFreeQuantizer, ShareStatistics
 from alitok.studies.processes import two_processes
-from alitok.training.base import merge_over_processes
+from alitok.training.records import merge_over_processes
 
 
 def latents_of(*shape: int, seed: int = 0) -> Tensor:

@@ -20,8 +20,8 @@ from alitok.ideas.rear import CodeVector, NoisyContext
 from alitok.models.generator import Generator
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.seams import Quantizer
-from alitok.training.base import tapped
 from alitok.training.generator import GeneratorTraining
+from alitok.training.records import tapped
 
 IMAGES, TOKENS, CODES = 12, 400, 64
 
@@ -191,13 +191,11 @@ def test_micro_batches_equal_one_batch_and_the_networks_train(tmp_path: Path, mo
     card = save_artifact(tmp_path / "stage2" / "artifact", block, build(block), {"kind": "tokenizer"})
     token_cache(tmp_path, digest=card["digest"])
     kept: list[dict[str, Tensor]] = []
-    optimize = GeneratorTraining.optimize
 
-    def keep(module: GeneratorTraining, *arguments: Any) -> None:
+    def keep(module: GeneratorTraining, optimizer: Any) -> None:
         kept.append({name: parameter.grad.clone() for name, parameter in module.named_parameters()})
-        optimize(module, *arguments)
 
-    monkeypatch.setattr(GeneratorTraining, "optimize", keep)
+    monkeypatch.setattr(GeneratorTraining, "on_before_optimizer_step", keep)
     for cut in ([], ["--data.micro_batch", "3"]):
         words = ["--model.generator.dropout", "0.0", *cut]
         config = tiny("generator", tmp_path, *words)

@@ -45,7 +45,7 @@ def attached(folder: Path, *words: str) -> tuple[Any, Semantic]:
 def test_the_formula(tmp_path: Path) -> None:
     module, term = attached(tmp_path)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with module.tapped() as seen, torch.no_grad():
+    with module.terms.tapped() as seen, torch.no_grad():
         outputs = seen.join(module.tokenizer(images))
     hidden = outputs["decoder.blocks.0"]  # a buffer token, 4 of the prefix, 16 patches
     assert hidden.shape == (2, 21, 32)
@@ -76,7 +76,7 @@ def test_it_reads_the_patches_in_any_decoder(tmp_path: Path) -> None:
         decoder, seen = module.tokenizer.decoder, []
         decoder.norm_out.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
         decoder.image_head.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
-        with module.tapped() as taps, torch.no_grad():
+        with module.terms.tapped() as taps, torch.no_grad():
             outputs = taps.join(module.eval().tokenizer(torch.rand(1, 3, 32, 32)))
         found = decoder.norm_out(decoder.at_image(outputs["decoder.blocks.0"]))
         torch.testing.assert_close(found, seen[1])
@@ -86,7 +86,7 @@ def test_every_decoding_of_a_bottleneck_has_its_own_block(tmp_path: Path) -> Non
     dropper = "{class_path: alitok.ideas.nested_dropout.NestedDropout, init_args: {code_dim: 4}}"
     module, term = attached(tmp_path, "--model.tokenizer.bottleneck", dropper)
     images = torch.rand(2, 3, 32, 32)
-    with module.tapped() as seen:
+    with module.terms.tapped() as seen:
         outputs = seen.join(module.train().tokenizer(images))
     ((_, one),) = outputs["decodings"]
     assert one["decoder.blocks.0"] is outputs["decoder.blocks.0"]

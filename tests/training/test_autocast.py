@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from alitok.common.build import import_class
+from alitok.common.random import reseed
+from alitok.training import step
 from alitok.training.bare import bare_trainer
 
 
@@ -42,13 +44,18 @@ def test_the_backward_pass_runs_outside_autocast(
     config = tiny.tiny(name, tmp_path, *words)
     module = tiny.module_of(config)
     data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
-    original, forward = type(module).backward_part, []
+    forward: list[bool] = []
+    original = type(module).manual_backward
 
-    def watched(self: Any, loss: Tensor, *rest: Any, **words: Any) -> None:
+    def watched(self: Any, loss: Tensor) -> None:
+        original(self, Watch.apply(loss))
+
+    def reseeded(*keys: Any) -> None:  # just before a micro-batch's forward pass
         forward.append(torch.is_autocast_enabled("cpu"))
-        original(self, Watch.apply(loss), *rest, **words)
+        reseed(*keys)
 
-    monkeypatch.setattr(type(module), "backward_part", watched)
+    monkeypatch.setattr(type(module), "manual_backward", watched)
+    monkeypatch.setattr(step, "reseed", reseeded)
     Watch.seen = []
     trainer = bare_trainer(3, precision=precision)
     trainer.fit(module, datamodule=data)

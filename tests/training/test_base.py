@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny import tiny, token_cache
 
-from alitok.training.base import TrainingModule, tapped
 from alitok.training.launch import run
+from alitok.training.records import tapped
+from alitok.training.step import micro_batches
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null"]
@@ -29,7 +30,7 @@ def draws(ranks: int, micro_batch: int, step: int = 7, seed: int = 3, images: in
         schedule = SimpleNamespace(total_steps=9)
         module: Any = SimpleNamespace(seed=seed, global_rank=rank, trainer=trainer, schedule=schedule)
         batch = {"index": torch.arange(images // ranks)}
-        for part in TrainingModule.micro_batches(module, batch, step):
+        for part in micro_batches(module, batch, step):
             assert (part.step.number, part.step.size) == (step, images)
             drawn[part.step.places.start] = float(torch.rand(()))
     return drawn

@@ -36,18 +36,17 @@ def config_of(stage: str, idea: str, folder: Path, *overrides: str) -> dict[str,
 def test_perturbation_is_the_same_in_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int, int]] = []
     gradients: list[dict[str, Tensor]] = []
-    forward, optimize = LatentPerturbation.forward, TokenizerTraining.optimize
+    forward = LatentPerturbation.forward
 
     def keep_place(self: LatentPerturbation, tokens: Any, quantizer: Any, step: Any) -> Any:
         asked.append((step.number, step.places.start, step.size))
         return forward(self, tokens, quantizer, step)
 
-    def keep_gradients(module: TokenizerTraining, *arguments: Any) -> None:
+    def keep_gradients(module: TokenizerTraining, optimizer: Any) -> None:
         gradients.append({name: p.grad.clone() for name, p in module.tokenizer.named_parameters()})
-        optimize(module, *arguments)
 
     monkeypatch.setattr(LatentPerturbation, "forward", keep_place)
-    monkeypatch.setattr(TokenizerTraining, "optimize", keep_gradients)
+    monkeypatch.setattr(TokenizerTraining, "on_before_optimizer_step", keep_gradients)
     for micro in ("8", "2"):
         train(config_of("stage1", "perturbation", tmp_path, *PERTURBED, "--data.micro_batch", micro), 1)
     assert asked == [(0, 0, 8), (0, 0, 8), (0, 2, 8), (0, 4, 8), (0, 6, 8)]

@@ -53,12 +53,10 @@ def test_stage_1_trains_every_part_and_updates_the_codebook_once_a_batch(tmp_pat
 def test_micro_batches_equal_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def keep_gradients(module: TokenizerTraining, index: int, moment: Any, parameters: Any) -> None:
+    def keep_gradients(module: TokenizerTraining, optimizer: Any) -> None:
         seen.append({name: p.grad.clone() for name, p in module.tokenizer.named_parameters()})
-        original(module, index, moment, parameters)
 
-    original = TokenizerTraining.optimize
-    monkeypatch.setattr(TokenizerTraining, "optimize", keep_gradients)
+    monkeypatch.setattr(TokenizerTraining, "on_before_optimizer_step", keep_gradients)
     whole = train(tiny("tokenizer-stage1", tmp_path, *STAGE1), 1)
     parts = train(tiny("tokenizer-stage1", tmp_path, *STAGE1, "--data.micro_batch", "3"), 1)
     assert torch.equal(whole.tokenizer.quantizer.usage, parts.tokenizer.quantizer.usage)

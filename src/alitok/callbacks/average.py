@@ -9,9 +9,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alitok.common.errors import BadInput
 from alitok.models.tokenizer import Tokenizer
-from alitok.training.base import StepRecord, TrainingModule
+from alitok.training.base import TrainingModule
 from alitok.training.checkpoint import read_checkpoint
 from alitok.training.parallel import is_sharded, whole
+from alitok.training.records import StepRecord
 
 
 class WeightAverage(Callback):

@@ -12,7 +12,8 @@ from alitok.callbacks.checkpoints import Checkpoints
 from alitok.common.distributed import all_sum, is_distributed, rank, world_size
 from alitok.common.errors import BadInput
 from alitok.evaluation.tokens import usage_and_perplexity
-from alitok.training.base import StepRecord, TrainingModule
+from alitok.training.base import TrainingModule
+from alitok.training.records import StepRecord
 
 log = logging.getLogger("alitok")
 

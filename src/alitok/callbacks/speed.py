@@ -10,7 +10,8 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from torch.utils.flop_counter import FlopCounterMode
 
 from alitok.common.hardware import known_gpu
-from alitok.training.base import StepRecord, TrainingModule
+from alitok.training.base import TrainingModule
+from alitok.training.records import StepRecord
 
 
 class Speed(Callback):

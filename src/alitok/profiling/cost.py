@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alitok.common.build import import_class
 from alitok.common.errors import BadInput
-from alitok.models.seams import Part
+from alitok.models.seams import Part, Quantizer
 from alitok.networks.frozen import without_weights
 from alitok.profiling.flops import Answers, Ledger, gpu_kernels
 
@@ -223,7 +223,7 @@ def _rehearsal(config: Mapping[str, Any], precision: str) -> Iterator[tuple[Any,
             module = import_class(config["model"]["class_path"])(**(config["model"].get("init_args") or {}))
         finally:
             torch.set_default_dtype(default)
-        terms = getattr(module, "terms", {})
+        terms = module.terms
         for name in [name for name, term in terms.items() if needs_artifact(term)]:
             del terms[name]
         for term in terms.values():
@@ -241,8 +241,6 @@ def _rehearse(
         trainer = _stand_in(module, turn.start, share, micro_batch, precision)  # kept: the module's is a weak one
         module.configure_model()
         moment = module.schedule.at(turn.start)
-        if hasattr(module, "set_trainable"):
-            module.set_trainable(moment.name)
         turn.trainable = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
         stack.enter_context(ledger)
         shards = _shards(module, layout)
@@ -286,9 +284,15 @@ def _keeps_average(config: Mapping[str, Any]) -> bool:
 
 def _shards(module: Any, layout: Layout) -> dict[int, int]:
     """Parameter -> over how many devices it, its gradient and its optimizer state are divided."""
-    whole = {id(parameter) for parameter in module.replicated()}
+    whole = _replicated(module)
     divided = {id(parameter) for parameter in module.model.parameters()} - whole
     return {id(p): layout.shards if id(p) in divided else 1 for p in module.parameters()}
+
+
+def _replicated(module: Any) -> set[int]:
+    """The parameters (their ids) that every device holds whole under every strategy."""
+    quantizers = [layer for layer in module.model.modules() if isinstance(layer, Quantizer)]
+    return {id(parameter) for quantizer in quantizers for parameter in quantizer.parameters()}
 
 
 def _claim_state(
@@ -328,7 +332,7 @@ def _name_parts(ledger: Ledger, module: Any) -> None:
         ledger.attribute(module.discriminator, "discriminator")
     for entry in module.model.entries if isinstance(module.model, Part) else ():
         setattr(module.model, entry, ledger.attributed(_name_of(module), getattr(module.model, entry)))
-    for name, term in getattr(module, "terms", {}).items():
+    for name, term in module.terms.items():
         term.evaluate = ledger.attributed(f"loss {name}", term.evaluate)
 
 
@@ -355,7 +359,10 @@ def _stand_in(module: Any, step: int, share: int, micro_batch: int, precision: s
         strategy=SingleDeviceStrategy(torch.device("cpu")),
     )
     module.trainer = trainer
-    module.optimize = lambda *_, **__: module.zero_grad(set_to_none=True)
+    idle = SimpleNamespace(
+        param_groups=[], optimizer=SimpleNamespace(), step=lambda: None, zero_grad=lambda **_: module.zero_grad()
+    )
+    module.optimizers = lambda: [idle, idle] if module.schedule.adversarial else idle
     module.log = lambda *_, **__: None
     module.manual_backward = lambda loss, *_, **__: loss.backward()
     return trainer
@@ -378,7 +385,8 @@ def _strategy_bytes(module: Any, layout: Layout, precision: str) -> int:
         from alitok.training.parallel import blocks
 
         each = [_count(block) for block in blocks(module.model)]
-        rest = _count(module.model) - sum(each) - sum(parameter.numel() for parameter in module.replicated())
+        kept = _replicated(module)
+        rest = sum(p.numel() for p in module.model.parameters() if id(p) not in kept) - sum(each)
         gathered = 2 if precision == "bf16-mixed" else 4
         # Whole at that time: the rest, one block and the next, and the gradient of one, before and while it is sent.
         return 4 * rest + max(each, default=0) * (2 * gathered + gathered + 4)

@@ -245,17 +245,15 @@ def gradient(config: Mapping[str, Any], micro: int | None, strategy: Any = "auto
     _stirred(module)
     found: dict[str, Any] = {}
 
-    def keep(index: int, moment: Any, parameters: Any) -> None:
+    def keep(optimizer: Any) -> None:
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
                 whole = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
                 found[name] = whole.clone()
-        found["ids"] = [part.cpu() for part in module.record.ids]
-        step(index, moment, parameters)  # else Lightning counts no step
 
-    step = module.optimize
-    module.optimize = keep  # type: ignore[method-assign]
+    module.on_before_optimizer_step = keep  # type: ignore[method-assign]
     _trainer(1, strategy, devices).fit(module, datamodule=data)
+    found["ids"] = [part.cpu() for part in module.record.ids]
     return found
 
 

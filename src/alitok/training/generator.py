@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from alitok.artifacts.folder import load_generator, load_tokenizer
@@ -13,9 +12,13 @@ from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.models.seams import Corruption, Order
-from alitok.training.base import MicroBatch, TrainingModule, build_with_block
+from alitok.training.base import TrainingModule, build_with_block
 from alitok.training.optimizer import AdamW, adamw, generator_decays
+from alitok.training.parallel import parallelize
+from alitok.training.records import MicroBatch, StepRecord
 from alitok.training.schedule import Moment
+from alitok.training.step import Player, first_places
+from alitok.training.terms import Terms
 
 
 class GeneratorTraining(TrainingModule):
@@ -72,7 +75,8 @@ class GeneratorTraining(TrainingModule):
         self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}
         if fitted := [name for name, phase in self.schedule.phases.items() if phase.fit]:
             raise BadInput(f"phases.{fitted[0]}.fit: only a tokenizer's phases fit a quantizer; take `fit` out.")
-        self.attach_terms(losses or {})
+        self.terms = Terms(losses or {}, self.schedule, self.generator)
+        self.heads = self.terms.heads
         self.corruptions: list[Corruption] = [build_a(Corruption, block) for block in (corruptions or {}).values()]
         self.order: Order | None = build_a(Order, order) if order else None
         if self.order is not None and not self.generator.ordered:
@@ -89,9 +93,8 @@ class GeneratorTraining(TrainingModule):
     def model(self) -> Generator:
         return self.generator
 
-    @property
-    def leaves_unused(self) -> bool:
-        return False
+    def configure_model(self) -> None:
+        parallelize(self, self.generator)
 
     def setup(self, stage: str) -> None:
         """Holds the generator against the cache it is given.
@@ -99,7 +102,7 @@ class GeneratorTraining(TrainingModule):
         Raises:
             BadInput: another number of tokens, codes or classes.
         """
-        self.setup_terms()
+        self.terms.setup(self.trainer.strategy.root_device, len(first_places(self.trainer)))
         self._load_reference()
         if stage == "fit" and not self.trainer.ckpt_path:
             self.generator.setup(self.trainer.strategy.root_device)
@@ -204,29 +207,22 @@ class GeneratorTraining(TrainingModule):
         self.parents["start_from"] = parent.card["digest"]
 
     def configure_optimizers(self) -> AdamW:
-        named = [*self.generator.named_parameters(), *self.named_heads()]
+        named = [*self.generator.named_parameters(), *self.terms.named_heads()]
         return adamw(named, self.weight_decay, self.betas, generator_decays)
 
-    def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
-        for part in self.micro_batches(batch, step):
-            loss = self._loss(part, step, moment)
-            self.note("loss", loss, part.share)
-            self.backward_part(loss, part)
-        self.finish_gradients(self.generator.parameters(), averaged=isinstance(self.trainer.strategy, DDPStrategy))
-        self.update_terms()
-        self.optimize(0, moment, self.generator.parameters())
+    def player(self, moment: Moment) -> Player:
+        return Player(self._loss, self.generator, self.optimizers(), self.terms.updates(), self.heads)
 
-    def _loss(self, part: MicroBatch, step: int, moment: Moment) -> Tensor:
-        """The loss of a part. A function of its own, so that logits and hidden states are freed before the backward."""
+    def _loss(self, part: MicroBatch, moment: Moment, record: StepRecord) -> Tensor:
         tokens = inputs = part.batch["tokens"]
         for corruption in self.corruptions:
             inputs = corruption(inputs, self.generator.codebook_size, part.step)
         ordering = None
         if self.order is not None:
             ordering = self.order(self.generator.num_tokens, self.generator.num_prefix, part.step)
-        labels = self._drop_classes(part.batch, step)
+        labels = self._drop_classes(part.batch, record.step)
         places = None if ordering is None else send(ordering.places, tokens.device)
-        with self.tapped() as seen:
+        with self.terms.tapped() as seen:
             outputs: dict[str, Any] = dict(self.generator.losses(tokens, labels, inputs, places, part.step))
         if self._reference:
             with torch.no_grad():
@@ -234,7 +230,7 @@ class GeneratorTraining(TrainingModule):
         nats = outputs["nats"]
         if ordering is not None and ordering.weights is not None:
             nats = nats * send(ordering.weights, nats.device)
-        return nats.mean() + self.add_terms(part, seen.join(outputs), moment)
+        return nats.mean() + self.terms.loss(part, seen.join(outputs), moment, record)
 
     def _drop_classes(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Labels, some of them "no class": which ones depends on seed and position, not on processes."""

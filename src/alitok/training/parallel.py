@@ -4,6 +4,7 @@ Under DDP every process holds the whole model. Under FSDP2 the transformers are 
 is also moved outside of the optimizer, and the discriminator stay whole on every process, like under DDP.
 """
 
+import inspect
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from alitok.common.build import build
+from alitok.common.compiler import need_compiler
 from alitok.common.distributed import all_stack, all_sum, is_distributed, world_size
 from alitok.common.errors import BadInput
 from alitok.models.seams import Part
@@ -71,6 +74,44 @@ def check_strategy(strategy: Strategy) -> None:
             f"Strategy {type(strategy).__name__} is not supported: lay experiments/strategies/ddp.yaml or fsdp.yaml"
             " over the configuration."
         )
+
+
+def parallelize(
+    module: Any, model: nn.Module, replicated: Iterable[nn.Parameter] = (), unused_parameters: bool = False
+) -> None:
+    """Prepares a LightningModule for its trainer's strategy: compiles, recomputes activations, shards. Once.
+
+    Args:
+        module: the `TrainingModule`.
+        model: what is sharded, and whose gradients DDP averages. The optimizer step averages all other gradients.
+        replicated: parameters of the model that stay whole under every strategy.
+        unused_parameters: some batches leave parameters without a gradient.
+
+    Raises:
+        BadInput: the strategy or precision is not supported, or blocks are to be compiled and there is no compiler.
+    """
+    if module.parallel:
+        return
+    module.parallel = True
+    strategy, precision = module.trainer.strategy, str(module.trainer.precision)
+    check_strategy(strategy)
+    if precision == "16-mixed":
+        raise BadInput("precision 16-mixed is not supported; use bf16-mixed or 32-true.")
+    if module.compile_blocks:
+        need_compiler("model.compile_blocks")
+        compile_blocks(model)
+    if module.activation_checkpointing:
+        recompute_activations(model)
+    if isinstance(strategy, FSDP2):
+        shard(model, strategy.device_mesh["data_parallel"], precision, replicated)
+    elif isinstance(strategy, DDPStrategy):
+        # Buffers are the same on all processes by construction, so DDP need not send them.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        strategy._ddp_kwargs = {"find_unused_parameters": unused_parameters, buffers: False} | strategy._ddp_kwargs
+        inside = {id(parameter) for parameter in model.parameters()}
+        others = [name for name, parameter in module.named_parameters() if id(parameter) not in inside]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, others)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alitok.common.distributed import all_stack
+from alitok.common.distributed import all_stack, all_sum
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 
@@ -41,7 +42,7 @@ class StepRecord:
         notes: means over this process's batch, by name.
         parts: (image indices, whether the loss is not finite) of each micro-batch.
         ids: token ids that the quantizer chose, of each micro-batch.
-        statistics: of the loss terms that keep some, of each micro-batch, by name.
+        statistics: of each micro-batch, by the name of what takes them in (`Player.updates`); they have `merge`.
         norm: of the gradient, over all processes.
         bad: whether the norm or any process's loss is not finite; then the step changes no weight.
     """
@@ -54,6 +55,38 @@ class StepRecord:
     statistics: dict[str, list[Any]] = field(default_factory=dict)
     norm: Tensor = field(default_factory=lambda: torch.zeros(()))
     bad: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
+
+    def note(self, name: str, value: Tensor, share: float) -> None:
+        """Adds a micro-batch's value to the batch's mean."""
+        self.notes[name] = self.notes.get(name, 0.0) + value.detach().float() * share
+
+
+class Window:
+    """Means of a run's notes since the last row of the logs; steps that changed nothing do not count."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, record: StepRecord) -> None:
+        """Takes in the notes of a step."""
+        good = (~record.bad).float()
+        for name, value in record.notes.items():
+            total, count = self.sums.get(name, (torch.zeros_like(value), torch.zeros_like(good)))
+            self.sums[name] = (total + torch.where(record.bad, 0.0, value), count + good)
+
+    def take(self) -> dict[str, Tensor]:
+        """The means over all processes as `train/NAME`, and begins the next row. A collective."""
+        sums = all_sum(torch.stack([torch.stack(pair) for pair in self.sums.values()]))
+        means = {f"train/{name}": total / count for name, (total, count) in zip(self.sums, sums, strict=True)}
+        self.sums = {}
+        return means
+
+
+class Means(SimpleNamespace):
+    """Statistics that are means by name, each with its share of the global batch. They merge by adding."""
+
+    def merge(self, other: "Means") -> "Means":
+        return Means(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
 
 class Taps(dict[str, list[Tensor]]):

@@ -1,11 +1,10 @@
 """Training of the tokenizer: stage 1 and, started from its artifact, stage 2."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from alitok.artifacts.folder import check_weights, load_extra, load_tokenizer
@@ -16,9 +15,13 @@ from alitok.common.errors import BadInput
 from alitok.losses.adversarial import AdversarialLoss
 from alitok.models.seams import Part, Quantizer
 from alitok.models.tokenizer import Tokenizer
-from alitok.training.base import MicroBatch, TrainingModule, build_with_block, merge_over_processes
+from alitok.training.base import TrainingModule, build_with_block
 from alitok.training.optimizer import adamw
+from alitok.training.parallel import parallelize
+from alitok.training.records import Means, MicroBatch, StepRecord
 from alitok.training.schedule import Moment
+from alitok.training.step import Player, first_places
+from alitok.training.terms import Terms
 
 
 class TokenizerTraining(TrainingModule):
@@ -63,7 +66,8 @@ class TokenizerTraining(TrainingModule):
             phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
         )
         self.tokenizer: Tokenizer = build_with_block(tokenizer)  # type: ignore[assignment]
-        self.attach_terms(losses)
+        self.terms = Terms(losses, self.schedule, self.tokenizer)
+        self.heads = self.terms.heads
         self.start_from = start_from
         self.codebook_lr = codebook_lr
         self.discriminator = build_with_block(discriminator) if discriminator and self.schedule.adversarial else None
@@ -95,14 +99,11 @@ class TokenizerTraining(TrainingModule):
     def extra_modules(self) -> dict[str, Any]:
         return {} if self.discriminator is None else {"discriminator": self.discriminator}
 
-    def replicated(self) -> list[nn.Parameter]:
-        return list(self.tokenizer.quantizer.parameters())
-
     def configure_model(self) -> None:
         # DDP sees to what has a gradient when it begins: all that any phase trains.
         for name, part in self.tokenizer.named_children():
             part.requires_grad_(name in self._ever_trained())
-        super().configure_model()
+        parallelize(self, self.tokenizer, self.tokenizer.quantizer.parameters(), unused_parameters=True)
 
     def on_train_start(self) -> None:
         self.set_trainable(self.schedule.at(self.trainer.global_step).name)
@@ -122,7 +123,7 @@ class TokenizerTraining(TrainingModule):
         return self
 
     def setup(self, stage: str) -> None:
-        self.setup_terms()
+        self.terms.setup(self.trainer.strategy.root_device, len(first_places(self.trainer)))
         if stage == "fit" and not self.trainer.ckpt_path:
             for part in self.tokenizer.children():
                 if isinstance(part, Part):
@@ -183,7 +184,7 @@ class TokenizerTraining(TrainingModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         ever = self._ever_trained()
         named = [(n, p) for n, p in self.tokenizer.named_parameters() if n.split(".")[0] in ever]
-        named += self.named_heads()
+        named += self.terms.named_heads()
         optimizers: list[torch.optim.Optimizer] = [
             adamw(named, self.weight_decay, self.betas, lr_factor=self._lr_factor)
         ]
@@ -213,74 +214,68 @@ class TokenizerTraining(TrainingModule):
                 parts = [self.tokenizer.encode_latents(part) for part in images.split(data.micro_batch or len(images))]
             yield all_stack(torch.cat(parts)).flatten(0, 1)
 
-    def train_batch(self, batch: dict[str, Tensor], step: int, moment: Moment) -> None:
+    def player(self, moment: Moment) -> Player:
         if self.trainable_of[moment.name] != self.current_parts:
             self.set_trainable(moment.name)
-        turn = self._discriminator_part if moment.discriminator else self._tokenizer_part
-        statistics, adversarial = [], []
-        for part in self.micro_batches(batch, step):
-            cluster, logits = turn(part, moment)
-            statistics.append(cluster)
-            adversarial.append(logits)
-        moved: nn.Module = self.tokenizer
+        optimizers = self.optimizers()
+        first, *others = optimizers if isinstance(optimizers, list) else [optimizers]
+        updates: dict[str, tuple[nn.Module, Callable[[Any], None]]] = {}
+        updates["quantizer"] = (self.tokenizer.quantizer, self.tokenizer.quantizer.update)
         if moment.discriminator:
             assert self.discriminator is not None
-            moved = self.discriminator
-        ddp = isinstance(self.trainer.strategy, DDPStrategy)
-        self.finish_gradients(moved.parameters(), averaged=ddp and not moment.discriminator)
-        quantizer = self.tokenizer.quantizer
-        if statistics[0] is not None:
-            merged = merge_over_processes(statistics)
-            self.unless_bad(quantizer, lambda: quantizer.update(merged))
-        self.update_terms()
-        if moment.discriminator:
-            loss = self.adversarial
-            assert loss is not None
-            means = mean_over_processes(adversarial)
-            self.unless_bad(loss, lambda: loss.update(means))
-        self.optimize(int(moment.discriminator), moment, moved.parameters())
+            assert self.adversarial is not None
+            updates["adversarial"] = (self.adversarial, self._update_adversarial)
+            loss, model = self._discriminator_loss, self.discriminator
+            # DDP cannot average two models in turns, so the step averages the discriminator's gradients.
+            return Player(loss, model, others[0], updates, nn.ModuleDict(), "discriminator", in_ddp=False)
+        return Player(self._tokenizer_loss, self.tokenizer, first, updates | self.terms.updates(), self.heads)
 
-    def _outputs(self, part: MicroBatch, moment: Moment) -> dict[str, Any]:
-        """What the tokenizer makes of the images, or of the tokens that stand for them."""
-        quantize, ids = moment.phase.quantize, part.batch.get("tokens")
-        with self.tapped() as seen:
-            outputs: dict[str, Any] = self.tokenizer(part.batch["image"], quantize, ids, part.step)
+    def _outputs(self, part: MicroBatch, moment: Moment, record: StepRecord) -> dict[str, Any]:
+        """The tokenizer's outputs for images, or for the tokens that the batch gives in their place."""
+        with self.terms.tapped() as seen:
+            outputs: dict[str, Any] = self.tokenizer(
+                part.batch["image"], moment.phase.quantize, part.batch.get("tokens"), part.step
+            )
+        record.ids.append(outputs["ids"])
+        if outputs["statistics"] is not None:
+            record.statistics.setdefault("quantizer", []).append(outputs["statistics"])
         return seen.join(outputs)
 
-    def _tokenizer_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
-        outputs = self._outputs(part, moment)
-        self.record.ids.append(outputs["ids"])
-        loss = self.add_terms(part, outputs, moment)
+    def _tokenizer_loss(self, part: MicroBatch, moment: Moment, record: StepRecord) -> Tensor:
+        outputs = self._outputs(part, moment, record)
+        loss = self.terms.loss(part, outputs, moment, record)
         if moment.phase.adversarial:
             assert self.adversarial is not None
-            value = self.adversarial.generator_loss(self._judge(outputs["image"], train=False))
-            self.note("gan", value, part.share)
+            value = self.adversarial.generator_loss(self._logits(outputs["image"], train=False))
+            record.note("gan", value, part.share)
             loss = loss + value
-        self.note("loss", loss, part.share)
-        self.backward_part(loss, part)
-        return outputs["statistics"], None
+        return loss
 
-    def _discriminator_part(self, part: MicroBatch, moment: Moment) -> tuple[Any, Any]:
+    def _discriminator_loss(self, part: MicroBatch, moment: Moment, record: StepRecord) -> Tensor:
         assert self.adversarial is not None
         with torch.no_grad():
-            outputs = self._outputs(part, moment)
-        self.record.ids.append(outputs["ids"])
-        real = self._judge(part.batch["image"], train=True)
-        fake = self._judge(outputs["image"], train=True)
-        loss, logits = self.adversarial.discriminator_loss(real, fake)
-        self.note("discriminator", loss, part.share)
-        self.backward_part(loss, part, reduce=False)
-        return outputs["statistics"], {name: value * part.share for name, value in logits.items()}
+            outputs = self._outputs(part, moment, record)
+        real = self._logits(part.batch["image"], train=True)
+        fake = self._logits(outputs["image"], train=True)
+        loss, means = self.adversarial.discriminator_loss(real, fake)
+        weighed = {name: value * part.share for name, value in means.items()}
+        share = torch.full((), part.share, device=loss.device)
+        record.statistics.setdefault("adversarial", []).append(Means(share=share, **weighed))
+        return loss
 
-    def _judge(self, images: Tensor, train: bool) -> Tensor:
-        """The discriminator's logits, in float32; its parameters get a gradient on its own batches only."""
+    def _update_adversarial(self, sums: Means) -> None:
+        assert self.adversarial is not None
+        self.adversarial.update({name: value / sums.share for name, value in vars(sums).items() if name != "share"})
+
+    def _logits(self, images: Tensor, train: bool) -> Tensor:
+        """The discriminator's logits in float32. Its parameters get a gradient only if `train`."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(train)
         with torch.autocast(images.device.type, enabled=False):
             return self.discriminator(images.float())
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        with self.tapped() as seen:
+        with self.terms.tapped() as seen:
             outputs = self.tokenizer(batch["image"])
         seen.join(outputs)
         for name, term in self.terms.items():
@@ -296,8 +291,3 @@ def reconstructed(tokenizer: Tokenizer, batch: dict[str, Tensor], outputs: dict[
     if tokenizer.decoder.generative:  # what it trains on is no reconstruction
         image = tokenizer.decode(outputs["ids"], indices=batch["index"].tolist())
     return {"image": image.float(), "ids": outputs["ids"]}
-
-
-def mean_over_processes(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Batch means of a global batch from the micro-batches' shares."""
-    return {name: all_stack(sum(part[name] for part in parts)).mean(0) for name in parts[0]}  # type: ignore[arg-type]

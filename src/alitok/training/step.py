@@ -1,0 +1,120 @@
+"""The one optimizer step, for the tokenizer, the discriminator and the generator. Read it from top to bottom."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from alitok.common.distributed import all_sum
+from alitok.common.random import Step, reseed
+from alitok.training.parallel import average_gradients, clip_gradients, gradient_norm
+from alitok.training.records import MicroBatch, StepRecord, merge_over_processes
+from alitok.training.schedule import Moment
+
+if TYPE_CHECKING:
+    from alitok.training.base import TrainingModule
+
+
+@dataclass(frozen=True)
+class Player:
+    """Whose turn it is in a step: the tokenizer, the discriminator or the generator.
+
+    Attributes:
+        loss: (micro-batch, moment, record) -> scalar. Its other tensors are freed before the backward pass.
+        model: what trains.
+        optimizer: Lightning's wrapper of the optimizer of model and heads.
+        updates: name of the record's statistics -> (module, update). `update` takes the statistics of the global batch
+            and changes the module's parameters and buffers in place.
+        heads: trained parts of the loss terms.
+        name: how the logs call the loss.
+        in_ddp: DDP averages the model's gradients in the backward pass, if it is the strategy.
+    """
+
+    loss: Callable[[MicroBatch, Moment, StepRecord], Tensor]
+    model: nn.Module
+    optimizer: Any
+    updates: Mapping[str, tuple[nn.Module, Callable[[Any], None]]]
+    heads: nn.Module
+    name: str = "loss"
+    in_ddp: bool = True
+
+
+def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRecord:
+    """Trains on this process's share of one global batch. Nothing on the way waits for the device.
+
+    A step whose loss or gradient is not finite on any process changes no weight, no moment and no statistic.
+    """
+    strategy: Any = module.trainer.strategy
+    moment = module.schedule.at(module.trainer.global_step)
+    record = StepRecord(module.trainer.global_step, moment.discriminator)
+    player = module.player(moment)
+    ddp = isinstance(strategy, DDPStrategy)
+
+    for part in micro_batches(module, batch, record.step):
+        loss = player.loss(part, moment, record)
+        record.note(player.name, loss, part.share)
+        if "index" in part.batch:
+            record.parts.append((part.batch["index"], ~loss.detach().isfinite()))
+        # DDP communicates once, in the backward pass of the last micro-batch.
+        unsynced = strategy.block_backward_sync() if ddp and not (part.last and player.in_ddp) else nullcontext()
+        # Within autocast the backward pass would round the gradients of what runs in float32 on purpose.
+        with unsynced, torch.autocast(module.device.type, enabled=False):
+            module.manual_backward(loss * part.share)
+        del loss  # and with it the graph
+
+    model, heads = list(player.model.parameters()), list(player.heads.parameters())
+    average_gradients(heads if ddp and player.in_ddp else model + heads)
+    record.norm = gradient_norm(model + heads)
+    nonfinite = torch.stack([~record.norm.isfinite(), *(flag for _, flag in record.parts)]).any()
+    record.bad = all_sum(nonfinite.float()) > 0
+    if module.clip is not None:
+        clip_gradients(model + heads, record.norm, module.clip)
+
+    for name, statistics in record.statistics.items():
+        owner, update = player.updates[name]
+        update_unless(record.bad, owner, update, merge_over_processes(statistics))
+
+    for group in player.optimizer.param_groups:
+        group["lr"] = moment.lr * group["lr_factor"]
+    player.optimizer.optimizer.found_inf = record.bad.float()  # the fused kernel then leaves all as it is
+    player.optimizer.step()
+    player.optimizer.zero_grad(set_to_none=True)
+    return record
+
+
+def micro_batches(module: Any, batch: dict[str, Tensor], number: int) -> Iterator[MicroBatch]:
+    """The parts of a batch that one device can hold. Reseeds torch's generators before each.
+
+    Dropout draws from torch's generators, so it depends on seed, step and the part's first place in the global batch.
+    """
+    data = module.trainer.datamodule
+    size = len(next(iter(batch.values())))
+    limit = data.micro_batch or size
+    for start in range(0, size, limit):
+        part = {name: value[start : start + limit] for name, value in batch.items()}
+        count, first = len(next(iter(part.values()))), module.global_rank * size + start
+        reseed(module.seed, "step", number, first, 0)  # the 0 keeps the numbers of runs that version 0.1 began
+        places = range(first, first + count)
+        step = Step(module.seed, number, module.schedule.total_steps, data.global_batch, places)
+        yield MicroBatch(part, count / size, step, start + limit >= size)
+
+
+def first_places(trainer: Any) -> list[int]:
+    """The first place of every micro-batch of every process in the global batch: dropout depends on these."""
+    share = trainer.datamodule.global_batch // trainer.world_size
+    starts = range(0, share, trainer.datamodule.micro_batch or share)
+    return [rank * share + start for rank in range(trainer.world_size) for start in starts]
+
+
+def update_unless(bad: Tensor, module: nn.Module, update: Callable[[Any], None], statistics: Any) -> None:
+    """Runs `update(statistics)`; if `bad` (a bool on the device), the module's tensors get their old values back."""
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    update(statistics)
+    with torch.no_grad():
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(torch.where(bad, old, tensor))

@@ -1,0 +1,82 @@
+"""The loss terms of a run: built from class blocks, weighed by the phase, summed over the decodings."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alitok.common.build import build_a
+from alitok.common.errors import BadInput
+from alitok.losses.terms import LossTerm
+from alitok.training.records import MicroBatch, StepRecord, Taps, tapped
+from alitok.training.schedule import Moment, Schedule
+
+
+class Terms(dict[str, LossTerm]):
+    """Loss terms by name. A term that no phase uses is not built.
+
+    Args:
+        blocks: class blocks by name.
+        model: what the terms read.
+
+    Attributes:
+        heads: trained parts of the terms, by the term's name; not part of the artifact.
+    """
+
+    def __init__(self, blocks: Mapping[str, Any], schedule: Schedule, model: nn.Module) -> None:
+        super().__init__({name: build_a(LossTerm, block) for name, block in blocks.items() if schedule.uses(name)})
+        self.model = model
+        self.heads = nn.ModuleDict()
+        for name, term in self.items():
+            term.attach(model)
+            if term.head is not None:
+                self.heads[name] = term.head
+
+    def setup(self, device: torch.device, parts: int) -> None:
+        """Loads what the terms need.
+
+        Args:
+            parts: micro-batches that the global batch is cut into, over all devices.
+
+        Raises:
+            BadInput: a term couples the images of a batch that is cut.
+        """
+        for name, term in self.items():
+            term.setup(device)
+            if term.whole_batch and parts > 1:
+                raise BadInput(
+                    f"losses.{name} couples the images of a batch, which is cut into {parts} parts;"
+                    " train on one device with data.micro_batch null, or take the term out."
+                )
+
+    def named_heads(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, parameter) of the trained parts."""
+        for name, parameter in self.heads.named_parameters():
+            yield f"heads.{name}", parameter
+
+    def tapped(self) -> AbstractContextManager[Taps]:
+        """Records the model outputs that the terms' taps name, inside the block."""
+        return tapped(self.model, {path for term in self.values() for path in term.taps})
+
+    def loss(self, part: MicroBatch, outputs: Mapping[str, Any], moment: Moment, record: StepRecord) -> Tensor:
+        """Sum over terms and decodings of weight x term, (). Values and statistics go into the record."""
+        device = next(iter(part.batch.values())).device
+        loss = torch.zeros((), device=device)
+        for name, term in self.items():
+            weight = moment.phase.weights.get(name, term.weight)
+            if not weight:
+                continue
+            for share, one in outputs.get("decodings") or [(1.0, outputs)]:
+                value, statistics = term.evaluate(part.batch, one, part.step)
+                if statistics is not None:
+                    record.statistics.setdefault(name, []).append(statistics)
+                value = value if share == 1.0 else share * value
+                record.note(name, value, part.share)
+                loss = loss + weight * value
+        return loss
+
+    def updates(self) -> dict[str, tuple[nn.Module, Callable[[Any], None]]]:
+        """For `Player.updates`: what takes in each term's statistics."""
+        return {name: (term.head or nn.Module(), term.update) for name, term in self.items()}
