@@ -130,7 +130,7 @@ def test_a_second_start_does_only_what_is_missing(
 
 
 def test_other_settings_need_another_folder(ladder: Path, data: Path) -> None:
-    with pytest.raises(BadInput, match=r"other settings \(define, samples\)"):
+    with pytest.raises(BadInput, match=r"is a ladder with other settings \(define "):
         run(words(data, ladder, "--set", "generator_steps=4", "--samples", "30"))
 
 

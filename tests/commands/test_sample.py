@@ -204,7 +204,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         sample(artifacts, tmp_path / name, "--count", 7, "--batch", 2)
     assert [path.name for path in tmp_path.iterdir()] == [f".{name}.partial"]
-    with pytest.raises(BadInput, match=r"4 images of other settings \(seed 5, not 6\)"):
+    with pytest.raises(BadInput, match=r"unfinished set of samples with other settings \(seed 5, not 6\)"):
         sample(artifacts, tmp_path / name, "--count", 7, "--seed", 6)
     sample(artifacts, tmp_path / name, "--count", 7, "--batch", 2)
     assert wanted == [[[0, 1], [2, 3], [4, 5], [6]], [[4, 5], [6]]]

@@ -82,7 +82,7 @@ def test_search_and_what_it_reuses(
     assert tune(artifacts, place, tmp_path / "a", *grid) == found
     assert drawn[280:] == list(range(25, 50))
 
-    with pytest.raises(BadInput, match=r"belongs to another search \(seed 0, not 1\)"):
+    with pytest.raises(BadInput, match=r"is a search with other settings \(seed 0, not 1\)"):
         tune(artifacts, place, tmp_path / "a", *grid, "--seed", 1)
 
 
@@ -157,5 +157,5 @@ def test_refusals(artifacts: Path, place: Path, tmp_path: Path, arguments: list[
     with pytest.raises(BadInput, match=words):
         tune(artifacts, place, tmp_path / "new", *arguments)
     assert not (tmp_path / "new").exists()
-    with pytest.raises(BadInput, match="no folder of a search"):
+    with pytest.raises(BadInput, match="it is not a search"):
         tune(artifacts, place, tmp_path / "mine")

@@ -28,11 +28,11 @@ def ids() -> np.ndarray:
 
 def test_shards_in_any_order_become_one_cache(tmp_path, ids):
     first = shards(tmp_path / "cache")
-    first.begin()
+    first.work.begin()
     assert [list(first.images(number)) for number in first.pending()] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     fill(first, ids, [2, 0])
     again = shards(tmp_path / "cache")
-    again.begin()
+    again.work.begin()
     assert again.pending() == [1]
     with pytest.raises(ValueError, match="1 shards are missing, the first is 1"):
         again.finish({"digest": "d", "recipe": {}})
@@ -52,7 +52,7 @@ def test_shards_in_any_order_become_one_cache(tmp_path, ids):
 
 def test_a_shard_holds_all_its_images_or_says_which_are_missing(tmp_path, ids):
     cache = shards(tmp_path / "cache")
-    cache.begin()
+    cache.work.begin()
     with pytest.raises(ValueError, match=r"Shard 0 has 3 \+ 0 of 4"):
         cache.write(0, [0, 1, 0], list(ids[:3]), [])
     with pytest.raises(ValueError, match="out of range"):
@@ -69,7 +69,7 @@ def test_a_shard_holds_all_its_images_or_says_which_are_missing(tmp_path, ids):
 @pytest.mark.parametrize("damage", ["rows", "record", "no rows"])
 def test_what_was_lost_is_made_again(tmp_path, ids, damage):
     cache = shards(tmp_path / "cache")
-    cache.begin()
+    cache.work.begin()
     fill(cache, ids, [0, 1])
     if damage == "no rows":
         cache.path(1).unlink()
@@ -79,21 +79,23 @@ def test_what_was_lost_is_made_again(tmp_path, ids, damage):
     assert cache.pending() == [1, 2]
 
 
-def test_another_job_is_named(tmp_path):
-    shards(tmp_path / "cache").begin()
-    shards(tmp_path / "cache").begin()
+def test_another_job_is_named(tmp_path, ids):
+    shards(tmp_path / "cache").work.begin()
+    fill(shards(tmp_path / "cache"), ids, [0])
+    shards(tmp_path / "cache").work.begin()
+    assert shards(tmp_path / "cache").pending() == [1, 2]
     for key, what in [("digest", "tokenizer"), ("recipe", "crop recipe"), ("source", "data set")]:
-        with pytest.raises(BadInput, match=f"unfinished token cache of another {what}"):
-            shards(tmp_path / "cache", **{key: "other"}).begin()
+        with pytest.raises(BadInput, match=rf"unfinished token cache with other settings \({what} .*, not \"other\"\)"):
+            shards(tmp_path / "cache", **{key: "other"}).work.begin()
     with pytest.raises(BadInput, match="at least 1 image"):
         TokenShards(tmp_path, JOB, 1, codebook_size=4, class_names=NAMES, images_per_shard=0)
     (tmp_path / "cache.partial" / "progress" / "job.json").write_text("{")
-    with pytest.raises(BadInput, match="remove the unfinished token cache"):
-        shards(tmp_path / "cache").begin()
+    with pytest.raises(BadInput, match=r"is in the way: it is not an unfinished token cache\. Rename it"):
+        shards(tmp_path / "cache").work.begin()
 
 
 def test_ten_crops_of_imagenet_take_less_than_8_gb(tmp_path):
     cache = TokenShards(tmp_path / "cache", JOB, 256, codebook_size=4096, class_names=NAMES, images_per_shard=256)
-    cache.begin()
+    cache.work.begin()
     cache.write(0, [0] * 256, list(np.zeros((256, 10, 273), dtype=np.int64)), [])
     assert cache.path(0).stat().st_size / 256 * 1_281_167 < 8e9

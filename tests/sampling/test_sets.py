@@ -76,7 +76,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     first.start()
     first.write(0, images(range(3)))
     other = SampleSet(tmp_path / "samples.npz", settings(guidance=3.0))
-    with pytest.raises(BadInput, match=r"holds 3 images of other settings \(guidance 2.0, not 3.0\); remove it"):
+    with pytest.raises(BadInput, match=r"unfinished set of samples with other settings \(guidance 2.0, not 3.0\)"):
         other.start()
     with pytest.raises(BadInput, match="generator"):
         SampleSet(tmp_path / "samples.npz", settings(generator={"name": "g", "digest": "2"})).start()

@@ -75,7 +75,7 @@ def write_pairs(folder: Path, config: dict[str, Any], digest: str) -> Tensor:
     ids = torch.randint(32, (len(source), 2, 20), generator=torch.Generator().manual_seed(0))
     job = {"source": fingerprint(source), "digest": digest, "recipe": {"sigma": 0.5}, "precision": "32"}
     shards = TokenShards(folder, job, len(ids), codebook_size=32, class_names=source.class_names)
-    shards.begin()
+    shards.work.begin()
     shards.write(0, [index % 10 for index in range(len(ids))], list(ids.numpy()), [])
     shards.finish({**job, "source_description": source.description})
     return ids

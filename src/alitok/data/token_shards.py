@@ -14,20 +14,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from alitok.common.distributed import all_or_none, rank, world_size
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, check_readable_name, write_json
+from alitok.common.work import Work
 from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
 
 IMAGES_PER_SHARD = 4096
 PROGRESS = "progress"  # what only an unfinished cache needs
-# Keys of a job -> what they are called where they differ.
+# Keys of a job -> what messages call them.
 JOB_KEYS = {
     "digest": "tokenizer",
     "recipe": "crop recipe",
     "source": "data set",
     "images_per_shard": "size of shard",
-    "precision": "precision",
 }
 
 
@@ -66,49 +65,20 @@ class TokenShards:
             raise BadInput(f"A shard must hold at least 1 image, not {images_per_shard}.")
         self.folder, self.total, self.images_per_shard = folder, total, images_per_shard
         self.codebook_size, self.class_names = codebook_size, class_names
-        self.job = {**job, "images_per_shard": images_per_shard}
         self.partial = folder.with_name(f"{folder.name}.partial")
         self.progress = self.partial / PROGRESS
+        settings = {**job, "images_per_shard": images_per_shard}
+        record = f"{PROGRESS}/job.json"
+        self.work = Work(self.partial, settings, "an unfinished token cache", record, called=JOB_KEYS)
         self.count = -(-total // images_per_shard)
 
     def share(self) -> list[int]:
-        """Begins the cache, or goes on with it, and gives the shards that are this process's to make. A collective.
+        """Begins or resumes the cache, and gives this process's part of the missing shards. A collective.
 
         Raises:
-            BadInput: as `begin`, on every process.
+            BadInput: it cannot be written, or is the unfinished cache of another job.
         """
-        with all_or_none():
-            if rank() == 0:
-                self.begin()
-        with all_or_none():
-            self.check()
-            return [shard for shard in self.pending() if shard % world_size() == rank()]
-
-    def begin(self) -> None:
-        """Makes the folder, or takes up the one that is there; for one process, before the others `check`.
-
-        Raises:
-            BadInput: it cannot be written, or belongs to another job.
-        """
-        file = self.progress / "job.json"
-        if not file.is_file():
-            if self.partial.exists() and any(path.name != PROGRESS for path in self.partial.iterdir()):
-                raise BadInput(f"{self.partial} is in the way of the unfinished token cache; remove or rename it.")
-            write_json(file, self.job)
-        self.check()
-        for folder in (self.partial, self.progress):
-            for path in folder.glob(".*"):  # what a killed process was writing
-                path.unlink()
-
-    def check(self) -> None:
-        """Raises BadInput where the unfinished cache is one of another job."""
-        there = _read_json(self.progress / "job.json")
-        for key, what in JOB_KEYS.items():
-            if there.get(key) != self.job.get(key):
-                raise BadInput(
-                    f"{self.partial} is the unfinished token cache of another {what}; give the same arguments as "
-                    "before, remove it, or name another folder."
-                )
+        return self.work.share(self.pending)
 
     def images(self, shard: int) -> range:
         """The images of a shard."""
@@ -197,10 +167,3 @@ class TokenShards:
 def clean(folder: Path) -> None:
     """Removes from a finished cache what only an unfinished one needs."""
     shutil.rmtree(folder / PROGRESS, ignore_errors=True)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"Cannot read {file}: {error}; remove the unfinished token cache and start again.") from error

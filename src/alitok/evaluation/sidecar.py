@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alitok.common.errors import BadInput
 
-NAME = "samples.json"
+SIDECAR = "samples.json"
 # Key -> what its value must be, in words and as a test; null is allowed everywhere but for the count.
 NUMBER = ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 TEXT = ("a text", lambda value: isinstance(value, str))
@@ -59,7 +59,7 @@ TOLD = (
 
 def sidecar_path(samples: Path) -> Path:
     """`samples.json` beside `samples.npz`, or inside a folder of PNG."""
-    return samples / NAME if samples.is_dir() else samples.with_suffix(".json")
+    return samples / SIDECAR if samples.is_dir() else samples.with_suffix(".json")
 
 
 def read_sidecar(samples: Path, count: int, size: int) -> dict[str, Any]:

@@ -4,11 +4,11 @@ What is drawn lies in a hidden folder beside the output (`.samples.npz.partial`)
 images; the output appears when all of them are there.
 """
 
-import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,17 @@ from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, write_json
 from alitok.common.images import to_uint8
 from alitok.common.progress import counter
+from alitok.common.work import Work, difference, missing_runs, once, read_settings, run_files, run_name
+from alitok.evaluation.sidecar import SIDECAR
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
 from alitok.sampling.guidance import guidance_of
 from alitok.sampling.images import ImageSampler, largest_batch
 
-SIDECAR = "samples.json"
 # What an output that is called so cannot be: a folder.
 FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
-NOT_DECIDING = (
-    "name",
-    "class_names",
-    "drawn_with",
-    "alitok",
-)  # settings that may differ where the images are the same set's
+# Settings that do not decide the images.
+NOT_DECIDING = ("name", "class_names", "drawn_with", "alitok")
 
 
 class SampleSet:
@@ -59,6 +56,7 @@ class SampleSet:
             raise BadInput(f"--out {out} must be a .png grid, an .npz file or a folder.")
         self.kind = {".png": "grid", ".npz": "npz"}.get(out.suffix.lower(), "folder")
         self.partial = out.parent / f".{out.name}.partial"
+        self.work = Work(self.partial, settings, "an unfinished set of samples", SIDECAR, NOT_DECIDING)
         self.sidecar = out / SIDECAR if self.kind == "folder" else out.with_suffix(".json")
         if self.done():
             return
@@ -72,7 +70,9 @@ class SampleSet:
     def done(self) -> bool:
         """Whether the output is there already, of the same settings."""
         return (
-            self.kind != "grid" and self.out.exists() and difference(read_settings(self.sidecar), self.settings) == ""
+            self.kind != "grid"
+            and self.out.exists()
+            and not difference(read_settings(self.sidecar), self.settings, NOT_DECIDING)
         )
 
     def start(self, drawn_with: dict[str, Any] | None = None) -> None:
@@ -84,18 +84,12 @@ class SampleSet:
         Raises:
             BadInput: it holds images of other settings, or the place cannot be written.
         """
-        held = read_settings(self.partial / SIDECAR)
-        if (other := difference(held, self.settings)) and (drawn := len(self.drawn())):
-            raise BadInput(
-                f"{self.partial} holds {drawn:,} images of other settings ({other}); remove it, or name another --out."
-            )
-        if other and self.partial.is_dir():
-            for path in self.partial.iterdir():  # the folder itself stays: it is what keeps other commands out
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        before = [] if other or held is None else held.get("drawn_with", [])
-        kinds = [*before, *([drawn_with] if drawn_with is not None and drawn_with not in before else [])]
-        if other or kinds != before:
-            write_json(self.partial / SIDECAR, self.settings | ({"drawn_with": kinds} if kinds else {}))
+        self.work.begin()
+        held = self.work.held() or {}
+        kinds = held.get("drawn_with", [])
+        if drawn_with is not None and drawn_with not in kinds:
+            kinds = [*kinds, drawn_with]
+            write_json(self.work.record, self.settings | {"drawn_with": kinds})
         if len(kinds) > 1 and any(kind["device"] != "cpu" for kind in kinds):
             print(
                 f"{self.out} is drawn in {len(kinds)} ways (batch and device, see drawn_with in {SIDECAR}): on a GPU"
@@ -104,7 +98,7 @@ class SampleSet:
 
     def drawn(self) -> list[int]:
         """Indices of the images that are in the hidden folder, in order."""
-        indices = [index for start, stop, _ in self.shards() for index in range(start, stop)]
+        indices = [index for run, _ in run_files(self.partial, ".npy") for index in run]
         return indices + sorted(int(file.stem) for file in self.partial.glob("[0-9]*.png"))
 
     def missing(self, batch: int) -> list[range]:
@@ -120,14 +114,8 @@ class SampleSet:
                 with atomic_file(self.partial / f"{index:06d}.png") as temporary:
                     temporary.write_bytes(encode_png(image).numpy().tobytes())
             return
-        with atomic_file(self.partial / f"{start:08d}-{start + len(images):08d}.npy") as temporary:
+        with atomic_file(self.partial / f"{run_name(range(start, start + len(images)))}.npy") as temporary:
             np.save(temporary, images.permute(0, 2, 3, 1).cpu().numpy())
-
-    def shards(self) -> Iterator[tuple[int, int, Path]]:
-        """(start, stop, file) of each run of images in an array file, in order."""
-        for file in sorted(self.partial.glob("[0-9]*-*.npy")):
-            start, stop = (int(number) for number in file.stem.split("-"))
-            yield start, stop, file
 
     def finish(self, grid: Callable[[Tensor], None] | None = None) -> None:
         """Puts the output in its place and clears up. For one process, when nothing is missing.
@@ -157,11 +145,8 @@ class SampleSet:
 
     def _arrays(self) -> Iterator[Any]:
         """Images 0 .. count - 1, uint8 (M, H, W, 3) at a time; none twice, whatever was drawn twice."""
-        place = 0
-        for start, stop, file in self.shards():
-            if stop > place:
-                yield np.load(file)[place - start :]
-                place = stop
+        for file, skip in once(run_files(self.partial, ".npy")):
+            yield np.load(file)[skip:]
 
     def _write_npz(self) -> None:
         """Shard after shard into the archive, so that 50,000 images need no memory of their own."""
@@ -176,46 +161,6 @@ class SampleSet:
             for array in self._arrays():
                 member.write(array.data)
         whole.replace(self.out)
-
-
-def missing_runs(drawn: Sequence[int], count: int, batch: int) -> list[range]:
-    """What of 0..count-1 is not drawn, as runs of at most `batch` consecutive indices."""
-    absent = np.setdiff1d(np.arange(count), drawn)
-    runs = np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1) if len(absent) else []
-    return [
-        range(start, min(start + batch, int(run[-1]) + 1))
-        for run in runs
-        for start in range(int(run[0]), int(run[-1]) + 1, batch)
-    ]
-
-
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """Settings as written before; None where there are none that can be read."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def difference(held: dict[str, Any] | None, settings: dict[str, Any]) -> str:
-    """The first setting that decides images and differs, in words; empty where there is none."""
-    if held is None:
-        return "unknown ones"
-    for key in [*settings, *held]:
-        old, new = (_deciding(side.get(key)) for side in (held, settings))
-        if old != new and key not in NOT_DECIDING:
-            return f"{key} {_short(old)}, not {_short(new)}"
-    return ""
-
-
-def _deciding(value: Any) -> Any:
-    return {key: item for key, item in value.items() if key not in NOT_DECIDING} if isinstance(value, dict) else value
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 40 else f"{text[:36]}..."
 
 
 CYCLING = "cycling"
@@ -294,14 +239,10 @@ def draw_set(
         batch = min(most, -(-settings["count"] // world_size()))
     with group_alone_in(images.partial):
         device = generator.embeddings.weight.device
-        with all_or_none():
-            if rank() == 0:
-                kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-                images.start({"batch": batch, "device": kind})
+        kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        drawn_with = {"batch": batch, "device": kind}
         tokens = draw.keep or generator.num_tokens
-        runs = images.missing(batch)
-        with all_or_none():  # every process has looked before one writes
-            mine = runs[rank() :: world_size()]
+        mine = images.work.share(partial(images.missing, batch), partial(images.start, drawn_with))
         with all_or_none(), counter("Sampling", len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
             sampler = ImageSampler(generator, tokenizer, draw)
             total = settings["num_classes"]

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
-from alitok.common.distributed import all_or_none, rank, world_size
+from alitok.common.distributed import all_or_none
 from alitok.common.draw import Draw
-from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, write_json
 from alitok.common.images import to_uint8
 from alitok.common.progress import bar
 from alitok.common.random import stream
+from alitok.common.work import Work, missing_runs, once, run_files, run_name
 from alitok.evaluation.extractors import open_extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.inception_score import inception_score
@@ -25,7 +25,7 @@ from alitok.evaluation.protocol import is_spec, open_spec
 from alitok.evaluation.reference import Reference, file_reference, refuse_for_samples, set_reference
 from alitok.sampling.guidance import PowerCosine, guidance_class
 from alitok.sampling.images import ImageSampler
-from alitok.sampling.sets import common_batch, difference, missing_runs, read_settings, set_settings
+from alitok.sampling.sets import NOT_DECIDING, common_batch, set_settings
 
 GROUPS = 10  # of the jackknife
 # Settings of a search that may change from one run to the next in the same folder.
@@ -77,22 +77,11 @@ class Search:
         self.settings = {key: value for key, value in settings.items() if key not in FREE}
         self.settings["extractor"] = {"name": self.extractor.name, "digest": self.extractor.digest}
         reference = self._open_reference()
-        with all_or_none():
-            if rank() == 0:
-                self._take_folder()
+        self.work = Work(self.folder, self.settings, "a search", free=NOT_DECIDING)
+        self.work.share(list)
         pooled = reference.measured(self.extractor, 64, False, bar("Reference")).pooled
         assert pooled is not None
         self.reference: FeatureStatistics = pooled  # the same on every process
-
-    def _take_folder(self) -> None:
-        told = self.folder / "settings.json"
-        held = read_settings(told)
-        if held is not None and (other := difference(held, self.settings)):
-            raise BadInput(f"{self.folder} belongs to another search ({other}); name another --out.")
-        if held is None and self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise BadInput(f"{self.folder} exists and is no folder of a search; name another --out.")
-        if held is None:
-            write_json(told, self.settings)
 
     def _open_reference(self) -> Reference:
         if is_spec(self.args.reference):
@@ -137,26 +126,21 @@ class Search:
     def _place(self, scale: float, power: float) -> Path:
         return self.folder / f"{self.args.schedule}-{scale:g}" / (f"power-{power:g}" if self.has_power else "")
 
-    def _parts(self, scale: float, power: float) -> dict[range, Path]:
-        files = sorted(self._place(scale, power).glob("[0-9]*.npz"))
-        return {range(*(int(word) for word in file.stem.split("-"))): file for file in files}
-
     def _draw(self, scale: float, power: float) -> None:
         """Features of the images that are missing, each process its share."""
         draw = replace(self.draw, guidance=scale, power=power)
         batch = self.args.batch or common_batch(self.generator, self.tokenizer, draw)
-        there = [index for part in self._parts(scale, power) for index in part]
-        runs = missing_runs(there, self.args.count, batch)
-        with all_or_none():  # every process has looked before one writes
-            mine = runs[rank() :: world_size()]
+        place = self._place(scale, power)
+        there = [index for run, _ in run_files(place, ".npz") for index in run]
+        mine = self.work.share(lambda: missing_runs(there, self.args.count, batch))
         with all_or_none():
             batches = [(run, [index % self.classes for index in run]) for run in mine]
             title = f"Scale {scale:g}" + (f", power {power:g}" if self.has_power else "")
             drawn = ImageSampler(self.generator, self.tokenizer, draw).sample(batches, size=batch)
             for indices, _, images in bar(title, len(batches))(drawn):
                 features = self.extractor(to_uint8(images))
-                name = f"{indices[0]:08d}-{indices[-1] + 1:08d}.npz"
-                with atomic_file(self._place(scale, power) / name) as temporary, open(temporary, "wb") as file:
+                name = f"{run_name(range(indices[0], indices[-1] + 1))}.npz"
+                with atomic_file(place / name) as temporary, open(temporary, "wb") as file:
                     np.savez(
                         file,
                         pooled=features.pooled.cpu().numpy(),
@@ -166,12 +150,9 @@ class Search:
     def _features(self, scale: float, power: float, name: str) -> torch.Tensor:
         """(count, F), in the order of the images."""
         rows: list[torch.Tensor] = []
-        place = 0
-        for part, file in self._parts(scale, power).items():
-            if part.stop > place:  # what two commands drew at the same time counts once
-                with np.load(file) as arrays:
-                    rows.append(torch.from_numpy(arrays[name][place - part.start :]))
-                place = part.stop
+        for file, skip in once(run_files(self._place(scale, power), ".npz")):
+            with np.load(file) as arrays:
+                rows.append(torch.from_numpy(arrays[name][skip:]))
         return torch.cat(rows)[: self.args.count]
 
     def _fids(self, scale: float, power: float) -> list[float]:

@@ -69,8 +69,8 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
     Raises:
         BadInput: they differ from those of the earlier start, or make no sense.
     """
-    from alitok.common.files import write_json
     from alitok.common.hardware import faster_precision
+    from alitok.common.work import Work, read_settings
 
     for name, least in (("pictures", 20), ("samples", 20), ("tuning_samples", 20), ("classifier_steps", 1)):
         if getattr(args, name) < least:
@@ -85,8 +85,7 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
         if not equals or not value:
             raise BadInput(f"--set takes KEY=VALUE, not {word!r}.")
         define[key] = value
-    file = out / "settings.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before = read_settings(out / "settings.json") or {}
     precision = before.get("precision") if args.precision == "auto" else args.precision
     settings = Settings(
         data=args.data,
@@ -100,11 +99,7 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
         precision=precision or faster_precision(),
     )
     defined(configs, settings)
-    now = json.loads(json.dumps(asdict(settings)))
-    if before and before != now:
-        changed = ", ".join(key for key in now if before.get(key) != now[key])
-        raise BadInput(f"{out} holds a ladder with other settings ({changed}): no rung may differ, name another --out.")
-    write_json(file, now)
+    Work(out, json.loads(json.dumps(asdict(settings))), "a ladder").begin()
     return settings
 
 

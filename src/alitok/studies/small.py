@@ -119,7 +119,7 @@ def write_ids(folder: Path, ids: np.ndarray[Any, Any], model: Any, **job: Any) -
     job = {"digest": "d" * 64, "recipe": {}, "precision": "32", "source": "none", **job}
     names = [f"class {number}" for number in range(10)]
     shards = TokenShards(folder, job, len(ids), codebook_size=model.codebook_size, class_names=names)
-    shards.begin()
+    shards.work.begin()
     shards.write(0, [image % 10 for image in range(len(ids))], list(ids), [])
     shards.finish(job)
 

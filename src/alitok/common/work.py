@@ -1,0 +1,159 @@
+"""Work on disk that survives a kill: settings that must agree, pieces that appear whole, and what is still missing.
+
+Token caches, pairs, sets of samples, guidance searches and ladders gather their pieces this way.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from alitok.common.distributed import all_or_none, rank, world_size
+from alitok.common.errors import BadInput
+from alitok.common.files import write_json
+
+T = TypeVar("T")
+
+
+class Work:
+    """A folder that gathers the pieces of one job, over any number of starts and processes.
+
+    Args:
+        folder: holds the pieces.
+        settings: JSON values that decide the pieces.
+        what: what messages call the folder, e.g. "an unfinished token cache".
+        record: where in the folder the settings are.
+        free: keys that may differ between two starts, at the top or one level below.
+        called: key -> what messages call it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        what: str,
+        record: str = "settings.json",
+        free: Sequence[str] = (),
+        called: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.settings, self.what = folder, dict(settings), what
+        self.record, self.free, self.called = folder / record, free, called or {}
+
+    def held(self) -> dict[str, Any] | None:
+        """The settings of an earlier start; None if there are none that can be read."""
+        return read_settings(self.record)
+
+    def pieces(self) -> list[Path]:
+        """What is in the folder besides the settings; files that a killed process was writing do not count."""
+        if not self.folder.is_dir():
+            return [self.folder] if self.folder.exists() else []
+        own = self.record.relative_to(self.folder).parts[0]
+        return [path for path in self.folder.iterdir() if path.name != own and not path.name.startswith(".")]
+
+    def begin(self) -> None:
+        """Makes the folder, or takes up what an earlier start left. For one process, which is alone in the folder.
+
+        Settings without pieces give way to new ones.
+
+        Raises:
+            BadInput: the folder cannot be written, or has pieces of other settings, or holds something else.
+        """
+        held = self.held()
+        other = difference(held, self.settings, self.free, self.called)
+        if other and self.pieces():
+            if held is None:
+                raise BadInput(f"{self.folder} is in the way: it is not {self.what}. Rename it, or name another --out.")
+            raise BadInput(
+                f"{self.folder} is {self.what} with other settings ({other}). Give the same arguments as before,"
+                " remove it, or name another --out."
+            )
+        if other:
+            for path in self.folder.glob("*"):  # the folder itself stays, because its lock keeps other commands out
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            write_json(self.record, self.settings)
+        for folder in {self.folder, self.record.parent}:
+            for path in folder.glob(".*"):  # what a killed process was writing
+                path.unlink()
+
+    def share(self, pending: Callable[[], Sequence[T]], begin: Callable[[], None] | None = None) -> list[T]:
+        """Begins the work, and gives this process's part of what is pending. A collective.
+
+        Args:
+            pending: what is missing, the same on every process.
+            begin: in place of `begin`.
+
+        Raises:
+            BadInput: as `begin`, on every process.
+        """
+        with all_or_none():
+            if rank() == 0:
+                (begin or self.begin)()
+        with all_or_none():  # every process has looked before one writes
+            return list(pending())[rank() :: world_size()]
+
+
+def run_name(run: range) -> str:
+    """The stem of the file that holds the consecutive indices of a run."""
+    return f"{run.start:08d}-{run.stop:08d}"
+
+
+def run_files(folder: Path, suffix: str) -> list[tuple[range, Path]]:
+    """The files of runs in a folder, in order."""
+    return [(range(*map(int, file.stem.split("-"))), file) for file in sorted(folder.glob(f"[0-9]*-*{suffix}"))]
+
+
+def once(files: Iterable[tuple[range, Path]]) -> Iterator[tuple[Path, int]]:
+    """(file, rows to skip), so that every index comes once although two commands may have made it at the same time."""
+    place = 0
+    for run, file in files:
+        if run.stop > place:
+            yield file, place - run.start
+            place = run.stop
+
+
+def missing_runs(made: Iterable[int], count: int, size: int) -> list[range]:
+    """The indices 0..count-1 that are not made, as runs of at most `size` consecutive ones."""
+    absent = np.setdiff1d(np.arange(count), np.fromiter(made, np.int64))
+    runs = np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1) if len(absent) else []
+    return [
+        range(start, min(start + size, int(run[-1]) + 1))
+        for run in runs
+        for start in range(int(run[0]), int(run[-1]) + 1, size)
+    ]
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def difference(
+    held: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    free: Sequence[str] = (),
+    called: Mapping[str, str] | None = None,
+) -> str:
+    """The first setting that differs, in words; "" if there is none. See `Work` for the arguments."""
+    if held is None:
+        return "unknown"
+    for key in [*settings, *held]:
+        old, new = (_without(side.get(key), free) for side in (held, settings))
+        if old != new and key not in free:
+            return f"{(called or {}).get(key, key)} {_short(old)}, not {_short(new)}"
+    return ""
+
+
+def _without(value: Any, free: Sequence[str]) -> Any:
+    return {key: item for key, item in value.items() if key not in free} if isinstance(value, dict) else value
+
+
+def _short(value: Any) -> str:
+    text = value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)  # 64: a digest
+    return text if len(text) < 40 else f"{text[:36]}..."
