@@ -21,9 +21,9 @@ from PIL import Image
 from stand_in import write, write_wide
 
 from alitok.artifacts import published
+from alitok.artifacts.presets import PRESETS
 from alitok.artifacts.release import generator_to_release, tokenizer_to_release
 from alitok.cli import VERBS, Parser, run
-from alitok.commands.reproduce import PRESETS
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.models.decoder import Decoder
@@ -297,7 +297,6 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("brought/wide").mkdir()
     write_wide(Path("brought/wide/inception-2015-12-05.pt"))
     # the small generator is taken for the published one of 177 M
-    monkeypatch.setitem(published.PUBLISHED, (64, 1), published.PUBLISHED[768, 24])
     monkeypatch.setitem(PRESETS, "177M", replace(PRESETS["177M"], width=64, depth=1))
     return tmp_path
 

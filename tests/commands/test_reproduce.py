@@ -12,10 +12,9 @@ import torch
 from scipy.linalg import sqrtm
 from stand_in import truth, write
 
-from alitok.artifacts.published import PUBLISHED
+from alitok.artifacts.presets import PRESETS, Preset
 from alitok.artifacts.release import generator_from_release, tokenizer_to_release
 from alitok.cli import run
-from alitok.commands.reproduce import PRESETS, Preset
 from alitok.common.errors import BadInput
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder
@@ -146,13 +145,3 @@ def test_what_would_fail_after_hours_is_refused_before_anything_is_imported(
         with pytest.raises(BadInput, match=words):
             reproduced(preset, option, value)
     assert [path.name for path in tmp_path.iterdir()] == ["val.npz"]
-
-
-def test_presets_are_the_published_table() -> None:
-    assert PRESETS.keys() == {"177M", "318M", "662M"}
-    for (width, depth), row in PUBLISHED.items():
-        preset = PRESETS[row["size"]]
-        assert (preset.width, preset.depth, preset.count) == (width, depth, 50_000)
-        assert {key: getattr(preset, key) for key in row if key != "size"} == {
-            k: v for k, v in row.items() if k != "size"
-        }

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from alitok.common.errors import BadInput
+from alitok.data.reading import Skip
 from alitok.data.token_cache import TokenCache
-from alitok.data.token_shards import Skip, TokenShards
+from alitok.data.token_shards import TokenShards
 
 JOB = {"digest": "d", "recipe": {"crop": "ten"}, "source": "s", "precision": "32"}
 NAMES = ["a", "b"]

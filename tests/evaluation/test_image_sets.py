@@ -203,10 +203,11 @@ def test_labels_that_adm_samplers_write(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_data_set() -> None:
-    class Source(list[tuple[int, int]]):
-        name = "numbers"
+    class Numbers(list[tuple[Image.Image, int]]):
+        name = description = "numbers"
+        class_names = ("all",)
 
-    source = Source((number, 0) for number in range(5))
-    images = SourceImages(source, 4, lambda picture, size: torch.full((3, size, size), picture, dtype=torch.uint8))
+    source = Numbers((Image.new("RGB", (9, 7), (number,) * 3), 0) for number in range(5))
+    images = SourceImages(source, 4)  # type: ignore[arg-type]
     assert (images.count, images.size, images.name, images.lossless) == (5, 4, "numbers", False)
     assert torch.cat([part for _, part in Reader(images, 2)])[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]

@@ -47,7 +47,7 @@ def test_nearest_codes_are_those_of_all_distances(quantizer, latents, monkeypatc
     codes = quantizer.codebook.weight
     expected = torch.cdist(latents, codes.expand(SIZE, -1, -1)).argsort(-1)[..., :7]
     assert torch.equal(nearest_codes(latents, quantizer, 7), expected)
-    monkeypatch.setattr("alitok.ideas.perturbation.BLOCK_ELEMENTS", 64 * 11)  # blocks of eleven tokens
+    monkeypatch.setattr("alitok.models.quantizer.BLOCK_ELEMENTS", 64 * 11)  # blocks of eleven tokens
     assert torch.equal(nearest_codes(latents, quantizer, 7), expected)
     assert torch.equal(expected[..., 0], quantizer(latents).ids)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alitok.artifacts.folder import check_weights, load_artifact, load_extra, owned_tensors, save_artifact
+from alitok.artifacts.presets import preset_of
 from alitok.artifacts.release import (
     generator_from_release,
     generator_to_release,
@@ -39,12 +40,6 @@ HEAD_DIM = 64
 NUM_PREFIX = 17
 GRID = (16, 16)
 EXPECTED = "AliTok.pth, alitok_b.bin, alitok_l.bin, alitok_xl.bin or a stage-1 training checkpoint of the release"
-# (width, layers) -> what the release samples with and what it reports: 50,000 samples, ADM's evaluator, ImageNet 256.
-PUBLISHED: dict[tuple[int, int], dict[str, Any]] = {
-    (768, 24): {"size": "177M", "guidance": 16.0, "power": 1.8, "seed": 42, "fid": 1.50, "inception_score": 305.9},
-    (1024, 24): {"size": "318M", "guidance": 6.0, "power": 0.7, "seed": 42, "fid": 1.42, "inception_score": 326.6},
-    (1280, 32): {"size": "662M", "guidance": 13.0, "power": 1.4, "seed": 2, "fid": 1.35, "inception_score": 318.8},
-}
 # Names that tell the two kinds of file apart and give the sizes.
 _SIGNATURES = {
     "tokenizer": (
@@ -281,14 +276,17 @@ def _tokenizer_card(module: Tokenizer) -> dict[str, Any]:
 
 def _generator_card(module: nn.Module) -> dict[str, Any]:
     assert isinstance(module, Generator)
-    known = PUBLISHED.get((module.output.in_features, len(module.blocks)), {})
+    found = preset_of(module.output.in_features, len(module.blocks))
+    size, preset = found or ("of another size", None)
     card: dict[str, Any] = {
         "kind": "generator",
-        "description": f"AliTok's public release: generator {known.get('size', 'of another size')}",
-        "data": "ImageNet-1k" if known else None,
-        "class_names": imagenet_names() if known and module.num_classes == 1000 else None,
-        **{key: known.get(key) for key in ("guidance", "power", "seed")},
+        "description": f"AliTok's public release: generator {size}",
+        "data": "ImageNet-1k" if preset else None,
+        "class_names": imagenet_names() if preset and module.num_classes == 1000 else None,
+        "guidance": preset and preset.guidance,
+        "power": preset and preset.power,
+        "seed": preset and preset.seed,
     }
-    if known:
-        card["metrics"] = {"published": {key: known[key] for key in ("fid", "inception_score")}}
+    if preset:
+        card["metrics"] = {"published": {"fid": preset.fid, "inception_score": preset.inception_score}}
     return card

@@ -122,7 +122,7 @@ def make(
 
     from alitok.common.images import to_uint8
     from alitok.common.progress import counter
-    from alitok.data.pictures import crop
+    from alitok.data.reading import read_crops
     from alitok.ideas.post_training import MixedSampler
     from alitok.sampling.generate import Sampler
 
@@ -135,14 +135,12 @@ def make(
             ids: list[Any] = []
             for start in range(images.start, images.stop, batch):
                 chosen = range(start, min(start + batch, images.stop))
-                read = [source[index] for index in chosen]
-                pictures = torch.stack([crop(picture, size) for picture, _ in read])
-                found = [label for _, label in read]
-                true = tokenizer.encode(pictures.to(device).float() / 255)[:, : generator.num_tokens]
-                drawn = sampler.sample(true, torch.tensor(found), chosen)
+                read = read_crops(source, chosen, size)
+                true = tokenizer.encode(read.images.to(device).float() / 255)[:, : generator.num_tokens]
+                drawn = sampler.sample(true, read.labels, chosen)
                 decoded = to_uint8(tokenizer.decode(drawn, draw.seed, chosen))
                 again = tokenizer.encode(decoded.float() / 255)[:, : generator.num_tokens]
-                labels += found
+                labels += read.labels.tolist()
                 ids += list(torch.stack([drawn, again], dim=1).cpu().numpy())
                 advance(len(chosen))
             shards.write(shard, labels, ids, [])

@@ -6,9 +6,11 @@ work. Exit status 1 = the numbers are not reproduced.
 """
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from alitok.artifacts.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
     import torch
@@ -17,35 +19,6 @@ if TYPE_CHECKING:
 
 RESULT = "reproduce.json"
 IMAGE_SIZE = 256
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published generator and the numbers that it should give.
-
-    The tolerances hold what another machine changes (other random numbers in effect: two sets of 50,000 differ by one
-    or two percent in FID) and the rounding of the published numbers; they are a choice, not published.
-    """
-
-    width: int
-    depth: int
-    guidance: float
-    power: float
-    seed: int
-    fid: float
-    inception_score: float
-    count: int = 50_000
-    fid_tolerance: float = 0.05
-    inception_score_tolerance: float = 6.0
-
-
-# The release's weights by the release's README: ImageNet 256 x 256, ADM's evaluator. The numbers of
-# `artifacts.published.PUBLISHED` once more, so that --help loads no torch; a test holds the two together.
-PRESETS = {
-    "177M": Preset(768, 24, 16.0, 1.8, 42, 1.50, 305.9),
-    "318M": Preset(1024, 24, 6.0, 0.7, 42, 1.42, 326.6),
-    "662M": Preset(1280, 32, 13.0, 1.4, 2, 1.35, 318.8),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -164,30 +164,19 @@ class Encoding(NamedTuple):
 
 
 class Pictures:
-    """Map-style: a range of images -> (images read, labels, pictures (B, 3, side, side) uint8, what was skipped)."""
+    """Map-style: a range of images -> their `Crops`, or the error that ends the work."""
 
     def __init__(self, source: Any, side: int) -> None:
         self.source, self.side = source, side
 
     def __getitem__(self, images: range) -> Any:
-        import torch
-
         from alitok.common.errors import BadInput
-        from alitok.data.pictures import UnreadableImage, crop
-        from alitok.data.token_shards import Skip
+        from alitok.data.reading import read_crops
 
-        labels, pictures, skipped = [], [], []
-        for image in images:
-            try:
-                picture, label = self.source[image]
-            except UnreadableImage as error:
-                skipped.append(Skip(image, str(error)))
-                continue
-            except BadInput as error:
-                return error  # handed on, not raised: a loader process would wrap its sentence in a traceback
-            labels.append(label)
-            pictures.append(crop(picture, self.side))
-        return labels, torch.stack(pictures) if pictures else None, skipped
+        try:
+            return read_crops(self.source, images, self.side, skip=True)
+        except BadInput as error:
+            return error  # returned, not raised: a loader process would wrap its sentence in a traceback
 
 
 def _make(
@@ -224,16 +213,16 @@ def _make(
             waiting += time.perf_counter() - before
             if isinstance(made, BadInput):
                 raise made
-            found, pictures, missing = made
+            missing = made.skipped
             skipped += missing
             left_out += len(missing)
             if missing:
                 _check_skipped(left_out, may_skip, missing[-1].reason)
                 for skip in missing:
                     log.warning("Left out image %d (%d so far): %s", skip.image, left_out, skip.reason)
-            encoded = None if pictures is None else encode(pictures)
+            encoded = encode(made.images) if len(made.images) else None
             crop_count += 0 if encoded is None else encoded.shape[0] * encoded.shape[1]
-            ahead.append((shard, part, found, encoded))
+            ahead.append((shard, part, made.labels.tolist(), encoded))
             if len(ahead) > 1:  # a GPU works on one batch while the next is sent to it
                 take()
         while ahead:

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, check_readable_name, write_json
 from alitok.common.work import Work
+from alitok.data.reading import Skip
 from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
 
 IMAGES_PER_SHARD = 4096
@@ -28,13 +29,6 @@ JOB_KEYS = {
     "source": "data set",
     "images_per_shard": "size of shard",
 }
-
-
-class Skip(NamedTuple):
-    """An image of the source that could not be read."""
-
-    image: int
-    reason: str
 
 
 class TokenShards:

@@ -20,6 +20,8 @@ from alitok.common.errors import BadInput
 from alitok.common.files import sha256
 from alitok.data.encoded import is_lossless
 from alitok.data.pictures import IMAGE_ENDINGS, read_file, read_picture, to_tensor
+from alitok.data.reading import read_crops
+from alitok.data.sources import Source
 
 ARRAY, LABELS = "arr_0", "arr_1"
 READERS = min(4, os.cpu_count() or 1)
@@ -246,24 +248,19 @@ class FolderImages:
 
 
 class SourceImages:
-    """Pictures of a data set, each cropped to `size`.
-
-    Args:
-        source: a list of (picture, label) with a `name`.
-        crop: (picture, size) -> (3, size, size) uint8.
-    """
+    """Pictures of a data set, center crops of `size`."""
 
     file: Path | None = None
     labels: Tensor | None = None
     lossless: bool = False
     readers: int = READERS
 
-    def __init__(self, source: Any, size: int, crop: Callable[[Any, int], Tensor]) -> None:
-        self.source, self.size, self.crop = source, size, crop
+    def __init__(self, source: Source, size: int) -> None:
+        self.source, self.size = source, size
         self.count, self.name = len(source), source.name
 
     def load(self, rows: range) -> Tensor:
-        return torch.stack([self.crop(self.source[row][0], self.size) for row in rows])
+        return read_crops(self.source, rows, self.size).images
 
     def close(self) -> None: ...
 

@@ -6,7 +6,6 @@ import torch
 
 from alitok.common.errors import BadInput
 from alitok.data.found import PassedOver, announce
-from alitok.data.pictures import crop
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.clean_fid import CleanFidExtractor
 from alitok.evaluation.extractors import Extractor, open_extractor
@@ -57,4 +56,4 @@ def open_spec(spec: str, split: str, size: int | None, count: int | None = None)
         source, made_of = open_source(spec, "train", size=size, count=count, val_fraction=0), UNKNOWN
         guesses = [PassedOver("validation", 1, "all pictures are measured, because there is no split for it")]
     announce(spec, {split: source}, *guesses)
-    return SourceImages(source, size, crop), made_of
+    return SourceImages(source, size), made_of

@@ -14,7 +14,6 @@ from alitok.common.distributed import all_or_none, rank
 from alitok.common.images import Quantisation, save_grid, to_uint8
 from alitok.common.progress import bar
 from alitok.data.found import announce
-from alitok.data.pictures import crop
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.fid import FeatureStatistics
@@ -108,7 +107,7 @@ def evaluate_reconstructions(
     except NoValidation:
         source, held_out = open_source(args.data, "val", size=size, count=args.count), True
     announce(args.data, {"val": source})
-    images = SourceImages(source, size, crop)
+    images = SourceImages(source, size)
     quantisation: Quantisation = "round" if args.quantisation == "rounded" else "truncate"
     metrics = ReconstructionMetrics(extractor, quantisation, None if reference is None else reference.pooled)
     codebook = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)

@@ -16,7 +16,7 @@ from alitok.common.images import Quantisation, to_uint8
 from alitok.common.random import Step, stream
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
-from alitok.models.quantizer import BLOCK_ELEMENTS
+from alitok.models.quantizer import relative_distances
 from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 from alitok.models.tokenizer import Tokenizer
 
@@ -56,10 +56,8 @@ def nearest_codes(latents: Tensor, quantizer: Quantizer, count: int) -> Tensor:
     size = quantizer.codebook_size
     with torch.autocast(latents.device.type, enabled=False):
         codes = quantizer.lookup(torch.arange(size, device=latents.device)[None])[0].float()
-        norms, found = codes.square().sum(1), []
-        for block in latents.float().flatten(0, -2).split(max(1, BLOCK_ELEMENTS // size)):
-            distances = torch.addmm(norms, block, codes.T, alpha=-2)  # less the latent's own norm
-            found.append(distances.topk(count, largest=False).indices)
+        blocks = relative_distances(latents.float().flatten(0, -2), codes)
+        found = [distances.topk(count, largest=False).indices for _, distances in blocks]
     return torch.cat(found).view(*latents.shape[:-1], count)
 
 

@@ -1,5 +1,6 @@
 """Vector quantization whose codebook is kept in use by online clustering (CVQ-VAE)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -22,6 +23,16 @@ def check_codebook(codes: int, what: str, remedy: str) -> None:
     """Raises BadInput if `what` has no code, or more codes than ids and usage counts are made for."""
     if not 1 <= codes <= MOST_CODES:
         raise BadInput(f"{what} has {codes:,} codes, but a codebook has 1 to {MOST_CODES:,}; {remedy}.")
+
+
+def relative_distances(features: Tensor, codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(block of features (m, D), squared L2 distances to all codes less the features' own square norms (m, V)).
+
+    Blocks bound the memory. The caller adds the norms only if it needs more than the order of the codes.
+    """
+    norms = codes.square().sum(1)
+    for block in features.split(max(1, BLOCK_ELEMENTS // len(codes))):
+        yield block, torch.addmm(norms, block, codes.T, alpha=-2)
 
 
 @dataclass
@@ -113,12 +124,11 @@ class ClusteredQuantizer(Quantizer):
     def _search(self, latents: Tensor, step: Step) -> tuple[Tensor, ClusterStatistics | None]:
         features = latents.flatten(0, -2)
         codes = self.codebook.weight.detach().float()
-        code_norms = codes.square().sum(1)
         collect = self.training and self.clustering
         anchors = self._random_anchors(latents, step) if collect and self.anchor == "random" else ()
         ids, statistics = [], None
-        for block in features.split(max(1, BLOCK_ELEMENTS // len(codes))):
-            distances = torch.addmm(code_norms, block, codes.T, alpha=-2).add_(block.square().sum(1, keepdim=True))
+        for block, distances in relative_distances(features, codes):
+            distances.add_(block.square().sum(1, keepdim=True))
             chosen = distances.argmin(1)
             ids.append(chosen)
             if collect:

@@ -226,10 +226,9 @@ def _reconstructions(
     groups: Sequence[Sequence["Run"]], names: Sequence[str], data: str | None, count: int, device: Any
 ) -> tuple[str, list[str]]:
     """A strip of originals for each size of image, one for each tokenizer; and what could not be shown."""
-    import torch
 
     from alitok.artifacts.folder import load_tokenizer
-    from alitok.data.pictures import crop
+    from alitok.data.reading import read_crops
     from alitok.data.sources import open_source
     from alitok.evaluation.reconstruction import psnr
 
@@ -246,8 +245,8 @@ def _reconstructions(
         size = tokenizer.image_size
         if size not in originals:
             pictures = open_source(source, "val", size=size, count=count)
-            crops = [crop(pictures[i][0], size) for i in range(min(count, len(pictures)))]
-            originals[size] = torch.stack(crops).to(device).float() / 255
+            crops = read_crops(pictures, range(min(count, len(pictures))), size).images
+            originals[size] = crops.to(device).float() / 255
             title = f"original <small>{escape(source)}, {size} x {size}</small>"
             strips.append(_strip(title, originals[size], f"original of {size} pixels", len(crops)))
         copies = tokenizer.decode(tokenizer.encode(originals[size])).clamp(0, 1)
