@@ -1,4 +1,6 @@
+import time
 from datetime import timedelta
+from threading import Thread
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from alitok.common.distributed import (
+    _leave_together,
     all_or_none,
     all_stack,
     all_sum,
@@ -42,15 +45,36 @@ def test_the_group_knows_its_device(name, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(device))
+    store = dist.HashStore()
+    store.set("alitok/out/0", "")  # the other process has come to its end
+    monkeypatch.setattr(dist, "rendezvous", lambda address: iter([(store, 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **words: calls.append((backend, words)))
     monkeypatch.setattr(dist, "barrier", lambda: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("end"))
     device = torch.device("cuda", 1) if name == "cuda" else torch.device("cpu")
     with process_group(torch.device(name)) as found:
         assert found == device
-    mine = {"timeout": None, "device_id": device if name == "cuda" else None}
+    mine = {"store": store, "rank": 1, "world_size": 2, "timeout": None, "device_id": device if name == "cuda" else None}
     start = [device, ("nccl", mine)] if name == "cuda" else [("gloo", mine)]
     assert calls == [*start, "end"]
+
+
+def test_no_process_leaves_before_all_are_out_of_the_last_collective() -> None:
+    store, left = dist.HashStore(), []
+
+    def leave(number: int) -> None:
+        _leave_together(store, number, 3)
+        left.append(number)
+
+    first = [Thread(target=leave, args=(number,)) for number in (0, 1)]
+    for thread in first:
+        thread.start()
+    time.sleep(0.3)
+    assert left == []
+    leave(2)
+    for thread in first:
+        thread.join(10)
+    assert sorted(left) == [0, 1, 2]
 
 
 def _fail(index: int, error: Exception) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,12 +78,32 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
         torch.cuda.set_device(device)
     gpu = device.type == "cuda"
     # NCCL's barrier would otherwise have to guess the GPU.
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=patience, device_id=device if gpu else None)
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        store=store,
+        rank=number,
+        world_size=count,
+        timeout=patience,
+        device_id=device if gpu else None,
+    )
     try:
         yield device
-        dist.barrier()  # one that ends while another still talks to it may abort the other
+        dist.barrier()
+        _leave_together(store, number, count)
     finally:
         dist.destroy_process_group()
+
+
+def _leave_together(store: Any, number: int, count: int) -> None:
+    """Waits until all processes are out of their last collective: gloo aborts one whose peer closes before that."""
+    others = range(1, count)
+    store.set(f"alitok/out/{number}", "")
+    store.wait([f"alitok/out/{other}" for other in range(count)])
+    if number:
+        store.set(f"alitok/left/{number}", "")
+    else:  # the first process may serve the store, so it leaves last
+        store.wait([f"alitok/left/{other}" for other in others])
 
 
 @contextmanager
