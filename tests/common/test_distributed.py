@@ -54,7 +54,8 @@ def test_the_group_knows_its_device(name, monkeypatch):
     device = torch.device("cuda", 1) if name == "cuda" else torch.device("cpu")
     with process_group(torch.device(name)) as found:
         assert found == device
-    mine = {"store": store, "rank": 1, "world_size": 2, "timeout": None, "device_id": device if name == "cuda" else None}
+    cuda = device if name == "cuda" else None
+    mine = {"store": store, "rank": 1, "world_size": 2, "timeout": None, "device_id": cuda}
     start = [device, ("nccl", mine)] if name == "cuda" else [("gloo", mine)]
     assert calls == [*start, "end"]
 
