@@ -23,7 +23,7 @@ from alitok.config import compose_run
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.profiling.bench_machine import Machine, Options, Row, if_it_fits, per_second, typical, wait
 from alitok.profiling.cost import Layout, cost
-from alitok.profiling.flops import Answers, Ledger
+from alitok.profiling.flops import Ledger
 from alitok.training.bare import bare_trainer
 
 STEPS = {"cpu": 2, "cuda": 20}
@@ -249,6 +249,6 @@ def peak_bytes(update: Callable[[ClusteredQuantizer, Tensor], None]) -> int:
         features = torch.zeros(images * tokens, channels)
         ledger = Ledger()
         ledger.claim([features, *quantizer.parameters(), *quantizer.buffers()], "given")
-        with ledger, Answers():
+        with ledger:
             update(quantizer, features)
     return ledger.peak["activations"]

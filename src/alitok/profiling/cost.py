@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.models.seams import Part, Quantizer
 from alitok.networks.frozen import without_weights
-from alitok.profiling.flops import Answers, Ledger, gpu_kernels
+from alitok.profiling.flops import Ledger, gpu_kernels
 
 # precision -> dtypes of the weights and of autocast
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -159,7 +159,8 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
     for name, block in ((config["model"].get("init_args") or {}).get("losses") or {}).items():
         if needs_artifact(import_class(block["class_path"])):
             print(f"alitok: losses.{name} reads another artifact, so its step is not counted.", file=sys.stderr)
-    with _rehearsal(config, precision) as (module, networks):
+    ledger = Ledger()
+    with _rehearsal(config, precision, ledger) as (module, networks):
         model = module.model
         parts = {part: _count(child) for part, child in model.named_children() if _count(child)}
         direct = sum(parameter.numel() for parameter in model.parameters(recurse=False))
@@ -169,8 +170,11 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
             beside["discriminator"] = _count(discriminator)
         tokens, codes, sub_codes = model.num_tokens, model.codebook_size, model.sub_codes
         turns = _turns(module.schedule, config["trainer"].get("max_steps"))
-    for turn in turns:
-        _rehearse(turn, config, layout, precision, share, micro_batch)
+        _rehearse(ledger, turns, module, networks, layout, precision, share, micro_batch)
+        if _keeps_average(config):
+            average = _bytes([*model.parameters(), *model.buffers()])
+            for turn in turns:
+                turn.memory["average of weights"] = average
     return Cost(
         model=_name_of(module),
         parts=parts,
@@ -208,7 +212,9 @@ def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
 
 
 @contextmanager
-def _rehearsal(config: Mapping[str, Any], precision: str) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
+def _rehearsal(
+    config: Mapping[str, Any], precision: str, ledger: Ledger
+) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
     """The run's LightningModule and the networks of its losses on fake tensors, which live on the meta device.
 
     They say that they are on the CPU: the meta device itself knows no autocast and no attention kernel.
@@ -216,7 +222,7 @@ def _rehearsal(config: Mapping[str, Any], precision: str) -> Iterator[tuple[Any,
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.random.fork_rng(devices=[]), fake, Answers(), without_weights() as networks:
+    with torch.random.fork_rng(devices=[]), fake, ledger, without_weights() as networks:
         default = torch.get_default_dtype()
         torch.set_default_dtype(PRECISIONS[precision][0])  # as Lightning does; fake weights cannot be converted later
         try:
@@ -232,47 +238,67 @@ def _rehearsal(config: Mapping[str, Any], precision: str) -> Iterator[tuple[Any,
 
 
 def _rehearse(
-    turn: Turn, config: Mapping[str, Any], layout: Layout, precision: str, share: int, micro_batch: int
+    ledger: Ledger,
+    turns: list[Turn],
+    module: Any,
+    networks: Mapping[str, nn.Module],
+    layout: Layout,
+    precision: str,
+    share: int,
+    micro_batch: int,
 ) -> None:
-    """Fills in what a step of this kind takes."""
-    ledger = Ledger()
+    """Fills in what a step of each kind takes."""
     autocast = PRECISIONS[precision][1]
-    with _rehearsal(config, precision) as (module, networks), ExitStack() as stack:
-        trainer = _stand_in(module, turn.start, share, micro_batch, precision)  # kept: the module's is a weak one
-        module.configure_model()
+    trainer = _stand_in(module, share, micro_batch, precision)  # kept: the module's is a weak one
+    module.configure_model()
+    shards = _shards(module, layout)
+    ledger.claim(module.buffers(), "weights")
+    for parameter in module.parameters():
+        ledger.claim([parameter], "weights", shards[id(parameter)])
+        ledger.claim_gradient(parameter, shards[id(parameter)])
+    for network in networks.values():
+        ledger.claim([*network.parameters(), *network.buffers()], "loss networks")
+    ledger.forget("activations")  # constants that are no buffers
+    _name_parts(ledger, module)
+    optimizers = module.configure_optimizers()
+    first, *others = optimizers if isinstance(optimizers, list) else [optimizers]
+    for turn in turns:
+        trainer.global_step = turn.start
         moment = module.schedule.at(turn.start)
+        model = module.player(moment).model
+        # the turn before has switched the discriminator's gradients off
+        moved = [parameter for parameter in model.parameters() if parameter.requires_grad or moment.discriminator]
         turn.trainable = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
-        stack.enter_context(ledger)
-        shards = _shards(module, layout)
-        kept = _claim_state(ledger, module, networks, shards, adversarial=moment.phase.adversarial)
         batch = _batch(module.model, micro_batch, turn.start * share)
-        moved = module.discriminator if moment.discriminator else module.model
-        moved = [parameter for parameter in moved.parameters() if parameter.requires_grad]
-        gradients = sum(p.numel() * p.element_size() for p in moved)
-        if share > micro_batch:  # the second micro-batch finds the gradients of the first
-            for parameter in moved:
-                parameter.grad = torch.zeros_like(parameter)
-                ledger.claim([parameter.grad], "gradients", shards[id(parameter)])
-        _name_parts(ledger, module)
-        stack.enter_context(torch.autocast("cpu", autocast) if autocast else nullcontext())
-        stack.enter_context(gpu_kernels() if layout.device == "cuda" else nullcontext())
-        module.training_step(batch, 0)
-        del kept, trainer
-        extra = _strategy_bytes(module, layout, precision)
-        averaged = sum(t.numel() * t.element_size() for t in [*module.model.parameters(), *module.model.buffers()])
-    turn.flops = {key: value / micro_batch * share * layout.devices for key, value in ledger.flops.items()}
-    turn.memory = {kind: ledger.peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer", "activations")}
-    turn.memory |= {kind: size for kind, size in ledger.peak.items() if size}
-    turn.memory["activations"] += (share - micro_batch) * sum(t[0].numel() * t.element_size() for t in batch.values())
-    if layout.device == "cpu":
-        later = max(0, gradients - turn.memory["gradients"])
-        turn.memory["allowance"] = RUNTIME_BYTES + max(
-            round(PIECES_OVERHEAD * ledger.peak_pieces), min(later, ledger.peak_pieces)
-        )
-    if extra:
-        turn.memory[layout.strategy] = extra
-    if _keeps_average(config):
-        turn.memory["average of weights"] = averaged
+        with ExitStack() as stack:
+            moments = _moment_bytes([first, *(others if moment.phase.adversarial else [])], shards)
+            ledger.hold("optimizer", moments)
+            if share > micro_batch:  # the second micro-batch finds the gradients of the first
+                for parameter in moved:
+                    parameter.grad = torch.zeros_like(parameter)
+                    ledger.claim([parameter.grad], "gradients", shards[id(parameter)])
+            ledger.restart()
+            stack.enter_context(torch.autocast("cpu", autocast) if autocast else nullcontext())
+            stack.enter_context(gpu_kernels() if layout.device == "cuda" else nullcontext())
+            module.training_step(batch, 0)
+            module.record = None  # what it holds is not there at the next turn
+            module.zero_grad()
+            ledger.hold("optimizer", -moments)
+        turn.flops = {key: value / micro_batch * share * layout.devices for key, value in ledger.flops.items()}
+        turn.memory = {kind: ledger.peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer", "activations")}
+        turn.memory |= {kind: size for kind, size in ledger.peak.items() if size}
+        turn.memory["activations"] += (share - micro_batch) * sum(_bytes([t[0]]) for t in batch.values())
+        if layout.device == "cpu":
+            later = max(0, _bytes(moved) - turn.memory["gradients"])
+            turn.memory["allowance"] = RUNTIME_BYTES + max(
+                round(PIECES_OVERHEAD * ledger.peak_pieces), min(later, ledger.peak_pieces)
+            )
+        if extra := _strategy_bytes(module, layout, precision):
+            turn.memory[layout.strategy] = extra
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _keeps_average(config: Mapping[str, Any]) -> bool:
@@ -295,30 +321,14 @@ def _replicated(module: Any) -> set[int]:
     return {id(parameter) for quantizer in quantizers for parameter in quantizer.parameters()}
 
 
-def _claim_state(
-    ledger: Ledger, module: Any, networks: dict[str, nn.Module], shards: Mapping[int, int], adversarial: bool
-) -> list[torch.optim.Optimizer]:
-    """Books what is there before the step: weights, and the optimizers' state after a first step; returns them."""
-    ledger.claim(module.buffers(), "weights")
-    for parameter in module.parameters():
-        ledger.claim([parameter], "weights", shards[id(parameter)])
-        ledger.claim_gradient(parameter, shards[id(parameter)])
-    for network in networks.values():
-        ledger.claim([*network.parameters(), *network.buffers()], "loss networks")
-    optimizers = module.configure_optimizers()
-    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-    for optimizer in optimizers if adversarial else optimizers[:1]:  # the second is the discriminator's
+def _moment_bytes(optimizers: Iterable[torch.optim.Optimizer], shards: Mapping[int, int]) -> int:
+    """AdamW's state after a first step: two moments and a count for each parameter, on one device."""
+    size = 0
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for parameter, state in optimizer.state.items():
-            ledger.claim(
-                (value for value in state.values() if isinstance(value, Tensor)), "optimizer", shards[id(parameter)]
-            )
-    ledger.restart()
-    return optimizers
+                size += 2 * (_bytes([parameter]) // shards[id(parameter)]) + 4 // shards[id(parameter)]
+    return size
 
 
 def needs_artifact(term: Any) -> bool:
@@ -345,12 +355,12 @@ def _batch(model: Any, images: int, first: int) -> dict[str, Tensor]:
     return {"tokens": torch.zeros(images, *model.id_shape, dtype=torch.int64), **batch}
 
 
-def _stand_in(module: Any, step: int, share: int, micro_batch: int, precision: str) -> Any:
+def _stand_in(module: Any, share: int, micro_batch: int, precision: str) -> Any:
     """Gives the module what it asks of Lightning in a step; the update itself only clears the gradients."""
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
     trainer = SimpleNamespace(
-        global_step=step,
+        global_step=0,
         global_rank=0,
         world_size=1,
         log_every_n_steps=0,
@@ -359,11 +369,13 @@ def _stand_in(module: Any, step: int, share: int, micro_batch: int, precision: s
         strategy=SingleDeviceStrategy(torch.device("cpu")),
     )
     module.trainer = trainer
-    idle = SimpleNamespace(
-        param_groups=[], optimizer=SimpleNamespace(), step=lambda: None, zero_grad=lambda **_: module.zero_grad()
-    )
-    module.optimizers = lambda: [idle, idle] if module.schedule.adversarial else idle
-    module.log = lambda *_, **__: None
+
+    def idle() -> Any:  # a new one each time, so that no tensor stays in it
+        clear = module.zero_grad
+        return SimpleNamespace(param_groups=[], optimizer=SimpleNamespace(), step=int, zero_grad=lambda **_: clear())
+
+    module.optimizers = lambda: [idle(), idle()] if module.schedule.adversarial else idle()
+    module._log = lambda record: None
     module.manual_backward = lambda loss, *_, **__: loss.backward()
     return trainer
 
@@ -379,8 +391,7 @@ def _count(module: nn.Module) -> int:
 def _strategy_bytes(module: Any, layout: Layout, precision: str) -> int:
     """What the strategy holds on a device at the step's peak, beside the tensors of the step."""
     if layout.strategy == "ddp":
-        trained = sum(p.numel() * p.element_size() for p in module.model.parameters() if p.requires_grad)
-        return 0 if layout.bucket_view else trained
+        return 0 if layout.bucket_view else _bytes(p for p in module.model.parameters() if p.requires_grad)
     if layout.strategy == "fsdp":
         from alitok.training.parallel import blocks
 

@@ -19,12 +19,15 @@ from alitok.models import transformer
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution, aten._convolution, aten.convolution_backward)
+DEVICE = torch.ops.prim.device.default  # what `tensor.device` dispatches; two of three operations of a step
 ELSEWHERE = "other"
 PIECE = 32 * 2**20  # glibc's allocator gives larger blocks back as soon as they are freed
 
 
 class Ledger(TorchDispatchMode):
     """Counts the operations of a training step on fake tensors.
+
+    It also answers what depends on values, which fake tensors lack: no flag is set, and every code may occur.
 
     Attributes:
         flops: (part, precision) -> FLOPs, precision being a dtype's name, with "-conv" behind it for convolutions.
@@ -59,6 +62,11 @@ class Ledger(TorchDispatchMode):
             if shards > 1:
                 self._sharded.add(key)
             self._book(key, kind, storage.nbytes() // shards)
+
+    def hold(self, kind: str, size: int) -> None:
+        """Books bytes that no tensor stands for; a negative size takes them out again."""
+        self.live[kind] += size
+        self._total += size
 
     def claim_gradient(self, parameter: nn.Parameter, shards: int = 1) -> None:
         """Books the gradient of a parameter as such from the moment it is there."""
@@ -95,6 +103,12 @@ class Ledger(TorchDispatchMode):
                 return function(*args, **kwargs)
 
         return call
+
+    def forget(self, kind: str) -> None:
+        """Counts what is booked under a kind no longer."""
+        for key, (own, _) in list(self._booked.items()):
+            if own == kind:
+                self._book(key, kind, 0)
 
     def restart(self) -> None:
         """Forgets FLOPs and peak so far; what is alive stays."""
@@ -138,9 +152,13 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is DEVICE:
+            return args[0].fake_device
         kwargs = kwargs or {}
         packet = func.overloadpacket
-        out = func(*args, **kwargs)
+        if packet is aten._local_scalar_dense:
+            return False if args[0].dtype == torch.bool else 0
+        out = _bincount(*args, **kwargs) if packet is aten.bincount else func(*args, **kwargs)
         for item in tree_iter(out):
             if isinstance(item, Tensor) and item.untyped_storage()._cdata not in self._booked:
                 self.claim([item], "activations")
@@ -156,20 +174,6 @@ class Ledger(TorchDispatchMode):
                 precision += "-conv"
             self.flops[self._current_part(), precision] += formula(*args, **kwargs, out_val=out)
         return out
-
-
-class Answers(TorchDispatchMode):
-    """Answers what depends on values, which fake tensors do not have: no flag is set, and every code may occur."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.overloadpacket is aten._local_scalar_dense:
-            return False if args[0].dtype == torch.bool else 0
-        if func.overloadpacket is aten.bincount:
-            return _bincount(*args, **kwargs)
-        return func(*args, **kwargs)
 
 
 def _bincount(ids: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
