@@ -15,6 +15,7 @@ QUANTIZER = "alitok.models.quantizer.ClusteredQuantizer"
 
 def write(folder: Path, name: str, text: str) -> Path:
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     return path
 
@@ -148,6 +149,61 @@ def test_shipped_files_are_found_where_there_is_no_repository(tmp_path: Path, mo
     assert load_yaml("experiments/ablation/prefix.yaml") == {"define": {"num_prefix": 3}}
     with pytest.raises(BadInput, match="Cannot read configuration"):
         load_yaml("experiments/ablation/none.yaml")
+
+
+def test_a_file_of_version_0_1_is_found_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_yaml("experiments/release/sizes/318M.yaml") == load_yaml("experiments/sizes/318M.yaml")
+
+
+def test_a_configuration_builds_on_its_base(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    middle = "base: ../base.yaml\nmodel: {tokenizer: {code_dim: 4}, phases: {gan: null}}"
+    middle = write(tmp_path, "folder/middle.yaml", middle)
+    top = write(tmp_path, "folder/top.yaml", "base: middle.yaml\ndefine: {size: 8}\nmodel: {tokenizer: {decay: 0.25}}")
+    config = compose([top])
+    assert "base" not in config
+    assert config["data"]["init_args"] == {"image_size": 8, "global_batch": 8}
+    arguments = config["model"]["init_args"]
+    assert arguments["tokenizer"]["init_args"] == {"codebook_size": 512, "code_dim": 4, "decay": 0.25}
+    assert arguments["phases"] == {"main": {"steps": 10, "lr": 1e-3}}
+    assert load_yaml(top)["define"] == {"size": 8, "sizes": [1, 2]}
+    assert capsys.readouterr().err == ""  # what a variant changes needs no sentence
+    with pytest.raises(BadInput, match="top.yaml has a base, so it is a whole configuration: only the first -c"):
+        compose([base, top])
+    write(tmp_path, "base.yaml", "base: folder/top.yaml")
+    with pytest.raises(BadInput, match="the base of .*base.yaml is .*top.yaml again"):
+        compose([top])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: [a.yaml]", "base must be the name of one file"),
+        ("base: none.yaml", r"Cannot read configuration .*none.yaml: No such file"),
+        ("base: ''", "Cannot read configuration"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_one_sentence(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=words):
+        compose([write(tmp_path, "a.yaml", text)])
+
+
+def test_a_shipped_variant_that_was_copied_finds_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path("experiments/imagenet512/generator.yaml").resolve()
+    expected = load_yaml(shipped)
+    monkeypatch.chdir(tmp_path)
+    assert load_yaml(write(tmp_path, "mine.yaml", shipped.read_text())) == expected
+    assert load_yaml(write(tmp_path, "other.yaml", "base: experiments/imagenet512/generator.yaml")) == expected
+
+
+def test_arguments_may_stand_beside_class_path(base: Path, tmp_path: Path) -> None:
+    beside = write(tmp_path, "a.yaml", f"model: {{tokenizer: {{class_path: {QUANTIZER}, decay: 0.1}}, seed: 3}}")
+    inside = "model: {init_args: {tokenizer: {init_args: {decay: 0.1}}, seed: 3}}"
+    assert compose([base, beside]) == compose([base, write(tmp_path, "b.yaml", inside)])
+    with pytest.raises(BadInput, match="model.seed stands both beside init_args and in it"):
+        compose([base, write(tmp_path, "c.yaml", "model: {seed: 3, init_args: {seed: 4}}")])
+    with pytest.raises(BadInput, match=r"model.init_args.sede, did you mean|model.init_args.sede"):
+        compose([base, write(tmp_path, "d.yaml", "model: {sede: 3}")])
 
 
 def test_composing_twice_gives_the_same(base: Path, tmp_path: Path) -> None:

@@ -11,7 +11,11 @@ from alitok.config import compose_run
 from alitok.studies.ladder_settings import LADDER
 
 ROOT = Path(__file__).parents[1] / "experiments"
-SIZED = [(path.parent.parent / "generator.yaml", path) for path in sorted(ROOT.glob("*/sizes/*.yaml"))]
+SIZED = [
+    (ROOT / folder / "generator.yaml", path)
+    for folder in ("imagenet256", "imagenet512", "release")
+    for path in sorted(ROOT.glob("sizes/*.yaml"))
+]
 SIZED.append((ROOT / "cifar10" / "tokenizer-stage1.yaml", ROOT / "cifar10" / "small.yaml"))
 WHOLE = [(path,) for path in sorted(ROOT.glob("*/*.yaml")) if path.stem.startswith(("tokenizer", "generator"))]
 LADDER_FILES = [
@@ -51,7 +55,7 @@ def test_it_composes_and_builds_at_full_size(files: tuple[Path, ...]) -> None:
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_release_generators_have_the_published_size(size: str) -> None:
-    _, module = build((ROOT / "release/generator.yaml", ROOT / f"release/sizes/{size}.yaml"))
+    _, module = build((ROOT / "release/generator.yaml", ROOT / f"sizes/{size}.yaml"))
     assert sum(p.numel() for p in module.generator.parameters()) == PUBLISHED[size]
 
 

@@ -23,6 +23,7 @@ from alitok.common.build import (
     is_class_block,
     known_arguments,
     misfit,
+    moved_files,
     nearest,
     not_a,
     present,
@@ -64,7 +65,8 @@ def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
     """Merges YAML files and `--key value` overrides, resolves interpolations once, and checks every key.
 
     Maps merge deeply; a block whose `class_path` changes keeps only the arguments that the new class knows; `key: null`
-    removes the entry; lists and scalars are replaced. `${add:a,b}`, `${mul:a,b}` and `${div:a,b}` are integer sums.
+    removes the entry; lists and scalars are replaced. The first file may build on another one, which it names as
+    `base`. The arguments of a class may stand beside `class_path` as well as in `init_args`. `${add:a,b}`, `${mul:a,b}` and `${div:a,b}` are integer sums.
     An argument that takes text gets it to the letter, with a leading `~` expanded to the home folder.
 
     Args:
@@ -105,7 +107,12 @@ def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, A
     files = list(files)
     first = next((file for file in files if file != DEFAULTS), None)
     for file in files:
-        merged.lay(present(_read(file), renamed_only=True), file, is_base=file in (DEFAULTS, first))
+        is_base = file in (DEFAULTS, first)
+        *bases, own = _chain(file)
+        if bases and not is_base:
+            raise BadInput(f"{file} has a base, so it is a whole configuration: only the first -c may be one.")
+        for content, texts in (*bases, own):
+            merged.lay(present(cast(dict[str, Any], _both(content, texts)), renamed_only=True), file, is_base)
     for key, value in parse_overrides(overrides):
         path = _full_path(merged.config, key)
         block: Any = value
@@ -151,14 +158,59 @@ def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> d
 
 
 def load_yaml(file: str | Path) -> dict[str, Any]:
-    """One YAML file as a plain map as YAML reads it, interpolations untouched.
+    """One YAML file, laid over its `base` if it has one, as a plain map as YAML reads it; interpolations stay.
 
     A file experiments/... that is not here is the one that ships with the package, so that no repository is needed.
 
     Raises:
         BadInput: it is missing, no YAML or no map.
     """
-    return _load(file)[0]
+    merged = Merged()
+    for content, _ in _chain(file):
+        merged.lay(content, file, is_base=True)
+    return merged.config
+
+
+def _chain(file: str | Path) -> list[tuple[dict[str, Any], Any]]:
+    """What YAML reads of a file and, before it, of the bases that it builds on; each with its texts, see `_load`.
+
+    Raises:
+        BadInput: a base that is no file name, is missing, or builds on this file.
+    """
+    chain: list[tuple[dict[str, Any], Any]] = []
+    place: str | Path | None = file
+    seen: list[Path] = []
+    while place is not None:
+        path = _found(place)
+        if path in seen:
+            raise BadInput(f"{file}: the base of {place} is {place} again; name another file.")
+        seen.append(path)
+        content, texts = _load(path, place)
+        base = content.pop("base", None)
+        chain.insert(0, (content, texts))
+        if base is not None and not isinstance(base, str):
+            raise BadInput(f"Configuration {place}: base must be the name of one file, not {base!r}.")
+        place = None if base is None else _base(base, path)
+    return chain
+
+
+def _found(file: str | Path) -> Path:
+    """The path of a configuration. What is missing under experiments/ is the file that ships with the package."""
+    path = Path(file)
+    if path.exists() or path.parts[:1] != ("experiments",):
+        return path
+    new = moved_files().get(str(path), str(path))
+    shipped = experiments_folder().joinpath(*Path(new).parts[1:])
+    return shipped if shipped.is_file() else path
+
+
+def _base(name: str, file: Path) -> str | Path:
+    """Where a base is: beside the file that names it, else among the shipped files."""
+    beside = file.parent / name
+    shipped = experiments_folder().joinpath(*(part for part in Path(name).parts if part not in ("..", ".")))
+    if beside.exists() or not shipped.is_file():
+        return beside if not name.startswith("experiments/") or beside.exists() else name
+    return shipped
 
 
 class _Texts(yaml.SafeLoader):
@@ -168,12 +220,8 @@ class _Texts(yaml.SafeLoader):
 _Texts.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<` merges maps
 
 
-def _load(file: str | Path) -> tuple[dict[str, Any], Any]:
-    """What YAML reads, and the same with every scalar as a text."""
-    path = Path(file)
-    if path.parts[:1] == ("experiments",) and not path.exists():
-        shipped = experiments_folder().joinpath(*path.parts[1:])
-        path = shipped if shipped.is_file() else path
+def _load(path: Path, file: str | Path) -> tuple[dict[str, Any], Any]:
+    """What YAML reads at a path, and the same with every scalar as a text. `file` is its name for the messages."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         texts = yaml.load(path.read_text("utf-8"), Loader=_Texts)
@@ -186,12 +234,8 @@ def _load(file: str | Path) -> tuple[dict[str, Any], Any]:
     return cast(dict[str, Any], content), texts
 
 
-def _read(file: str | Path) -> dict[str, Any]:
-    """One YAML file, with every value that YAML reads as something else than its text as `Written`."""
-    return cast(dict[str, Any], _both(*_load(file)))
-
-
 def _both(value: Any, text: Any) -> Any:
+    """What YAML reads, with every value that is something else than its text as `Written`."""
     if isinstance(value, Mapping) and isinstance(text, Mapping):
         return {key: _both(item, text.get(str(key))) for key, item in value.items()}
     if isinstance(value, list) and isinstance(text, list):

@@ -37,8 +37,9 @@ def bases() -> list[Stack]:
 def variants() -> list[Stack]:
     """Sizes, the laptop's small tokenizer, the rungs of the ablation and their generator."""
     sizes = [
-        (f"{path.parts[1]}/generator", f"{path.parts[1]}/sizes/{path.stem}")
-        for path in sorted(EXPERIMENTS.glob("*/sizes/*.yaml"))
+        (f"{folder}/generator", f"{folder}/sizes/{size}")  # as 0.1 called them
+        for folder in ("imagenet256", "imagenet512", "release")
+        for size in ("177M", "318M", "662M")
     ]
     small = [("cifar10/tokenizer-stage1", "cifar10/small")]
     rungs = [("ablation/tokenizer", *(f"ablation/{name}" for name in names)) for names in LADDER]

@@ -19,7 +19,11 @@ from alitok.profiling.flops import Ledger
 from alitok.profiling.record import chosen
 
 ROOT = Path(__file__).parents[2] / "experiments"
-SIZES = [(path.parents[1] / "generator.yaml", path) for path in sorted(ROOT.glob("*/sizes/*.yaml"))]
+SIZES = [
+    (ROOT / folder / "generator.yaml", path)
+    for folder in ("imagenet256", "imagenet512", "release")
+    for path in sorted(ROOT.glob("sizes/*.yaml"))
+]
 WHOLE = [(path,) for path in sorted(ROOT.glob("*/*.yaml")) if path.stem.startswith(("tokenizer", "generator"))]
 LARGE = ("imagenet", "release")
 GENERATORS = {"177M": 177_048_064, "318M": 317_851_648, "662M": 662_141_696}
@@ -58,7 +62,7 @@ def test_every_configuration_is_described_without_being_allocated(files: tuple[P
 
 @pytest.mark.parametrize("size", GENERATORS)
 def test_published_generators(size: str) -> None:
-    result = cost(compose_run([ROOT / "release/generator.yaml", ROOT / f"release/sizes/{size}.yaml"]), Layout("cuda"))
+    result = cost(compose_run([ROOT / "release/generator.yaml", ROOT / f"sizes/{size}.yaml"]), Layout("cuda"))
     assert result.total == result.trainable == sum(result.parts.values()) == GENERATORS[size]
     assert result.tokens == 273
 
@@ -241,7 +245,7 @@ print(json.dumps([expected, status("VmHWM") - before]))
         (["cifar10/tokenizer-stage1.yaml"], []),
         (["cifar10/generator.yaml"], []),
         (
-            ["imagenet256/generator.yaml", "imagenet256/sizes/177M.yaml"],
+            ["imagenet256/generator.yaml", "sizes/177M.yaml"],
             ["--data.global_batch", "2", "--trainer.precision", "32-true"],
         ),
     ],

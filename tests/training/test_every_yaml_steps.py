@@ -18,7 +18,7 @@ ROOT = DEMO.parent
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/tokenizer-stage2.yaml"))
 GENERATORS = [
     *((path,) for path in sorted(ROOT.glob("*/generator.yaml"))),
-    *((path.parents[1] / "generator.yaml", path) for path in sorted(ROOT.glob("*/sizes/*.yaml"))),
+    *((ROOT / "imagenet256" / "generator.yaml", path) for path in sorted(ROOT.glob("sizes/*.yaml"))),
 ]
 DATA = ["--data.global_batch", "2", "--data.num_workers", "0"]
 SHAPES = ["--define.source", "shapes", "--data.count", "8", "--data.val_count", "2"]

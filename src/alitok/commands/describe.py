@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
         "  alitok describe --data data/pets --picture pets.png\n"
-        "  alitok describe -c experiments/imagenet256/generator.yaml -c experiments/imagenet256/sizes/662M.yaml \\\n"
+        "  alitok describe -c experiments/imagenet256/generator.yaml -c experiments/sizes/662M.yaml \\\n"
         "    -c experiments/strategies/fsdp.yaml --trainer.devices 8 --hardware H100\n"
         "any --key value overrides the files"
     )

@@ -19,8 +19,18 @@ from alitok.common.errors import BadInput, first_line
 @cache
 def moved() -> dict[str, dict[str, Any]]:
     """Class path of version 0.1 -> the block of what it is now (`moved.yaml`)."""
-    content = yaml.safe_load((Path(__file__).parent / "moved.yaml").read_text("utf-8"))
-    return {old: new if isinstance(new, dict) else {"class_path": new} for old, new in content.items()}
+    content = _moved_table().items()
+    return {old: new if isinstance(new, dict) else {"class_path": new} for old, new in content if "/" not in old}
+
+
+@cache
+def moved_files() -> dict[str, str]:
+    """File of version 0.1 under experiments/ -> where it is now (`moved.yaml`)."""
+    return {old: new for old, new in _moved_table().items() if "/" in old}
+
+
+def _moved_table() -> dict[str, Any]:
+    return dict(yaml.safe_load((Path(__file__).parent / "moved.yaml").read_text("utf-8")))
 
 
 def present(value: Any, renamed_only: bool = False) -> Any:

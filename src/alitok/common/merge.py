@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alitok.common.build import import_class, known_arguments
+from alitok.common.errors import BadInput
 from alitok.common.written import Written
 
 _said: set[str] = set()
@@ -44,6 +45,7 @@ class Merged:
                 base.pop(key, None)
             elif isinstance(value, Mapping):
                 under = dict(under) if isinstance(under, Mapping) else {}
+                value = _spelled_out(value, under, here)
                 old, new = under.get("class_path"), value.get("class_path")
                 if old and new and str(old) != str(new):
                     self._change_class(under, str(new), here, source)
@@ -61,10 +63,24 @@ class Merged:
         earlier = self._origins.get(f"{path}.class_path")
         if source is not None and earlier is not None and not source.startswith("--"):
             say_once(f"{source} replaces {block['class_path']}, which {earlier} set as {path}, by {new}.")
-        for key in arguments.keys() - block["init_args"].keys():
+        if source is None and not block["init_args"]:
+            del block["init_args"]  # as if the variant were written out
+        for key in arguments.keys() - block.get("init_args", {}).keys():
             place = f"{path}.init_args.{key}"
             for name in [name for name in self._origins if f"{name}.".startswith(f"{place}.")]:
                 say_once(f"{new} has no argument {key!r}, so that {name} of {self._origins.pop(name)} is dropped.")
+
+
+def _spelled_out(value: Mapping[str, Any], under: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """A class block with the arguments that stand beside `class_path` moved into `init_args`."""
+    if "class_path" not in value and "class_path" not in under:
+        return value
+    loose = {key: item for key, item in value.items() if key not in ("class_path", "init_args")}
+    arguments = value.get("init_args") or {}
+    if twice := loose.keys() & arguments.keys():
+        raise BadInput(f"{path}.{min(twice)} stands both beside init_args and in it; remove one.")
+    kept = {key: item for key, item in value.items() if key not in loose}
+    return {**kept, "init_args": {**arguments, **loose}} if loose else value
 
 
 def opened(value: Any) -> Any:

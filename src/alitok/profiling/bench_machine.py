@@ -16,7 +16,7 @@ from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.common.hardware import Hardware, best, matmul_rate, timed
-from alitok.config import resolve
+from alitok.config import load_yaml, resolve
 from alitok.reports.provenance import processor
 from alitok.sampling.weights import PRECISION
 
@@ -134,7 +134,7 @@ class Options:
 
     Attributes:
         experiment: folder of experiments/.
-        sizes: of the generator, files of the experiment's sizes/.
+        sizes: of the generator, files of experiments/sizes/.
         batches: sequences drawn together, and images in a training step; None for what suits the device.
         precisions: of weights in sampling, of autocast in training.
     """
@@ -156,11 +156,12 @@ class Options:
             known = sorted(path.parent.name for path in experiments_folder().glob(f"*/{part}.yaml"))
             raise BadInput(f"experiments/ has no {self.experiment!r} with {part}{nearest(self.experiment, known)}.")
         files = [folder / f"{part}.yaml"]
-        if size is not None and (folder / "sizes").is_dir():
-            known = sorted(path.stem for path in (folder / "sizes").glob("*.yaml"))
+        if size is not None and "size" in load_yaml(files[0]).get("define", {}):
+            sizes = experiments_folder() / "sizes"
+            known = sorted(path.stem for path in sizes.glob("*.yaml"))
             if size not in known:
                 raise BadInput(f"{self.experiment} has no size {size!r}; there are {', '.join(known)}.")
-            files.append(folder / "sizes" / f"{size}.yaml")
+            files.append(sizes / f"{size}.yaml")
         return files
 
     def model(self, part: str, size: str | None = None) -> dict[str, Any]:

@@ -212,9 +212,7 @@ def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
 
 
 @contextmanager
-def _rehearsal(
-    config: Mapping[str, Any], precision: str, ledger: Ledger
-) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
+def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
     """The run's LightningModule and the networks of its losses on fake tensors, which live on the meta device.
 
     They say that they are on the CPU: the meta device itself knows no autocast and no attention kernel.
