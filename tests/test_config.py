@@ -168,10 +168,10 @@ def test_a_configuration_builds_on_its_base(base: Path, tmp_path: Path, capsys: 
     assert arguments["phases"] == {"main": {"steps": 10, "lr": 1e-3}}
     assert load_yaml(top)["define"] == {"size": 8, "sizes": [1, 2]}
     assert capsys.readouterr().err == ""  # what a variant changes needs no sentence
-    with pytest.raises(BadInput, match="top.yaml has a base, so it is a whole configuration: only the first -c"):
+    with pytest.raises(BadInput, match=r"top\.yaml has a base, so it is a whole configuration: only the first -c"):
         compose([base, top])
     write(tmp_path, "base.yaml", "base: folder/top.yaml")
-    with pytest.raises(BadInput, match="the base of .*base.yaml is .*top.yaml again"):
+    with pytest.raises(BadInput, match=r"the base of .*base\.yaml is .*top\.yaml again"):
         compose([top])
 
 
@@ -200,9 +200,9 @@ def test_arguments_may_stand_beside_class_path(base: Path, tmp_path: Path) -> No
     beside = write(tmp_path, "a.yaml", f"model: {{tokenizer: {{class_path: {QUANTIZER}, decay: 0.1}}, seed: 3}}")
     inside = "model: {init_args: {tokenizer: {init_args: {decay: 0.1}}, seed: 3}}"
     assert compose([base, beside]) == compose([base, write(tmp_path, "b.yaml", inside)])
-    with pytest.raises(BadInput, match="model.seed stands both beside init_args and in it"):
+    with pytest.raises(BadInput, match=r"model\.seed stands both beside init_args and in it"):
         compose([base, write(tmp_path, "c.yaml", "model: {seed: 3, init_args: {seed: 4}}")])
-    with pytest.raises(BadInput, match=r"model.init_args.sede, did you mean|model.init_args.sede"):
+    with pytest.raises(BadInput, match=r"model\.init_args\.sede, did you mean|model\.init_args\.sede"):
         compose([base, write(tmp_path, "d.yaml", "model: {sede: 3}")])
 
 

@@ -66,7 +66,8 @@ def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
 
     Maps merge deeply; a block whose `class_path` changes keeps only the arguments that the new class knows; `key: null`
     removes the entry; lists and scalars are replaced. The first file may build on another one, which it names as
-    `base`. The arguments of a class may stand beside `class_path` as well as in `init_args`. `${add:a,b}`, `${mul:a,b}` and `${div:a,b}` are integer sums.
+    `base`. The arguments of a class may stand beside `class_path` as well as in `init_args`. `${add:a,b}`,
+    `${mul:a,b}` and `${div:a,b}` are integer sums.
     An argument that takes text gets it to the letter, with a leading `~` expanded to the home folder.
 
     Args:
@@ -182,9 +183,9 @@ def _chain(file: str | Path) -> list[tuple[dict[str, Any], Any]]:
     seen: list[Path] = []
     while place is not None:
         path = _found(place)
-        if path in seen:
+        if path.resolve() in seen:
             raise BadInput(f"{file}: the base of {place} is {place} again; name another file.")
-        seen.append(path)
+        seen.append(path.resolve())
         content, texts = _load(path, place)
         base = content.pop("base", None)
         chain.insert(0, (content, texts))
