@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from alitok.cli import VERBS, main
+from alitok.cli import VERBS, main, run
 from alitok.common.errors import BadInput
+from alitok.config import compose_run
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
 PERCEPTUAL = """
@@ -222,3 +223,14 @@ def test_a_class_of_the_working_folder_can_be_named(program: list[str], tmp_path
     ours = {**os.environ, "PYTHONPATH": str(DEMO.parents[1] / "src")}
     result = subprocess.run([*found, *words], capture_output=True, text=True, env=ours, cwd=tmp_path, timeout=120)
     assert (result.returncode, result.stderr) == (2, "alitok: my_idea.Thing is no Module; name another class.\n")
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "describe"])
+def test_print_config_prints_what_the_files_make(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variant = "experiments/cifar10/generator.yaml"
+    run([verb, "-c", variant, "--data.global_batch", "8", "--print_config"])
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert compose_run([printed]) == compose_run([variant], ["--data.global_batch", "8"])
+    with pytest.raises(BadInput, match="global_bach"):
+        run([verb, "-c", variant, "--data.global_bach", "8", "--print-config"])

@@ -184,7 +184,7 @@ def _chain(file: str | Path) -> list[tuple[dict[str, Any], Any]]:
     while place is not None:
         path = _found(place)
         if path.resolve() in seen:
-            raise BadInput(f"{file}: the base of {place} is {place} again; name another file.")
+            raise BadInput(f"{file} builds on itself: its base {place} comes twice; name another one.")
         seen.append(path.resolve())
         content, texts = _load(path, place)
         base = content.pop("base", None)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alitok.commands.options import add_config_argument
+from alitok.commands.options import add_config_argument, add_print_config_argument, print_config
 from alitok.common.errors import BadInput
 from alitok.data.description import add_data_arguments, check_data_arguments, describe_data
 
@@ -21,6 +21,7 @@ NAMES = ("H100", "A100", "H200", "RTX 4090", "cpu")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser, required=False)
+    add_print_config_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs, instead of a table")
     parser.add_argument(
         "--hardware",
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if print_config(args):
+        return
     check_data_arguments(args)
     if args.data is not None:
         describe_data(args)

@@ -2,13 +2,14 @@
 
 import argparse
 
-from alitok.commands.options import OVERRIDES, add_config_argument
+from alitok.commands.options import OVERRIDES, add_config_argument, add_print_config_argument, print_config
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
+    add_print_config_argument(parser)
     parser.add_argument(
         "--allow-changes",
         action="store_true",
@@ -18,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if print_config(args):
+        return
     from alitok.training.launch import start
 
     start("fit", args.config, args.overrides, args.allow_changes)

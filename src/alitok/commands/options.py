@@ -22,6 +22,27 @@ def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) 
     )
 
 
+def add_print_config_argument(parser: argparse.ArgumentParser) -> None:
+    """The option --print_config, for every verb that runs one configuration."""
+    parser.add_argument(
+        "--print_config",
+        "--print-config",
+        action="store_true",
+        help="print the configuration that files and overrides make, as YAML, and stop",
+    )
+
+
+def print_config(args: argparse.Namespace) -> bool:
+    """Prints the composed configuration if the option --print_config is given."""
+    if args.print_config:
+        import yaml
+
+        from alitok.config import compose_run
+
+        print(yaml.safe_dump(compose_run(args.config or [], args.overrides), sort_keys=False), end="")
+    return bool(args.print_config)
+
+
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """The option --device, for every verb that has one."""
     parser.add_argument(

@@ -2,17 +2,20 @@
 
 import argparse
 
-from alitok.commands.options import OVERRIDES, add_config_argument
+from alitok.commands.options import OVERRIDES, add_config_argument, add_print_config_argument, print_config
 
 TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
+    add_print_config_argument(parser)
     parser.epilog = f"example: {parser.prog} -c experiments/demo/generator.yaml\n{OVERRIDES}"
 
 
 def run(args: argparse.Namespace) -> None:
+    if print_config(args):
+        return
     from alitok.training.launch import start
 
     start("validate", args.config, args.overrides)
