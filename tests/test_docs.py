@@ -34,7 +34,7 @@ from alitok.models.tokenizer import Tokenizer
 from alitok.studies.demo import again_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["laptop", "own-pictures", "imagenet", "training", "evaluation"]
+PAGES = ["laptop", "own-pictures", "imagenet", "training", "evaluation", "configuration"]
 # Fences in another language are not for the shell.
 SHELL, OTHER = ("", "bash", "sh"), ("text", "yaml", "json", "python")
 

@@ -38,19 +38,26 @@ def test_every_make_target_exists() -> None:
     assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= TARGETS
 
 
-def test_the_tree_names_every_room_and_every_file_says_what_it_is() -> None:
-    tree = README.split("## The tree")[1]
-    for path in (ROOT / "src" / "alitok").iterdir():
+def test_it_is_read_in_two_minutes() -> None:
+    assert len(README.splitlines()) <= 120
+    start = README.split("## Start here")[1].split("## ")[0]
+    assert len(re.findall(r"^\| \[[^]]+\.(py|yaml)\]", start, re.MULTILINE)) == 6
+
+
+def test_the_folders_name_every_room_and_every_file_says_what_it_is() -> None:
+    folders = README.split("## Folders")[1].split("## ")[0]
+    assert len(re.findall(r"```\n(.*?)```", folders, re.DOTALL)[0].splitlines()) <= 20
+    for path in [*(ROOT / "src" / "alitok").iterdir(), *(ROOT / "experiments").iterdir()]:
         if path.is_dir() and path.name != "__pycache__":
-            assert f"  {path.name}/" in tree
+            assert re.search(rf"\b{path.name}\b", folders), path
     for path in (ROOT / "src" / "alitok").rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
-    for path in (ROOT / "experiments").iterdir():
-        assert f"{path.name}/" in tree
 
 
-def test_files_it_points_to_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
-    for target in re.findall(r"`(tests/[^`]+)`", README):
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_files_it_points_to_exist(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+    for target in re.findall(r"`(tests/[^` ]+)`", text.replace("NAME", "fsq")):
         assert (ROOT / target).exists(), target
