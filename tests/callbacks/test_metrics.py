@@ -16,7 +16,7 @@ from alitok.callbacks.average import WeightAverage
 from alitok.callbacks.metrics import Accuracy, Generation, Reconstruction
 from alitok.common.build import build, import_class
 from alitok.common.errors import BadInput
-from alitok.evaluation.classifier import Classifier
+from alitok.networks.classifier import Classifier
 
 CLASSIFIER, TOKENIZER = "classifier", "tokenizer"
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from alitok.cli import main
-from alitok.evaluation.classifier import Classifier
+from alitok.networks.classifier import Classifier
 
 
 def test_by_name_in_every_verb_that_draws(artifacts: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from alitok.common.errors import BadInput
 from alitok.data.pictures import center_crop, to_tensor
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
-from alitok.evaluation.classifier import Classifier
+from alitok.networks.classifier import Classifier
 from alitok.sampling.images import largest_batch, sample_images
 
 ROOT = Path(__file__).parents[2] / "experiments"

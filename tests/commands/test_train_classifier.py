@@ -6,7 +6,7 @@ import pytest
 
 from alitok.cli import main, run
 from alitok.common.errors import BadInput
-from alitok.evaluation.classifier import Classifier
+from alitok.networks.classifier import Classifier
 
 SMALL = "--data shapes --size 32 --width 8"
 

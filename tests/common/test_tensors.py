@@ -14,7 +14,7 @@ from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file, write_json
 from alitok.common.images import save_grid
 from alitok.common.tensors import save_pickled, save_tensors
-from alitok.evaluation.classifier import Classifier
+from alitok.networks.classifier import Classifier
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.data import shapes
 from alitok.data.token_cache import TokenCache
-from alitok.evaluation.classifier import Classifier
 from alitok.ideas.lookup_free import LookupFreeQuantizer
 from alitok.losses.adversarial import BlurDiscriminator
+from alitok.networks.classifier import Classifier
 from alitok.sampling.generate import generate
 from alitok.training.tokenizer import TokenizerTraining
 

@@ -20,8 +20,8 @@ from alitok.common.random import Step
 from alitok.data import shapes
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
-from alitok.evaluation.classifier import Classifier
 from alitok.ideas.noise_decoder import NoiseDecoder
+from alitok.networks.classifier import Classifier
 from alitok.reports.curves import read_curves
 from alitok.studies.processes import two_processes
 from alitok.training.launch import run

@@ -10,12 +10,12 @@ from tiny import module_of, tiny
 from torch import nn
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.classifier import Classifier
 from alitok.ideas.semantic import ClassifierMap, DINOv2, Semantic, Teacher, VGG16Map
 from alitok.models.encoder import Encoder
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.seams import Decoder
 from alitok.models.tokenizer import Tokenizer
+from alitok.networks.classifier import Classifier
 from alitok.training.checkpoint import read_checkpoint
 from alitok.training.launch import run
 

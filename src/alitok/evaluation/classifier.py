@@ -1,95 +1,20 @@
 """A small classifier whose features stand in for Inception's where that file is not at hand."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_folder
 from alitok.common.random import derive_seed, stream
-from alitok.common.tensors import save_tensors
 from alitok.evaluation.extractors import Features, check_images
+from alitok.networks.classifier import Classifier
 
 Batch = tuple[Tensor, Tensor]
-
-
-def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
-
-
-class Classifier(nn.Module):
-    """Five 3x3 convolutions (BatchNorm, ReLU; 1/8 of the size), mean over positions, one linear layer.
-
-    Images (B, 3, H, W) in [0, 1], H and W at least 16; features (B, 4 width), logits (B, C).
-    """
-
-    def __init__(self, num_classes: int, width: int = 24) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.width = width
-        self.body = nn.Sequential(
-            *_block(3, width, 2),
-            *_block(width, 2 * width, 2),
-            *_block(2 * width, 2 * width, 1),
-            *_block(2 * width, 4 * width, 2),
-            *_block(4 * width, 4 * width, 1),
-        )
-        self.head = nn.Linear(4 * width, num_classes)
-
-    @property
-    def num_features(self) -> int:
-        return self.head.in_features
-
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled penultimate features (B, 4 width)."""
-        return self.body(images * 2 - 1).mean(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C)."""
-        return self.head(self.features(images))
-
-    def digest(self) -> str:
-        """SHA-256 over names, shapes and values of all weights."""
-        result = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            result.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return result.hexdigest()
-
-    def save(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder, whole or not at all."""
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_folder(folder) as temporary:
-            save_tensors(weights, temporary / "model.safetensors")
-            config = {"num_classes": self.num_classes, "width": self.width}
-            (temporary / "config.json").write_text(json.dumps(config) + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Classifier":
-        """Reads what `save` wrote, in eval mode.
-
-        Raises:
-            BadInput: the folder or its files are missing, broken or do not belong together.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            classifier = cls(**json.loads((Path(folder) / "config.json").read_text()))
-            classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise BadInput(
-                f"{folder} holds no readable classifier (config.json, model.safetensors): train it again."
-            ) from error
-        return classifier.eval()
 
 
 def array_batches(images: Tensor, labels: Tensor, batch_size: int = 64, seed: int = 0) -> Iterator[Batch]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.evaluation.classifier import Classifier
 from alitok.losses.perceptual import Standardised
 from alitok.losses.terms import Batch, LossTerm, Outputs
 from alitok.models import seams
 from alitok.models.tokenizer import Tokenizer
 from alitok.networks import dino
+from alitok.networks.classifier import Classifier
 from alitok.networks.frozen import VGG16, Network, load, locate
 
 

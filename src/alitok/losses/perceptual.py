@@ -12,7 +12,8 @@ from alitok.common.errors import BadInput
 from alitok.common.files import find_weights
 from alitok.common.random import Step
 from alitok.losses.terms import Batch, LossTerm, Outputs, image_pair
-from alitok.networks.frozen import CONVNEXT_SMALL, VGG16, load, locate, read_state
+from alitok.networks.classifier import CLASSIFIER, Classifier
+from alitok.networks.frozen import CONVNEXT_SMALL, RANDOM, VGG16, counting, load, locate, read_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -137,6 +138,46 @@ class LPIPS(Perceptual):
             for ours, theirs, weight in zip(self.features(images.float()), expected, self._linear, strict=True):
                 total = total + F.conv2d((ours - theirs).square(), weight).mean(dim=(1, 2, 3))
             return total
+
+
+class ClassifierFeatures(Perceptual):
+    """Distance of feature maps in a classifier of the project's own (`alitok train-classifier`): no download.
+
+    As LPIPS, without its weights: maps after each of the five blocks, of unit length at each place; the squared
+    differences are summed over channels, averaged over space and summed over the blocks.
+
+    Args:
+        weights: folder of the classifier, or 'random:SEED' for a random network.
+    """
+
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+        self._network: nn.Module | None = None
+
+    def check(self) -> None:
+        if self.weights.startswith(RANDOM):
+            locate(CLASSIFIER, self.weights)
+        else:
+            Classifier.load(self.weights)
+
+    def setup(self, device: torch.device | str) -> None:
+        if self.weights.startswith(RANDOM) or counting():
+            self._network = load(CLASSIFIER, self.weights, device)
+        else:
+            self._network = Classifier.load(self.weights).requires_grad_(False).to(device)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W), RGB in [0, 1] -> five maps (B, channels, h, w) of unit length at each place."""
+        network = _ready(self._network, self)
+        assert isinstance(network, Classifier)
+        return [x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10) for x in network.maps(images)]
+
+    def distance(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                expected = self.features(targets.float())
+            pairs = zip(self.features(images.float()), expected, strict=True)
+            return torch.stack([(ours - theirs).square().sum(1).mean((1, 2)) for ours, theirs in pairs]).sum(0)
 
 
 def _ready(network: nn.Module | None, term: LossTerm) -> nn.Module:

@@ -83,6 +83,11 @@ def without_weights() -> Iterator[dict[tuple[str, str | None], nn.Module]]:
         _built = before
 
 
+def counting() -> bool:
+    """Whether this runs inside `without_weights`."""
+    return _built is not None
+
+
 def load(network: Network, given: str | None, device: torch.device | str) -> nn.Module:
     """The network on `device`, frozen, in eval mode; the same object for all who ask for the same weights there.
 

@@ -16,11 +16,12 @@ from alitok.common.random import stream
 from alitok.data.reading import read_all
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
-from alitok.evaluation.classifier import Classifier, ClassifierExtractor, train_and_save
+from alitok.evaluation.classifier import ClassifierExtractor, train_and_save
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.reconstruction import ReconstructionMetrics, psnr
 from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
+from alitok.networks.classifier import Classifier
 from alitok.sampling.images import sample_images
 from alitok.studies.ladder_settings import Settings
 from alitok.studies.probe import token_statistics
