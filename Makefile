@@ -41,7 +41,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## the whole line on embedded data: eleven to twelve minutes on two server cores, ends in runs/demo/report.html
+demo: setup  ## the whole line on embedded data: twelve minutes on a CPU, ends in runs/demo/report.html
 	$(BIN)/alitok demo --out $(RUN)/demo $(ARGS)
 
 test: setup  ## the tests, on CPU without network

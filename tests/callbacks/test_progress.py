@@ -116,3 +116,12 @@ def test_numbers_are_fetched_with_a_row_of_the_logs_and_after_a_validation(
     lines = re.findall(r"^step (\d)/8 .*train/loss (\S+)$", output.getvalue(), re.MULTILINE)
     assert [step for step, _ in lines] == ["4", "5", "6", "7", "8"]
     assert len({loss for _, loss in lines}) == 2  # between two rows it stays
+
+
+def test_minutes_left_of_all_work_are_shown_if_a_command_says_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "minutes left" not in fit(tmp_path / "alone", 4)
+    monkeypatch.setattr(progress.Progress, "follows", 600.0)
+    lines = re.findall(r"^step .*$", fit(tmp_path / "one of several", 4), re.MULTILINE)
+    assert lines[0].endswith("minutes left of all 10")

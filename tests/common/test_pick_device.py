@@ -42,5 +42,5 @@ def test_the_benchmark_trains_on_that_device(name: str, devices: Any, monkeypatc
 
     monkeypatch.setattr(bench_training, "bare_trainer", trainer)
     with pytest.raises(InterruptedError):
-        bench_training.step_seconds(config, machine)
+        bench_training.step_seconds(config, machine.device)
     assert given["devices"] == devices

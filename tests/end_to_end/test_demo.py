@@ -30,7 +30,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configs.mkdir()
     for name, steps in STEPS.items():
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(tiny(name, out, *QUICK, *steps)))
-    words = ["demo", "--out", str(out), "--config", str(configs), "--images", "20", "--samples", "20"]
+    words = ["demo", "--out", str(out), "--config", str(configs), "--images", "20", "--samples", "20", "--minutes", "0"]
     for _ in range(2):  # the second time everything but the report is there already
         main([*words, "--classifier-steps", "5", "--precision", "32-true"])
     return out

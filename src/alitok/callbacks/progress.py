@@ -1,7 +1,8 @@
 """A rich progress bar that speaks of steps and images seen."""
 
 import sys
-from typing import Any, cast
+import time
+from typing import Any, ClassVar, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -19,13 +20,20 @@ class Progress(RichProgressBar):
 
     Args:
         line_every: steps between plain lines.
+
+    Attributes:
+        follows: seconds of other work that follow the run, if a command runs several and has set it. Then the minutes
+            left of all work are shown.
     """
+
+    follows: ClassVar[float | None] = None
 
     def __init__(self, line_every: int = 100) -> None:
         super().__init__(refresh_rate=1, leave=False)
         self.line_every = line_every
         self.trained: dict[str, str] = {}
         self.validated: dict[str, str] = {}
+        self.began = (0, 0.0)  # step and time
 
     @property
     def total_train_batches(self) -> int:
@@ -39,7 +47,15 @@ class Progress(RichProgressBar):
 
     def _training_facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         phase = cast(TrainingModule, pl_module).schedule.at(trainer.global_step).name
-        return {"phase": phase, "images": f"{images_seen(trainer):,}"} | self.trained
+        return {"phase": phase, "images": f"{images_seen(trainer):,}"} | self.trained | self._left(trainer)
+
+    def _left(self, trainer: Trainer) -> dict[str, str]:
+        step, start = self.began
+        if self.follows is None or trainer.global_step <= step:
+            return {}
+        pace = (time.perf_counter() - start) / (trainer.global_step - step)
+        left = (trainer.max_steps - trainer.global_step) * pace + self.follows
+        return {"minutes left of all": f"{left / 60:.0f}"}
 
     def _line(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         if trainer.is_global_zero and not sys.stdout.isatty():
@@ -47,6 +63,7 @@ class Progress(RichProgressBar):
             print(f"step {trainer.global_step}/{trainer.max_steps}  {said}", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = trainer.global_step, time.perf_counter()
         if trainer.is_global_zero:  # here, not at the fit's start: the step is that of the checkpoint by now
             data = trainer.datamodule  # type: ignore[attr-defined]
             share = data.global_batch // trainer.world_size

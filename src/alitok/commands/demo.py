@@ -25,17 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto (default): the faster one here",
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="for all of it: steps are sized by timing a few here (default 12); 0 = the recipe's own steps",
+    )
     parser.epilog = "example: alitok demo --out runs/demo"
 
 
 def run(args: argparse.Namespace) -> None:
     from alitok.common.errors import BadInput
     from alitok.common.files import experiments_folder
-    from alitok.common.hardware import faster_precision
     from alitok.studies.demo import demo
 
     if args.samples < 20 or args.images < 20:
         raise BadInput("The demo needs at least 20 --images and 20 --samples.")
     configs = Path(args.config) if args.config else experiments_folder() / "demo"
-    precision = faster_precision() if args.precision == "auto" else args.precision
-    demo(Path(args.out), configs, args.images, args.samples, args.classifier_steps, precision)
+    if args.minutes is not None and not 0 <= args.minutes < float("inf"):
+        raise BadInput(f"--minutes must be 0 (the recipe's own steps) or more, not {args.minutes}.")
+    demo(Path(args.out), configs, args.images, args.samples, args.classifier_steps, args.precision, args.minutes)

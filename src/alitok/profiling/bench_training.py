@@ -58,8 +58,8 @@ def steps(options: Options, part: str, label: str, size: str | None = None) -> I
             if plain is None:
                 few = machine.baseline_batch(images)
                 written_out = training_config(options, part, size, "float32", few)
-                plain = per_second(few, if_it_fits(partial(step_seconds, written_out, machine, plain=True)))
-            seconds = if_it_fits(partial(step_seconds, config, machine))
+                plain = per_second(few, if_it_fits(partial(step_seconds, written_out, machine.device, plain=True)))
+            seconds = if_it_fits(partial(step_seconds, config, machine.device))
             (turn,) = cost(config, Layout("cuda" if machine.cuda else "cpu")).turns
             yield Row(
                 f"training-{label}-b{images}-{precision}",
@@ -75,9 +75,15 @@ def steps(options: Options, part: str, label: str, size: str | None = None) -> I
 def training_config(options: Options, part: str, size: str | None, precision: str, batch: int | None) -> dict[str, Any]:
     """The experiment's own configuration with one micro-batch in a step, its longest phase without a discriminator."""
     config = compose_run(options.files(part, size), ["--trainer.precision", TRAINER[precision]])
-    data, model = config["data"]["init_args"], config["model"]["init_args"]
+    data = config["data"]["init_args"]
     usual = (data.get("micro_batch") or data["global_batch"]) if options.machine.cuda else CPU_BATCH[part]
     data["global_batch"] = data["micro_batch"] = batch or usual
+    return one_phase(config)
+
+
+def one_phase(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, in place, with its longest phase without a discriminator alone, and without files to read."""
+    model = config["model"]["init_args"]
     phases = {name: phase for name, phase in model["phases"].items() if not phase.get("adversarial")}
     name = max(phases, key=lambda name: phases[name]["steps"])
     model["phases"] = {name: phases[name]}
@@ -137,24 +143,25 @@ class Clock(L.Callback):
         self.times.append(wait(self.device))
 
 
-def step_seconds(config: dict[str, Any], machine: Machine, plain: bool = False) -> float:
+def step_seconds(config: dict[str, Any], device: torch.device, plain: bool = False, count: int | None = None) -> float:
     """The median time of a training step, by the run's own Trainer.
 
     Args:
+        count: steps that are timed, None = what suits the device.
         plain: attention written out, and AdamW parameter by parameter.
     """
-    kind = machine.device.type
-    warm_up, count = WARM_UP[kind], (PLAIN_STEPS if plain else STEPS)[kind]
+    kind = device.type
+    warm_up, count = WARM_UP[kind], count or (PLAIN_STEPS if plain else STEPS)[kind]
     torch.manual_seed(0)
     module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
     if plain:
         own = module.configure_optimizers
         module.configure_optimizers = lambda: one_by_one(own())
-    clock = Clock(machine.device)
+    clock = Clock(device)
     trainer = bare_trainer(
         warm_up + count,
-        accelerator="gpu" if machine.cuda else "cpu",
-        devices=[machine.device.index or 0] if machine.cuda else 1,
+        accelerator="gpu" if kind == "cuda" else "cpu",
+        devices=[device.index or 0] if kind == "cuda" else 1,
         precision=config["trainer"]["precision"],
         callbacks=[clock],
     )

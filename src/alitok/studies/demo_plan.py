@@ -1,0 +1,141 @@
+"""How many steps the demo takes: a step of each stage is timed here, and the steps are cut to the minutes."""
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alitok.common.build import import_class
+from alitok.common.errors import BadInput
+from alitok.common.files import write_json
+from alitok.profiling.bench_training import one_phase, step_seconds
+
+MINUTES = 12.0
+# What does not train, in steps of the generator in float32: measured on the machine of docs/results/demo.md.
+FIXED = {"classifier": 60.0, "tokenise": 130.0, "samples and measures": 90.0}
+OVERHEAD = 1.1  # validations, pictures and start-up of a run, by its steps
+TIMED = 6  # steps
+FLOOR, CEILING = 0.4, 4.0  # of the recipe's steps
+NEAR = (0.9, 1.15)  # so near to the recipe, its own steps are taken
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a demo does; written to OUT/plan.json, so that a second start does the same.
+
+    Attributes:
+        minutes: that were asked for; None for the recipe's steps, however long they take.
+        precision: the faster one here, or the one that was asked for.
+        share: of the recipe's steps.
+        seconds: that each part of the demo is expected to take; empty if nothing was timed.
+    """
+
+    minutes: float | None
+    precision: str
+    share: float
+    seconds: dict[str, float]
+
+    def left(self, part: str) -> float | None:
+        """Seconds of the parts after this one, or None."""
+        names = list(self.seconds)
+        return sum(list(self.seconds.values())[names.index(part) + 1 :]) if part in names else None
+
+
+def planned(
+    out: Path, configs: Mapping[str, dict[str, Any]], minutes: float | None, precision: str, device: torch.device
+) -> Plan:
+    """The plan of a demo: that of an earlier start, or a new one.
+
+    Args:
+        configs: stage -> configuration, in the order of work.
+        minutes: None = those of an earlier start, else `MINUTES`; 0 = the recipe's steps.
+        precision: of training; "auto" = the faster one.
+
+    Raises:
+        BadInput: an earlier start had other minutes or another precision.
+    """
+    file = out / "plan.json"
+    if file.is_file():
+        try:
+            plan = Plan(**json.loads(file.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"{file} cannot be read: {error}. Remove it, or name another --out.") from error
+        for name, asked, held in (("minutes", minutes, plan.minutes or 0), ("precision", precision, plan.precision)):
+            if asked not in (None, "auto", held):
+                raise BadInput(f"{out} is a demo with --{name} {held}, not {asked}; give that, or name another --out.")
+        return plan
+    if minutes is None:
+        started = any((out / stage).exists() for stage in configs)  # by version 0.1, which took the recipe's steps
+        minutes = 0.0 if started else MINUTES
+    plan = new_plan(configs, minutes, ["32-true", "bf16-mixed"] if precision == "auto" else [precision], device)
+    write_json(file, asdict(plan))
+    return plan
+
+
+def new_plan(
+    configs: Mapping[str, dict[str, Any]], minutes: float, precisions: Sequence[str], device: torch.device
+) -> Plan:
+    """Times a step of each stage in each precision, takes the faster precision, and sizes the steps."""
+    start = time.perf_counter()
+    steps = {stage: sum(phase["steps"] for phase in phases(config).values()) for stage, config in configs.items()}
+    loading = {stage: loading_seconds(config) for stage, config in configs.items()}
+    timed = {
+        precision: {stage: timed_step(config, precision, device) for stage, config in configs.items()}
+        for precision in precisions
+    }
+
+    def training(precision: str) -> dict[str, float]:
+        return {name: OVERHEAD * steps[name] * (timed[precision][name] + loading[name]) for name in configs}
+
+    precision = min(precisions, key=lambda name: sum(training(name).values()))
+    unit = timed[precisions[0]][list(configs)[-1]]
+    fixed = {name: count * unit for name, count in FIXED.items()}
+    spent = time.perf_counter() - start
+    share = (60 * minutes - spent - sum(fixed.values())) / sum(training(precision).values()) if minutes else 1.0
+    share = 1.0 if NEAR[0] <= share <= NEAR[1] else min(CEILING, max(FLOOR, share))
+    trained = {name: share * seconds for name, seconds in training(precision).items()}
+    order = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
+    seconds = {name: round((fixed | trained)[name], 1) for name in order}
+    return Plan(minutes or None, precision, round(share, 3), seconds)
+
+
+def phases(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The schedule of a configuration."""
+    found: dict[str, dict[str, Any]] = config["model"]["init_args"]["phases"]
+    return found
+
+
+def timed_step(config: dict[str, Any], precision: str, device: torch.device) -> float:
+    """Seconds of a training step, batches at hand."""
+    config = one_phase(copy.deepcopy(config))
+    config["trainer"]["precision"] = precision
+    return step_seconds(config, device, count=TIMED)
+
+
+def loading_seconds(config: Mapping[str, Any]) -> float:
+    """Seconds to make a batch of images in this process; 0 if tokens are read or other processes load."""
+    arguments = config["data"]["init_args"]
+    if arguments.get("cache") or arguments.get("num_workers"):
+        return 0.0
+    data = import_class(config["data"]["class_path"])(**arguments)
+    data.setup("fit")
+    batches = iter(data.batches_from(lambda: 0))
+    next(batches)
+    start = time.perf_counter()
+    next(batches)
+    return time.perf_counter() - start
+
+
+def cut(config: dict[str, Any], share: float) -> dict[str, Any]:
+    """The configuration with that share of its steps, in place; whole fifties if there are that many."""
+    for phase in phases(config).values():
+        steps = phase["steps"] * share
+        phase["steps"] = (
+            phase["steps"] if share == 1 else max(1, round(steps / 50) * 50 if steps >= 50 else round(steps))
+        )
+    return config

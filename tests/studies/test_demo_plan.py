@@ -1,0 +1,98 @@
+"""The demo's steps fit the minutes: timed by stand-ins, so that no test depends on this machine's speed."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alitok.common.errors import BadInput
+from alitok.config import compose_run
+from alitok.studies import demo_plan
+from alitok.studies.demo_plan import CEILING, FLOOR, Plan, cut, loading_seconds, planned, timed_step
+
+ROOT = Path(__file__).parents[2] / "experiments" / "demo"
+CPU = torch.device("cpu")
+STAGES = {"stage1": "tokenizer-stage1", "stage2": "tokenizer-stage2", "generator": "generator"}
+
+
+@pytest.fixture(scope="module")
+def configs() -> dict[str, dict[str, Any]]:
+    return {stage: compose_run([ROOT / f"{name}.yaml"]) for stage, name in STAGES.items()}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds of any step, by precision; no time to load."""
+    seconds = {"32-true": 0.2, "bf16-mixed": 0.4}
+    monkeypatch.setattr(demo_plan, "timed_step", lambda config, precision, device: seconds[precision])
+    monkeypatch.setattr(demo_plan, "loading_seconds", lambda config: 0.0)
+    return seconds
+
+
+def test_the_faster_precision_and_as_many_steps_as_fit(
+    configs: dict[str, Any], machine: dict[str, float], tmp_path: Path
+) -> None:
+    plan = planned(tmp_path, configs, 12, "auto", CPU)
+    assert plan.precision == "32-true"
+    assert FLOOR < plan.share < 1
+    assert sum(plan.seconds.values()) == pytest.approx(12 * 60, abs=2)
+    assert plan.left("samples and measures") == 0
+    assert plan.left("stage1") == pytest.approx(sum(list(plan.seconds.values())[2:]))
+    machine |= {"32-true": 0.8, "bf16-mixed": 0.1}
+    assert planned(tmp_path / "other", configs, 12, "auto", CPU).precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "share"),
+    [(2.0, 12, FLOOR), (0.17, 12, 1.0), (0.2, 30, None), (0.001, 12, CEILING), (5.0, 0, 1.0)],
+)
+def test_floor_ceiling_and_the_recipe_itself(
+    configs: dict[str, Any], machine: dict[str, float], tmp_path: Path, seconds: float, minutes: float, share: float
+) -> None:
+    machine |= dict.fromkeys(machine, seconds)
+    plan = planned(tmp_path, configs, minutes, "32-true", CPU)
+    assert 1 < plan.share < CEILING if share is None else plan.share == share
+    if share == FLOOR:
+        assert sum(plan.seconds.values()) > 12 * 60
+
+
+def test_a_second_start_does_what_the_first_one_began(
+    configs: dict[str, Any], machine: dict[str, float], tmp_path: Path
+) -> None:
+    plan = planned(tmp_path, configs, None, "auto", CPU)
+    assert plan.minutes == 12
+    machine |= dict.fromkeys(machine, 9.0)
+    assert planned(tmp_path, configs, None, "auto", CPU) == plan == planned(tmp_path, configs, 12.0, "32-true", CPU)
+    with pytest.raises(BadInput, match=r"is a demo with --minutes 12.0, not 5; give that, or name another --out"):
+        planned(tmp_path, configs, 5, "auto", CPU)
+    with pytest.raises(BadInput, match="with --precision 32-true, not bf16-mixed"):
+        planned(tmp_path, configs, None, "bf16-mixed", CPU)
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"plan\.json cannot be read"):
+        planned(tmp_path, configs, None, "auto", CPU)
+    (tmp_path / "old" / "stage1").mkdir(parents=True)  # of version 0.1, which knew no minutes
+    assert planned(tmp_path / "old", configs, None, "auto", CPU).share == 1
+
+
+def test_cut_takes_whole_fifties(configs: dict[str, Any]) -> None:
+    def steps(share: float) -> list[int]:
+        phases = cut(copy.deepcopy(configs["stage1"]), share)["model"]["init_args"]["phases"]
+        return [phase["steps"] for phase in phases.values()]
+
+    assert (steps(1), steps(0.43), steps(0.001)) == ([250, 1450], [100, 600], [1, 1])
+
+
+def test_real_steps_are_timed_without_files(configs: dict[str, Any]) -> None:
+    for config in configs.values():
+        small = copy.deepcopy(config)
+        small["data"]["init_args"]["global_batch"] = 2
+        before = copy.deepcopy(small)
+        assert timed_step(small, "32-true", CPU) > 0
+        assert small == before
+    assert loading_seconds(configs["stage1"]) > 0 == loading_seconds(configs["generator"])
+
+
+def test_left_is_unknown_for_another_part() -> None:
+    assert Plan(None, "32-true", 1.0, {}).left("stage1") is None
