@@ -125,8 +125,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     Args:
         rows: `name`, `seed`, and measures; the base's come first.
     """
+    from alitok.reports.charts import duration
     from alitok.reports.comparison import UNITS
-    from alitok.reports.page import duration
     from alitok.reports.runs import ABSENT, spread
 
     names = list(dict.fromkeys(row["name"] for row in rows))

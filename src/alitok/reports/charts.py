@@ -1,115 +1,148 @@
-"""Line charts as inline SVG for the demo's page, and its numbers as text."""
+"""Line charts for the pages, as SVG pictures, and numbers as text."""
 
+import base64
+import io
 import math
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-Curve = list[tuple[int, float]]
+from alitok.reports.curves import Curve
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 48, 14, 10, 34
+WIDTH, HEIGHT = 360, 200
+GRAY, BLUE = "#8b8f98", "#4f7fe0"  # mid tones, which read on light and on dark pages
+# metric -> title, unit; in the order of a page. The others are folded away.
+METRICS: dict[str, tuple[str, str]] = {
+    "loss": ("Loss", ""),
+    "psnr": ("PSNR", "dB"),
+    "codebook_usage": ("Codebook usage", "%"),
+    "token_accuracy": ("Next token guessed", "%"),
+}
+NOT_LOSSES = {"psnr", "ssim", "codebook_usage", "codebook_perplexity", "token_accuracy", "token_nats"}
 
 
 def chart(
-    stage: str,
+    part: str,
     title: str,
     unit: str,
     lines: Mapping[str, Curve],
     may_be_log: bool,
-    kinds: Mapping[str, str] | None = None,
-) -> str:
-    """A line chart as inline SVG, coloured by the page's style sheet.
+    colors: Mapping[str, tuple[str, bool]],
+) -> dict[str, Any]:
+    """A line chart, for the template.
 
     Args:
-        stage, title: what is drawn; the stage is only spoken.
+        part: of the run; only spoken.
         unit: "%" takes shares in [0, 1].
-        lines: "train" or "val" (or any name, see `kinds`) -> [(step, value), ...], at least one point each, finite.
-        may_be_log: take a logarithmic axis where all values are positive and span a decade.
-        kinds: what the style sheet colours each line by; None for "train" and "val".
+        lines: name -> [(step, value), ...], at least one point each, finite.
+        may_be_log: take a logarithmic axis if all values are positive and span a decade.
+        colors: name -> (color, whether dashed).
     """
-    kinds = {split: "val" if split == "val" else "train" for split in lines} if kinds is None else kinds
-    steps = [step for points in lines.values() for step, _ in points]
     values = [value for points in lines.values() for _, value in points]
     log = may_be_log and min(values) > 0 and max(values) >= 10 * min(values)
-    y_ticks = log_ticks(min(values), max(values)) if log else linear_ticks(min(values), max(values), 4)
-    x_ticks = [tick for tick in linear_ticks(0, max(steps), 4) if tick <= max(steps)]
-    if unit == "%":  # no share exceeds the whole
-        y_ticks = [tick for tick in y_ticks if -1e-9 < tick < 1 + 1e-9]
-    low, high = min(y_ticks[0], min(values)), max(y_ticks[-1], max(values))
-
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / max(*steps, 1)
-
-    def y(value: float) -> float:
-        share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
-
-    parts = []
-    for tick in y_ticks:
-        parts.append(f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{_tick(tick, unit)}</text>')
-    for tick in x_ticks:
-        anchor = "middle" if x(tick) < WIDTH - RIGHT - 10 else "end"
-        parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{tick:,.0f}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
-    for split in sorted(lines):  # validation over training
-        kind = kinds[split]
-        dots = lines[split][:: -(-len(lines[split]) // 400)]
-        path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in dots)
-        parts.append(f'<path class="{kind}" d="M{path}"/>')
-        if len(dots) <= 25:
-            parts.extend(f'<circle class="{kind}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.4"/>' for s, v in dots)
-    ends = {split: number(lines[split][-1][1], unit) for split in sorted(lines, reverse=True)}
-    spoken = ", ".join(f"{escape(split)} ends at {end}" for split, end in ends.items())
-    key = "".join(f'<span class="{escape(kinds[split])}">{escape(split)} {end}</span>' for split, end in ends.items())
-    units = ", ".join(filter(None, (unit if unit != "%" else "", "log scale" if log else "")))
-    return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{f" <small>{units}</small>" if units else ""}'
-        f'<span class="key">{key}</span></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(stage)}: {escape(title)}, {spoken}">{"".join(parts)}</svg></figure>'
-    )
+    ends = [{"name": name, "value": number(lines[name][-1][1], unit), "color": colors[name][0]} for name in lines]
+    spoken = ", ".join(f"{end['name']} ends at {end['value']}" for end in ends)
+    source = base64.b64encode(svg(unit, lines, log, colors)).decode("ascii")
+    return {
+        "title": title,
+        "units": ", ".join(filter(None, (unit if unit != "%" else "", "log scale" if log else ""))),
+        "ends": ends,
+        "image": {
+            "src": f"data:image/svg+xml;base64,{source}",
+            "width": WIDTH,
+            "height": HEIGHT,
+            "alt": f"{part}: {title}, {spoken}",
+        },
+    }
 
 
-def linear_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high]; at least two."""
-    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-        margin = abs(low) * 0.05 or 1.0
-        low, high = low - margin, high + margin
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    gap = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9)
-    return [index * gap for index in range(first, last + 1)]
+def svg(unit: str, lines: Mapping[str, Curve], log: bool, colors: Mapping[str, tuple[str, bool]]) -> bytes:
+    """The chart's lines and axes, transparent."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    # text as text, and the same file from the same curves
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "alitok", "font.size": 9}):
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
+        axes = figure.add_subplot()
+        for name, points in lines.items():
+            points = points[:: -(-len(points) // 400)]
+            color, dashed = colors[name]
+            marker = "o" if len(points) <= 25 else ""
+            steps, values = zip(*points, strict=True)
+            style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1.5, "clip_on": False}
+            axes.plot(steps, values, "--" if dashed else "-", **style)
+        if log:
+            axes.set_yscale("log")
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        if unit == "%":
+            low, high = axes.get_ylim()  # no share exceeds the whole
+            axes.set_ylim(max(low, 0), min(high, 1))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlabel("step", loc="right", color=GRAY)
+        axes.grid(axis="y", color=GRAY, alpha=0.25)
+        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        axes.tick_params(which="both", colors=GRAY, length=0)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return file.getvalue()
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that cover [low, high], with 2 and 5 between them where they are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks = [10.0**power for power in range(first, last + 1)]
-    if last - first > 2:
-        return ticks[:: -(-len(ticks) // 6)]
-    fine = sorted(factor * 10.0**power for power in range(first, last) for factor in (1, 2, 5)) + ticks[-1:]
-    start = max(index for index, tick in enumerate(fine) if tick <= low * (1 + 1e-9))
-    stop = min(index for index, tick in enumerate(fine) if tick >= high * (1 - 1e-9))
-    return fine[start : stop + 1]
+def chart_part(
+    title: str,
+    curves: Mapping[str, Mapping[str, Curve]],
+    titles: Mapping[str, tuple[str, str]],
+    order: Sequence[str],
+    colors: Mapping[str, tuple[str, bool]],
+) -> dict[str, Any] | None:
+    """The charts of one part of a run, for the template; None if nothing finite was logged.
 
-
-def _tick(value: float, unit: str) -> str:
-    if unit == "%":
-        return f"{100 * value:.4g} %"
-    return f"{value:,.4g}" if value == 0 or abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
+    Args:
+        curves: chart -> name of a line -> points.
+        titles: chart -> title, unit.
+        order: the charts that are not folded away.
+        colors: see `chart`.
+    """
+    charts = {}
+    for key, lines in curves.items():
+        finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in lines.items()}
+        finite = {name: points for name, points in finite.items() if points}
+        if finite:
+            charts[key] = chart(title, *titles[key], finite, key.rpartition("/")[2] not in NOT_LOSSES, colors)
+    if not charts:
+        return None
+    main = [key for key in order if key in charts]
+    return {
+        "title": title,
+        "main": [charts[key] for key in main],
+        "rest": [charts[key] for key in sorted(charts) if key not in main],
+    }
 
 
 def number(value: Any, unit: str) -> str:
-    """A number with its unit, as HTML text."""
+    """A number with its unit, as text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return escape(str(value))
+        return str(value)
     if not math.isfinite(value):
         return str(value)
     if unit == "%":
-        return f"{100 * value:.1f}&nbsp;%"
+        return f"{100 * value:.1f}\xa0%"
     if unit == "dB":
-        return f"{value:.1f}&nbsp;dB"
+        return f"{value:.1f}\xa0dB"
     if unit == "bytes":
-        return f"{value / 1e9:.2f}&nbsp;GB"
+        return f"{value / 1e9:.2f}\xa0GB"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: in seconds, minutes or hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 10:
+        return f"{seconds:.1f}\xa0s"
+    if minutes < 1:
+        return f"{rest}\xa0s"
+    return f"{minutes // 60}\xa0h {minutes % 60}\xa0min" if minutes >= 60 else f"{minutes}\xa0min {rest}\xa0s"

@@ -1,9 +1,6 @@
 """A page of several runs: what they were, learned, draw and took."""
 
-import json
-import math
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +10,12 @@ if TYPE_CHECKING:
 
     from alitok.reports.runs import Part, Run
 
-COLOURS = 8
+# Mid tones, which read on light and on dark pages.
+COLORS = ("#4f7fe0", "#d06a2d", "#2f9e6c", "#b8549e", "#a3921f", "#2e9db8", "#cf4a5d", "#858a95")
 UNITS = {"psnr": "dB", "codebook_usage": "%", "token_accuracy": "%", "ar_accuracy": "%", "class_agreement": "%"}
+
+Groups = Sequence[Sequence["Run"]]
+Rows = list[tuple[str, list[Any]]]  # label, a cell a group; None = absent
 
 
 def write_page(
@@ -39,109 +40,76 @@ def write_page(
     Raises:
         BadInput: a folder without a run, a damaged artifact, unreadable data, or a page that cannot be written.
     """
-    from importlib.resources import files
-    from string import Template
-
     import torch
 
-    from alitok.common.files import write_text
-    from alitok.reports.page import section
+    from alitok.reports.page import render
     from alitok.reports.runs import group, group_names, open_runs
 
     groups = group(open_runs(folders))
     names = group_names(groups)
     place = torch.device("cpu") if device is None else device
-    redrawn, notes = _reconstructions(groups, names, data, images, place)
-    drawn, more_notes = _samples(groups, names, images, seed, place)
+    styles = [{"name": name, "color": color(i)[0], "dashed": color(i)[1]} for i, name in enumerate(names)]
+    redrawn, notes = _reconstructions(groups, names, styles, data, images, place)
+    drawn, more_notes = _samples(groups, names, styles, images, seed, place)
     notes += more_notes
-    sections = [
-        section("numbers", "Numbers", "Mean and standard deviation over seeds.", _numbers(groups, names)),
-        section("cost", "Cost", "", _cost(groups, names)),
-        section("differences", "What differs", "Keys that all share are left out.", _differences(groups, names)),
-        section("curves", "Curves", "The number after each name is where its line ends.", _curves(groups)),
-        section("pictures", "The same pictures, redrawn", "The first seed of each run.", redrawn),
-        section("samples", "The same seeds and classes, sampled", "The first seed of each run.", drawn),
-        section("notes", "Not shown", "", "".join(f"<p>{escape(note)}</p>" for note in notes)),
-    ]
-    templates = files("alitok.reports").joinpath("templates")
-    report = templates.joinpath("report.html").read_text(encoding="utf-8")
-    style = report.partition("<style>")[2].partition("</style>")[0]  # one look for both pages
-    count = sum(len(members) for members in groups)
-    page = Template(templates.joinpath("compare.html").read_text(encoding="utf-8")).substitute(
-        style=style,
-        intro=f"{count} runs of {len(groups)} configurations, each with what it was, learned, draws and took.",
-        legend="".join(f'<span class="name {_kind(i)}">{escape(name)}</span>' for i, name in enumerate(names)),
-        sections="".join(sections),
-        command="alitok compare",
+    render(
+        "compare.html",
+        out,
+        groups=styles,
+        runs=sum(len(members) for members in groups),
+        numbers=_numbers(groups),
+        cost=_cost(groups),
+        differences=_differences(groups),
+        curves=_curves(groups),
+        redrawn=redrawn,
+        samples=drawn,
+        notes=notes,
     )
-    write_text(out, page)
     return notes
 
 
-def _kind(index: int) -> str:
-    """Style of a group: eight colours, then the same dashed."""
-    return f"c{index % COLOURS}" + (" dashed" if index >= COLOURS else "")
+def color(index: int) -> tuple[str, bool]:
+    """Color of a group, and whether its lines are dashed: eight colors, then the same dashed."""
+    return COLORS[index % len(COLORS)], index >= len(COLORS)
 
 
-def _table(head: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """A table that scrolls sideways where the screen is narrow; cells are HTML."""
-    body = "".join(
-        f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for label, cells in rows
-    )
-    columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    head_row = f"<thead><tr><td></td>{columns}</tr></thead>"
-    return f'<div class="wide" tabindex="0"><table>{head_row}<tbody>{body}</tbody></table></div>'
-
-
-def _heads(names: Sequence[str]) -> list[str]:
-    return [f'<span class="name {_kind(i)}">{escape(name)}</span>' for i, name in enumerate(names)]
-
-
-# Numbers and configurations
-
-
-def _numbers(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
+def _numbers(groups: Groups) -> Rows:
     from alitok.reports.charts import number
-    from alitok.reports.runs import ABSENT, spread
+    from alitok.reports.runs import spread
 
-    keys = dict.fromkeys(key for members in groups for run in members for key in run.numbers)
-
-    def cell(members: Sequence["Run"], key: str) -> str:
+    def cell(members: Sequence["Run"], key: str) -> str | None:
         values = [run.numbers[key] for run in members if key in run.numbers]
         if not values:
-            return f'<span class="absent">{ABSENT}</span>'
+            return None
         unit = UNITS.get(key.rpartition(": ")[2], "")
         mean, deviation = spread(values)
         if deviation is None:
             return number(mean if isinstance(values[0], float) else values[0], unit)
         return f"{number(mean, unit)} ± {number(deviation, unit)}"
 
-    rows = [(escape(key), [cell(members, key) for members in groups]) for key in keys]
-    return _table(_heads(names), rows) if rows else ""
+    keys = dict.fromkeys(key for members in groups for run in members for key in run.numbers)
+    return [(key, [cell(members, key) for members in groups]) for key in keys]
 
 
-def _cost(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
-    from alitok.reports.page import duration
-    from alitok.reports.runs import ABSENT, spent
+def _cost(groups: Groups) -> Rows:
+    from alitok.reports.charts import duration
+    from alitok.reports.runs import spent
 
-    rows = []
-    for part in dict.fromkeys(name for members in groups for run in members for name in run.parts):
-        costs = [[spent(run.parts[part]) for run in members if part in run.parts] for members in groups]
-        for label in ("steps", "images", "seconds", "parameters"):
-            cells = []
-            for members in costs:
-                values = [value for one in members if (value := getattr(one, label)) is not None]
-                if not values:
-                    cells.append(f'<span class="absent">{ABSENT}</span>')
-                elif label == "seconds":
-                    cells.append(duration(sum(values) / len(values)))
-                else:
-                    cells.append(" / ".join(f"{value:,}" for value in sorted(set(values))))
-            rows.append((f"{escape(part)}: {label}", cells))
-    return _table(_heads(names), rows)
+    def cell(members: Sequence["Run"], part: str, label: str) -> str | None:
+        values = [getattr(spent(run.parts[part]), label) for run in members if part in run.parts]
+        values = [value for value in values if value is not None]
+        if not values:
+            return None
+        if label == "seconds":
+            return duration(sum(values) / len(values))
+        return " / ".join(f"{value:,}" for value in sorted(set(values)))
+
+    parts = dict.fromkeys(name for members in groups for run in members for name in run.parts)
+    labels = ("steps", "images", "seconds", "parameters")
+    return [(f"{part}: {label}", [cell(one, part, label) for one in groups]) for part in parts for label in labels]
 
 
-def _differences(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str:
+def _differences(groups: Groups) -> list[tuple[str, Rows]]:
     from alitok.reports.runs import ABSENT, differences
 
     tables = []
@@ -151,82 +119,47 @@ def _differences(groups: Sequence[Sequence["Run"]], names: Sequence[str]) -> str
         for index, members in enumerate(groups):  # the first stands for all, but for its seed
             if "seed_everything" in found and holders[index] is not None:
                 found["seed_everything"][index] = ", ".join(str(run.parts[part].seed) for run in members)
-        rows = [
-            (
-                f"<code>{_text(key)}</code>",
-                [
-                    f'<span class="absent">{ABSENT}</span>' if value is ABSENT else f"<code>{_text(value)}</code>"
-                    for value in values
-                ],
-            )
-            for key, values in found.items()
-        ]
+        rows = [(key, [None if value is ABSENT else value for value in values]) for key, values in found.items()]
         if rows:
-            tables.append(f"<h3>{escape(part)}</h3>{_table(_heads(names), rows)}")
-    return "".join(tables) or "<p>Nothing but the seed.</p>"
+            tables.append((part, rows))
+    return tables
 
 
-def _text(value: Any) -> str:
-    """A key or value as HTML that may break after a dot or a slash."""
-    text = escape(value if isinstance(value, str) else json.dumps(value, default=str))
-    return text.replace(".", ".<wbr>").replace("/", "/<wbr>")
+def _curves(groups: Groups) -> list[dict[str, Any]]:
+    """For each part a chart a metric, a line a run; those of a group in one color."""
+    from alitok.reports.charts import METRICS, chart_part
+    from alitok.reports.curves import Curve
 
-
-# Curves
-
-
-def _curves(groups: Sequence[Sequence["Run"]]) -> str:
-    """For each part a chart a metric, a line a run; those of a group in one colour."""
-    from alitok.reports.charts import Curve, chart
-    from alitok.reports.page import METRICS, NOT_LOSSES
-
-    html = []
+    found = []
+    colors = {run.name: color(index) for index, members in enumerate(groups) for run in members}
+    order = [f"{split}/{metric}" for metric in METRICS for split in ("val", "train")]
     for part in dict.fromkeys(name for members in groups for run in members for name in run.parts):
         panels: dict[str, dict[str, Curve]] = {}
-        kinds = {}
-        for index, members in enumerate(groups):
-            for run in members:
-                kinds[run.name] = _kind(index)
-                for metric, points in run.parts[part].curves.items() if part in run.parts else ():
-                    finite = [(step, value) for step, value in points if math.isfinite(value)]
-                    if finite:
-                        panels.setdefault(metric, {})[run.name] = finite
-        charts = {}
-        for metric, lines in panels.items():
+        for run in (run for members in groups for run in members if part in run.parts):
+            for metric, points in run.parts[part].curves.items():
+                panels.setdefault(metric, {})[run.name] = points
+        titles = {}
+        for metric in panels:
             split, _, short = metric.rpartition("/")
             title, unit = METRICS.get(short, (short.replace("_", " "), ""))
-            title += {"train": ", training", "val": ", held out"}.get(split, "")
-            charts[metric] = chart(part, title, unit, lines, short not in NOT_LOSSES, kinds)
-        chosen = [f"{split}/{short}" for short in METRICS for split in ("val", "train")]
-        main = [metric for metric in chosen if metric in charts]
-        rest = sorted(set(charts) - set(main))
-        if charts:
-            html.append(f'<h3>{escape(part)}</h3><div class="charts">{"".join(charts[m] for m in main)}</div>')
-        if rest:
-            folded = "".join(charts[metric] for metric in rest)
-            html.append(f'<details><summary>{len(rest)} more</summary><div class="charts">{folded}</div></details>')
-    return "".join(html)
+            titles[metric] = title + {"train": ", training", "val": ", held out"}.get(split, ""), unit
+        found.append(chart_part(part, panels, titles, order, colors))
+    return [part for part in found if part is not None]
 
 
-# Pictures
+def _strip(
+    images: "Tensor", alt: str, columns: int, note: str, group: Any = None, captions: Sequence[str] = ()
+) -> dict[str, Any]:
+    from alitok.reports.page import pictures
 
-
-def _strip(title: str, images: "Tensor", alt: str, columns: int, captions: Sequence[str] = ()) -> str:
-    from alitok.reports.page import image_tags
-
-    cells = "".join(f"<span>{escape(caption)}</span>" for caption in captions)
-    cells += "".join(image_tags(images.cpu(), (f"{alt}, {i}" for i in range(1, len(images) + 1))))
-    return (
-        f'<article><h3>{title}</h3><div class="tray" tabindex="0"><div style="--columns:{columns}">{cells}</div>'
-        "</div></article>"
-    )
+    shown = pictures(images.cpu(), (f"{alt}, {i}" for i in range(1, len(images) + 1)))
+    return {"group": group, "note": note, "columns": columns, "captions": captions, "images": shown}
 
 
 def _reconstructions(
-    groups: Sequence[Sequence["Run"]], names: Sequence[str], data: str | None, count: int, device: Any
-) -> tuple[str, list[str]]:
+    groups: Groups, names: Sequence[str], styles: Sequence[Any], data: str | None, count: int, device: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
     """A strip of originals for each size of image, one for each tokenizer; and what could not be shown."""
-
     from alitok.artifacts.folder import load_tokenizer
     from alitok.data.reading import read_crops
     from alitok.data.sources import open_source
@@ -234,10 +167,10 @@ def _reconstructions(
 
     found, notes = _tokenizers(groups, names)
     if not found:
-        return "", notes
+        return [], notes
     source = data or found[0][2].config.get("data", {}).get("init_args", {}).get("source")
     if source is None:
-        return "", [*notes, "No pictures to reconstruct: give --data."]
+        return [], [*notes, "No pictures to reconstruct: give --data."]
     originals: dict[int, Tensor] = {}
     strips = []
     for index, name, part in found:
@@ -247,18 +180,18 @@ def _reconstructions(
             pictures = open_source(source, "val", size=size, count=count)
             crops = read_crops(pictures, range(min(count, len(pictures))), size).images
             originals[size] = crops.to(device).float() / 255
-            title = f"original <small>{escape(source)}, {size} x {size}</small>"
-            strips.append(_strip(title, originals[size], f"original of {size} pixels", len(crops)))
+            note = f"{source}, {size} x {size}"
+            strips.append(_strip(originals[size], f"original of {size} pixels", len(crops), note))
         copies = tokenizer.decode(tokenizer.encode(originals[size])).clamp(0, 1)
         mean = float(psnr(copies, originals[size]).mean())
-        title = f'<span class="name {_kind(index)}">{escape(name)}</span> <small>{mean:.1f}&nbsp;dB here</small>'
-        strips.append(_strip(title, copies, f"redrawn by {name}", len(copies)))
-    return f'<div class="strips">{"".join(strips)}</div>', notes
+        style = {**styles[index], "name": name}
+        strips.append(_strip(copies, f"redrawn by {name}", len(copies), f"{mean:.1f}\xa0dB here", style))
+    return strips, notes
 
 
 def _samples(
-    groups: Sequence[Sequence["Run"]], names: Sequence[str], classes: int, seed: int, device: Any
-) -> tuple[str, list[str]]:
+    groups: Groups, names: Sequence[str], styles: Sequence[Any], classes: int, seed: int, device: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
     """A strip of samples for each generator; a run without one takes that of its tokens from among the others."""
     import torch
 
@@ -269,7 +202,7 @@ def _samples(
 
     everything = [part for members in groups for run in members for part in run.parts.values() if part.card]
     if all(part.kind == "tokenizer" for part in everything):
-        return "", []
+        return [], []
     strips, notes = [], []
     for index, members in enumerate(groups):
         own = [part for part in members[0].parts.values() if part.card]
@@ -286,19 +219,12 @@ def _samples(
         draw = Draw.chosen(generator.card, seed=seed)
         batches = sample_images(generator, tokenizer, labels * 2, draw)
         images = torch.cat([pictures for _, _, pictures in batches]).clamp(0, 1)
-        title = (
-            f'<span class="name {_kind(index)}">{escape(names[index])}</span>'
-            f" <small>guidance {draw.guidance:g}, seed {seed}</small>"
-        )
-        strips.append(
-            _strip(title, images, f"sample of {names[index]}", len(labels), [titles[label] for label in labels])
-        )
-    return f'<div class="strips">{"".join(strips)}</div>' if strips else "", notes
+        note, captions = f"guidance {draw.guidance:g}, seed {seed}", [titles[label] for label in labels]
+        strips.append(_strip(images, f"sample of {names[index]}", len(labels), note, styles[index], captions))
+    return strips, notes
 
 
-def _tokenizers(
-    groups: Sequence[Sequence["Run"]], names: Sequence[str]
-) -> tuple[list[tuple[int, str, "Part"]], list[str]]:
+def _tokenizers(groups: Groups, names: Sequence[str]) -> tuple[list[tuple[int, str, "Part"]], list[str]]:
     """(group, name, part) of the tokenizers in the first run of each group, and which have not finished."""
     found, notes = [], []
     for index, members in enumerate(groups):
