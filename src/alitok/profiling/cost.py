@@ -26,9 +26,8 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     "bf16-true": (torch.bfloat16, None),
     "16-true": (torch.float16, None),
 }
-# On a CPU the peak of a process is above that of its tensors: by what the runtime and its libraries hold from the first
-# step on, and by what glibc's allocator keeps between pieces of memory of many sizes: the gradients find little room
-# in what the activations leave. Measured, see the tests.
+# On a CPU a process needs more than its tensors: the runtime's own memory, and allocator fragmentation, since gradients
+# rarely fit into the holes that freed activations leave. Measured, see the tests.
 RUNTIME_BYTES = 50_000_000
 PIECES_OVERHEAD = 0.2
 SHORT = {"32": "32-true", "16": "16-true", "bf16": "bf16-mixed"}
@@ -213,9 +212,9 @@ def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
 
 @contextmanager
 def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
-    """The run's LightningModule and the networks of its losses on fake tensors, which live on the meta device.
+    """The run's LightningModule and the networks of its losses on fake CPU tensors.
 
-    They say that they are on the CPU: the meta device itself knows no autocast and no attention kernel.
+    Not on the meta device, which knows no autocast and no attention kernel.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

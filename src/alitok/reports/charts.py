@@ -70,7 +70,13 @@ def svg(unit: str, lines: Mapping[str, Curve], log: bool, colors: Mapping[str, t
             color, dashed = colors[name]
             marker = "o" if len(points) <= 25 else ""
             steps, values = zip(*points, strict=True)
-            style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1.5, "clip_on": False}
+            style: dict[str, Any] = {
+                "color": color,
+                "marker": marker,
+                "markersize": 3,
+                "linewidth": 1.5,
+                "clip_on": False,
+            }
             axes.plot(steps, values, "--" if dashed else "-", **style)
         if log:
             axes.set_yscale("log")
