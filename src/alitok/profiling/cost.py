@@ -212,10 +212,7 @@ def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
 
 @contextmanager
 def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
-    """The run's LightningModule and the networks of its losses on fake CPU tensors.
-
-    Not on the meta device, which knows no autocast and no attention kernel.
-    """
+    """The run's LightningModule and its losses' networks on fake CPU tensors; meta tensors know no autocast."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
