@@ -53,7 +53,12 @@ def test_the_command_writes_machine_and_rows(
     content = json.loads(file.read_text())
     assert content["machine"]["float32_flops"] == 1e11
     names = ["sampling-demo-b2-float32", "sampling-demo-b2-bfloat16", "softcfg-demo-b2-bfloat16"]
+    names += ["windows-demo-b1-float32", "windows-demo-b8-float32"]
     assert [row["name"] for row in content["rows"]] == names
+    for row in (content["rows"].pop(), content["rows"].pop()):
+        assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])
+        assert 0 < row["passes_per_token"] <= 1
+        assert 0 <= row["right_drafts"] <= 1
     soft = content["rows"].pop()
     assert soft["ratio"] == pytest.approx(soft["value"] / soft["baseline"])
     for row in content["rows"]:
@@ -211,6 +216,7 @@ def test_sampling_that_does_not_fit_is_a_row_without_a_value(fails: str, monkeyp
     monkeypatch.setattr(bench_sampling, "plain_step", lambda *_: 0.1)
     monkeypatch.setattr(bench_sampling, "draw_seconds", lambda *_, **__: (1.0, [1.0]))
     monkeypatch.setattr(bench_sampling, fails, no_memory)
+    monkeypatch.setattr(bench_sampling, "window_rows", lambda *_: iter(()))
     records = [row.record() for row in sampling(options())]
     assert [row["name"] for row in records] == [
         "sampling-demo-b2-float32",

@@ -74,6 +74,13 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="compile the decoding step: seconds at first, then faster (needs g++)"
     )
     parser.add_argument(
+        "--window",
+        type=int,
+        default=1,
+        metavar="L",
+        help="a pass draws up to L tokens of an image: fewer passes, the same ids in float32 (default 1)",
+    )
+    parser.add_argument(
         "--batch",
         type=batch_size,
         metavar="N",
@@ -97,5 +104,5 @@ def draw_of(args: argparse.Namespace, card: Mapping[str, Any]) -> "Draw":
     """How images are drawn: by the options of guidance and speed, and by the generator's card if they are not given."""
     from alitok.common.draw import RECOMMENDED, Draw
 
-    names = (*RECOMMENDED, "temperature", "precision", "keep")
+    names = (*RECOMMENDED, "temperature", "precision", "keep", "window")
     return Draw.chosen(card, compiled=args.compile, **{name: getattr(args, name, None) for name in names})

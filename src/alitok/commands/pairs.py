@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
     from alitok.sampling.sets import common_batch, set_settings
 
     check_sigma(args.sigma)
+    if args.window != 1:
+        raise BadInput("Pairs have true tokens among the drawn ones and are drawn one token a pass: take --window out.")
     with process_group(pick_device(args.device), timedelta(days=7)) as device:
         with all_or_none():
             generator, tokenizer = load_generator(args.generator, device), load_tokenizer(args.tokenizer, device)

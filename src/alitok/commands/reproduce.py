@@ -110,7 +110,14 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
             f"{args.generator_weights} holds a generator of width {size[0]} and {size[1]} layers, {args.size} has"
             f" {preset.width} and {preset.depth}; give the weights of that size."
         )
-    draw = Draw(preset.guidance, preset.power, seed=preset.seed, precision=args.precision, compiled=args.compile)
+    draw = Draw(
+        preset.guidance,
+        preset.power,
+        seed=preset.seed,
+        precision=args.precision,
+        compiled=args.compile,
+        window=args.window,
+    )
     names = (args.generator_weights.name, args.tokenizer_weights.name)
     settings = set_settings(generator, tokenizer, names, draw, args.count or preset.count)
     draw_set(generator, tokenizer, samples, settings, args.batch)

@@ -25,6 +25,8 @@ class Draw:
         precision: of the weights of the linear layers and of the cache.
         keep: draw the first tokens only; None for all.
         compiled: the blocks of the generator are compiled, which rounds differently.
+        window: tokens that a pass of the networks draws at most (see `sampling.windows`); in float32 on a CPU the ids
+            are those of a window of 1.
 
     Raises:
         BadInput: a number outside of its bounds, or an unknown precision.
@@ -38,6 +40,7 @@ class Draw:
     precision: str = "float32"
     keep: int | None = None
     compiled: bool = False
+    window: int = 1
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
@@ -46,6 +49,8 @@ class Draw:
             raise BadInput(f"The guidance power must be above 0, not {self.power}.")
         if not 0 < self.temperature < math.inf:
             raise BadInput(f"temperature must be above 0 and finite, not {self.temperature}.")
+        if self.window < 1:
+            raise BadInput(f"The window must be at least 1 token, not {self.window}.")
         if self.precision not in PRECISIONS:
             raise BadInput(f"Precision {self.precision!r} is unknown: choose {' or '.join(PRECISIONS)}.")
 
@@ -66,5 +71,5 @@ class Draw:
         return cls(**known)
 
     def record(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self)
+        """The fields, ready for JSON, without a window of 1."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("window", 1)}

@@ -165,6 +165,7 @@ class Generator(Part):
         self.num_classes = num_classes
         self.num_prefix = num_prefix
         self.num_tokens = num_prefix + rows * columns
+        self.columns = columns
         self.heads = heads
         self.head_dim = width // heads
         # Rows: [0, V) codes; V unused; V + 1 + c class c; V + 1 + C no class.

@@ -21,12 +21,14 @@ from alitok.sampling.weights import KEPT_IN_FLOAT32, PRECISION, for_inference
 
 PLAIN_STEPS = 12  # of the baseline, at even distances over the sequence
 BATCH = {"cpu": 8, "cuda": 64}
+WINDOW, WINDOW_BATCHES = 8, {"cpu": (1, 8), "cuda": (1, 8, 32)}
 
 
 def sampling(options: Options) -> Iterator[Row]:
     """Rows `sampling-SIZE-bBATCH-PRECISION[-compiled]`: images a second, guidance on, tokens only.
 
-    And `softcfg-...`, for the first size and batch: SoftCFG against power-cosine guidance in the same loop.
+    For the first size and batch also `softcfg-...`, SoftCFG against power-cosine guidance in the same loop, and
+    `windows-...`, several tokens a pass.
     """
     machine = options.machine
     for size in options.sizes:
@@ -57,6 +59,7 @@ def sampling(options: Options) -> Iterator[Row]:
                     )
             if (size, batch) == (options.sizes[0], (options.batches or (batch,))[0]):
                 yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
+                yield from window_rows(generator, machine, options.label(size))
 
 
 def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machine, label: str) -> Row:
@@ -68,6 +71,33 @@ def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machi
         seconds[name] = None if drawn is None else min(drawn[0], seconds.get(name) or drawn[0])
     soft, plain = (per_second(batch, best) for best in seconds.values())
     return Row(f"softcfg-{label}-b{batch}-{precision}", soft, "images/s", plain)
+
+
+def window_rows(generator: Generator, machine: Machine, label: str) -> Iterator[Row]:
+    """Rows `windows-SIZE-bBATCH`: images a second by windows of `WINDOW` in float32, the baseline one token a pass.
+
+    The weights are random, so the drafts are right as rarely as chance has it, and the row says what a pass costs.
+    `notes`: passes an image of N tokens, and the share of drafts that were right.
+    """
+    for batch in WINDOW_BATCHES[machine.device.type]:
+        labels = torch.arange(batch) % generator.num_classes
+        seconds: dict[int, float | None] = {}
+        notes: dict[str, Any] = {"window": WINDOW}
+        for window in (1, WINDOW) * 2:
+            sampler = Sampler(generator, Draw(3.0, window=window))
+
+            def draw(sampler: Sampler = sampler, labels: Tensor = labels) -> float:
+                start = wait(machine.device)
+                sampler.sample(labels)
+                return wait(machine.device) - start
+
+            drawn = if_it_fits(draw)
+            seconds[window] = None if drawn is None else min(drawn, seconds.get(window) or drawn)
+            if (loop := sampler.windows) is not None:
+                notes["passes_per_token"] = loop.passes / generator.num_tokens
+                notes["right_drafts"] = float(loop.accepted.sum() / loop.tried.sum().clamp(min=1))
+        plain, windows = (per_second(batch, seconds[window]) for window in (1, WINDOW))
+        yield Row(f"windows-{label}-b{batch}-float32", windows, "images/s", plain, notes=notes)
 
 
 def random_generator(block: dict[str, Any], device: torch.device) -> Generator:

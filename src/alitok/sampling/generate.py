@@ -1,7 +1,9 @@
 """From labels to token ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from alitok.sampling.compiled import CompiledBlock
 from alitok.sampling.guidance import Branch, Guidance, guidance_of
 from alitok.sampling.loop import TokenLoop
 from alitok.sampling.weights import PRECISION, Precision, for_inference
+from alitok.sampling.windows import Job, WindowLoop
 
 
 class Sampler:
@@ -40,6 +43,7 @@ class Sampler:
         self.others: dict[Generator, Generator] = {}  # networks of branches -> made ready
         self.loop: TokenLoop | None = None
         self.made_for: Any = None
+        self.windows: WindowLoop | None = None
 
     @torch.inference_mode()
     def sample(
@@ -78,6 +82,9 @@ class Sampler:
             device = self.generator.embeddings.weight.device
             return torch.empty(0, *self.generator.id_shape, dtype=torch.int64, device=device)[:, : self.draw.keep]
         indices = range(len(labels)) if indices is None else indices
+        if self.draw.window > 1 and given is None:
+            pairs = zip(indices, labels.tolist(), strict=True)
+            return torch.stack([ids for _, ids in sorted(self.stream(pairs, len(labels), on_step), key=itemgetter(0))])
         branches = self.branches(labels, indices)
         loop = self.ready(branches, given is not None)
         if loop.given is not None and given is not None:
@@ -87,6 +94,38 @@ class Sampler:
             loop.given_mask[:, first:] = False
         shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
         return loop.run(branches, image_uniforms(self.draw.seed, indices, *shape), on_step, self.draw.keep)
+
+    @torch.inference_mode()
+    def stream(
+        self, images: Iterable[tuple[int, int]], rows: int, on_step: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Draws images by windows: `rows` at a time, and a finished row takes the next image.
+
+        Args:
+            images: (index in the whole set, label) of each.
+            on_step: called with a number whenever as many tokens are drawn as there are rows.
+
+        Yields:
+            number of the image in `images`, and its ids (N,) or (N, S), or the first `keep`, as they are finished.
+
+        Raises:
+            BadInput: guidance that windows do not know.
+        """
+        shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
+        jobs = (
+            Job(number, self.branches(torch.tensor([label]), [index]), image_uniforms(self.draw.seed, [index], *shape))
+            for number, (index, label) in enumerate(images)
+        )
+        first = next(jobs, None)
+        if first is None:
+            return
+        if self.windows is None or self.windows.rows != rows:
+            self.windows = None  # the old buffers go before the new ones come
+            draw, dtype = self.draw, PRECISION[self.draw.precision]
+            self.windows = WindowLoop(
+                self.generator, self.rule, first.branches, rows, draw.window, draw.temperature, dtype, draw.keep
+            )
+        yield from self.windows.run(chain([first], jobs), on_step)
 
     def branches(self, labels: Tensor, indices: Sequence[int]) -> list[Branch]:
         """What guidance computes for these images, every network made ready for inference."""

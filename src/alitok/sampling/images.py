@@ -58,7 +58,7 @@ class ImageSampler:
     """
 
     def __init__(self, generator: Generator, tokenizer: Tokenizer, draw: Draw) -> None:
-        self.tokens, self.seed = Sampler(generator, draw), draw.seed
+        self.tokens, self.seed, self.window = Sampler(generator, draw), draw.seed, draw.window
         self.tokenizer = for_inference(tokenizer, leave=("encoder",))
         self.device = generator.embeddings.weight.device
 
@@ -75,6 +75,9 @@ class ImageSampler:
             on_step: as `Sampler.sample`.
             size: on a GPU smaller batches are filled up to this, so that one captured step serves all.
         """
+        if self.window > 1:
+            yield from self._by_windows(batches, on_step, size)
+            return
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         waiting: Batch | None = None
         for indices, labels in batches:
@@ -94,6 +97,28 @@ class ImageSampler:
             waiting = chosen, ids, images
         if waiting is not None and side is not None:
             yield _handed_over(waiting, side)
+
+    def _by_windows(
+        self,
+        batches: Iterable[tuple[Sequence[int], Sequence[int]]],
+        on_step: Callable[[int], None] | None,
+        size: int,
+    ) -> Iterator[Batch]:
+        """As `sample`. Rows go on with images of the next batches, so a batch is handed over when it is whole."""
+        wanted = [(list(indices), list(labels)) for indices, labels in batches]
+        images = [pair for indices, labels in wanted for pair in zip(indices, labels, strict=True)]
+        rows = min(len(images), size or max((len(indices) for indices, _ in wanted), default=0))
+        found: dict[int, Tensor] = {}
+        first, waiting = 0, iter(wanted)
+        indices, _ = next(waiting, ([], []))
+        for number, ids in self.tokens.stream(images, rows, on_step):
+            found[number] = ids
+            while indices and all(place in found for place in range(first, first + len(indices))):
+                tokens = torch.stack([found.pop(first + place) for place in range(len(indices))])
+                with torch.inference_mode():
+                    yield indices, tokens, self.tokenizer.decode(tokens, self.seed, indices)
+                first += len(indices)
+                indices, _ = next(waiting, ([], []))
 
 
 def _handed_over(batch: Batch, side: torch.cuda.Stream) -> Batch:

@@ -70,6 +70,7 @@ class Search:
             seed=args.seed,
             precision=args.precision,
             compiled=args.compile,
+            window=args.window,
         )
         names = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(self.generator, self.tokenizer, names, draw, args.count)

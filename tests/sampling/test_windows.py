@@ -1,0 +1,118 @@
+"""Windows draw the ids that one token after another gives, in fewer passes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alitok.common.draw import Draw
+from alitok.common.errors import BadInput
+from alitok.ideas.shared.sub_codes import SubCodeGenerator
+from alitok.models.generator import Generator
+from alitok.sampling.generate import Sampler
+from alitok.sampling.guidance import Branch, PowerCosine
+
+SIZE: dict[str, Any] = {"num_classes": 3, "num_prefix": 4, "grid": (4, 4), "width": 32, "depth": 2, "heads": 2}
+LABELS = torch.tensor([0, 1, 2, 3, 1])
+INDICES = [4, 0, 9, 2, 7]
+
+
+def made(kind: str = "plain", sharpness: float = 4.0) -> Generator:
+    """A random generator whose law is sharp enough for some drafts to be right."""
+    torch.manual_seed(1)
+    generator = (
+        SubCodeGenerator(codebook_size=16, sub_codes=3, **SIZE)
+        if kind == "sub-codes"
+        else Generator(codebook_size=16, **SIZE)
+    )
+    nn.init.normal_(generator.output.weight, std=sharpness * generator.output.in_features**-0.5)
+    return generator.eval()
+
+
+def sampled(generator: Generator, window: int, **draw: Any) -> Tensor:
+    return Sampler(generator, Draw(window=window, seed=5, **draw)).sample(LABELS, INDICES)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sub-codes"])
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+@pytest.mark.parametrize("window", [2, 5, 8, 20, 99])
+def test_ids_are_those_of_one_token_after_another(kind: str, guidance: float, window: int) -> None:
+    generator = made(kind)
+    assert torch.equal(sampled(generator, window, guidance=guidance), sampled(generator, 1, guidance=guidance))
+
+
+@pytest.mark.parametrize(
+    "draw", [{"temperature": 0.6}, {"keep": 7}, {"keep": 1}, {"schedule": "linear", "guidance": 2.0}]
+)
+def test_whatever_decides_the_draw(draw: dict[str, Any]) -> None:
+    generator = made()
+    assert torch.equal(sampled(generator, 6, **draw), sampled(generator, 1, **draw))
+
+
+def test_fewer_passes_and_counts_of_what_was_right() -> None:
+    generator = made(sharpness=8.0)
+    sampler = Sampler(generator, Draw(window=8, seed=5))
+    sampler.sample(LABELS, INDICES)
+    loop = sampler.windows
+    assert loop is not None
+    assert loop.passes < generator.num_tokens
+    assert ((loop.accepted >= 0) & (loop.accepted <= loop.tried)).all()
+    assert 0 < int(loop.accepted.sum()) < int(loop.tried.sum())
+    single = Sampler(generator, Draw(window=8, seed=5))
+    single.sample(LABELS[:1], INDICES[:1])
+    assert single.windows is not None
+    passes = single.windows.passes
+    # every pass but the last tries a draft at the first place that it draws, and draws one token more than were right
+    assert int(single.windows.accepted.sum()) + passes >= generator.num_tokens
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_finished_row_takes_the_next_image(rows: int) -> None:
+    generator = made()
+    expected = sampled(generator, 1, guidance=2.0)
+    sampler = Sampler(generator, Draw(window=4, seed=5, guidance=2.0))
+    steps: list[int] = []
+    for _ in range(2):  # the second time in the same buffers
+        pairs = zip(INDICES, LABELS.tolist(), strict=True)
+        found = dict(sampler.stream(pairs, rows, steps.append))
+        assert torch.equal(torch.stack([found[number] for number in range(5)]), expected)
+    assert len(steps) == 2 * (5 * generator.num_tokens // rows)
+    assert list(sampler.stream([], 2)) == []
+
+
+def test_a_branch_of_another_network_with_a_condition_of_its_own() -> None:
+    generator, other = made(), made(sharpness=2.0)
+    torch.manual_seed(2)
+    condition = torch.randn(5, generator.num_tokens, 32)
+
+    class Pair(PowerCosine):
+        def branches(self, own: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
+            rows = torch.stack([condition[INDICES.index(index)] for index in indices])
+            return [Branch(labels=labels), Branch(labels=labels, generator=other, condition=rows)]
+
+    one, many = (
+        Sampler(generator, Draw(seed=5, window=window), Pair(2.0)).sample(LABELS, INDICES) for window in (1, 6)
+    )
+    assert torch.equal(one, many)
+
+
+def test_given_tokens_are_drawn_one_after_another() -> None:
+    generator = made()
+    given = torch.full((5, 2), 3)
+    one, many = (Sampler(generator, Draw(window=window)).sample(LABELS, given=given) for window in (1, 4))
+    assert torch.equal(one, many)
+
+
+def test_refusals() -> None:
+    with pytest.raises(BadInput, match="SoftCFG needs the final tokens before a place, and a window reads drafts"):
+        sampled(made(), 4, schedule="softcfg", guidance=2.0)
+    with pytest.raises(BadInput, match="window must be at least 1"):
+        Draw(window=0)
+
+
+def test_the_window_is_in_the_record_only_if_it_is_one() -> None:
+    assert "window" not in Draw().record()
+    assert Draw(window=4).record()["window"] == 4
+    assert Draw.of(Draw(window=4).record()) == Draw(window=4)
