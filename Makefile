@@ -63,7 +63,7 @@ tokenize: setup  ## the ten-crop token cache of DATA (DEVICES share the work)
 known-size:
 	@test -n "$(SIZED)" -o -z "$(SIZES)" || { echo "make: $(CONFIGS) has no SIZE=$(SIZE); it has $(SIZES)." >&2; exit 2; }
 
-train-ar: known-size setup tokenize  ## the generator, SIZE=177M | 318M | 662M; tokenises first where there is no cache
+train-ar: known-size setup tokenize  ## the generator, SIZE=177M | 318M | 662M; encodes the pictures first if there is no cache
 	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) --define.tokenizer $(TOKENIZER) $(ARGS)
 
 eval-fid: known-size setup  ## rFID of TOKENIZER (validation images of DATA) and gFID of COUNT samples (against REFERENCE, training images)

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from alitok.artifacts.folder import load_generator, save_artifact
 from alitok.common.build import import_class
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.config import load_yaml
 from alitok.ideas.post_training import PairedDataModule
 from alitok.models.seams import Quantizer
 from alitok.sampling.generate import generate
+from alitok.sampling.guidance import guidance_of
 from alitok.training.records import MicroBatch, StepRecord
 
 ORDERS = [pair for first, second in combinations(IDEAS, 2) for pair in ((first, second), (second, first))]
@@ -30,7 +32,7 @@ IMAGES = 4
 def leaves(value: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         if isinstance(item, Mapping):
-            yield from leaves(item, f"{where}.{key}")
+            yield from leaves(item, where if key == "init_args" else f"{where}.{key}")
         else:
             yield f"{where}.{key}", item
 
@@ -226,6 +228,18 @@ def masked_bits(pair: Pair, folder: Path) -> bool:
     return type(pair.model.output).__name__ == "MaskedBitHead" and pair.model.output.rounds == [2, 2, 3, 5]
 
 
+def gft(pair: Pair, folder: Path) -> bool:
+    """The loss is another one in training, and an image takes one row."""
+    model = pair.model.train()
+    for layer in (model.output, model.temperature[2]):
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    ids, labels, step = random_ids(pair), torch.zeros(IMAGES, dtype=torch.int64), Step(0, 0, 10, IMAGES, range(IMAGES))
+    with torch.no_grad():
+        mixed, plain = (model.losses(ids, labels, step=one)["nats"] for one in (step, None))
+    rule = guidance_of(Draw(2.0, schedule=pair.module.recommended["schedule"]))
+    return not torch.equal(mixed, plain) and len(rule.branches(model, labels, 0, range(IMAGES))) == 1
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "binary": quantizer("BinaryQuantizer", 4096),
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
@@ -248,6 +262,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "rar": random_order(weighted=False),
     "ort": random_order(weighted=True),
     "masked-bits": masked_bits,
+    "gft": gft,
 }
 
 

@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Player:
-    """Whose turn it is in a step: the tokenizer, the discriminator or the generator.
+    """The model that trains in a step: the tokenizer, its discriminator, or the autoregressive generator.
 
     Attributes:
-        loss: (micro-batch, moment, record) -> scalar. Its other tensors are freed before the backward pass.
+        loss: (micro-batch, moment, record) -> scalar. It returns the scalar alone, so that its other tensors are freed
+            before the backward pass.
         model: what trains.
         optimizer: Lightning's wrapper of the optimizer of model and heads.
         updates: name of the record's statistics -> (module, update). `update` takes the statistics of the global batch
             and changes the module's parameters and buffers in place.
         heads: trained parts of the loss terms.
-        name: how the logs call the loss.
-        in_ddp: DDP averages the model's gradients in the backward pass, if it is the strategy.
+        name: of the loss in the logs.
+        in_ddp: whether DDP, if it is the strategy, averages this model's gradients in the backward pass.
     """
 
     loss: Callable[[MicroBatch, Moment, StepRecord], Tensor]
@@ -44,9 +45,10 @@ class Player:
 
 
 def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRecord:
-    """Trains on this process's share of one global batch. Nothing on the way waits for the device.
+    """Trains on this process's share of one global batch. The host never waits for the device in here.
 
-    A step whose loss or gradient is not finite on any process changes no weight, no moment and no statistic.
+    If a loss or gradient is not finite on any process, the step leaves the weights, the optimizer's state and the
+    statistics as they were.
     """
     strategy: Any = module.trainer.strategy
     moment = module.schedule.at(module.trainer.global_step)
@@ -61,12 +63,13 @@ def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRe
             record.parts.append((part.batch["index"], ~loss.detach().isfinite()))
         # DDP communicates once, in the backward pass of the last micro-batch.
         unsynced = strategy.block_backward_sync() if ddp and not (part.last and player.in_ddp) else nullcontext()
-        # Within autocast the backward pass would round the gradients of what runs in float32 on purpose.
+        # Some parts run in float32 on purpose. Under autocast the backward pass would round their gradients.
         with unsynced, torch.autocast(module.device.type, enabled=False):
             module.manual_backward(loss * part.share)
         del loss  # and with it the graph
 
     model, heads = list(player.model.parameters()), list(player.heads.parameters())
+    # DDP has averaged the model's gradients if `in_ddp`; FSDP2 has averaged all shards. The rest is averaged here.
     average_gradients(heads if ddp and player.in_ddp else model + heads)
     record.norm = gradient_norm(model + heads)
     nonfinite = torch.stack([~record.norm.isfinite(), *(flag for _, flag in record.parts)]).any()
@@ -80,7 +83,7 @@ def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRe
 
     for group in player.optimizer.param_groups:
         group["lr"] = moment.lr * group["lr_factor"]
-    player.optimizer.optimizer.found_inf = record.bad.float()  # the fused kernel then leaves all as it is
+    player.optimizer.optimizer.found_inf = record.bad.float()  # if 1, the fused kernel changes nothing
     player.optimizer.step()
     player.optimizer.zero_grad(set_to_none=True)
     return record
@@ -97,7 +100,7 @@ def micro_batches(module: Any, batch: dict[str, Tensor], number: int) -> Iterato
     for start in range(0, size, limit):
         part = {name: value[start : start + limit] for name, value in batch.items()}
         count, first = len(next(iter(part.values()))), module.global_rank * size + start
-        reseed(module.seed, "step", number, first, 0)  # the 0 keeps the numbers of runs that version 0.1 began
+        reseed(module.seed, "step", number, first, 0)  # without the 0 runs of 0.1 would draw others
         places = range(first, first + count)
         step = Step(module.seed, number, module.schedule.total_steps, data.global_batch, places)
         yield MicroBatch(part, count / size, step, start + limit >= size)
