@@ -368,3 +368,16 @@ def test_a_part_without_a_class_is_refused() -> None:
         BadInput, match=r"bottleneck must be a map with the class_path of a Bottleneck, not \{'p': 0.3\}"
     ):
         compose_run([CIFAR], ["--model.tokenizer.bottleneck.p", "0.3"])
+
+
+def test_whole_arguments_by_an_override(base: Path) -> None:
+    config = compose([base], ["--model.tokenizer.init_args", "{decay: 0.1}"])
+    assert config["model"]["init_args"]["tokenizer"]["init_args"]["decay"] == 0.1
+    block = "{class_path: alitok.losses.terms.MSE}"
+    other = compose([base], ["--model.losses.new", block, "--model.losses.mse", "null"])
+    assert other["model"]["init_args"]["losses"] == {"new": {"class_path": "alitok.losses.terms.MSE"}}
+    lpips = "{class_path: alitok.losses.perceptual.LPIPS, vgg_weights: here}"
+    found = compose([base], ["--model.losses.new", lpips])["model"]["init_args"]["losses"]["new"]
+    assert found["init_args"] == {"vgg_weights": "here"}
+    with pytest.raises(BadInput):
+        compose([base], ["--model.init_args", "5"])

@@ -33,6 +33,7 @@ def build(files: tuple[Path, ...]) -> tuple[dict[str, Any], Any]:
 
 def test_all_files_are_covered() -> None:
     covered = {path for files in [*SIZED, *WHOLE, *LADDER_FILES] for path in files}
+    covered.add(ROOT / "demo" / "features.yaml")  # below
     # laid over the bases in training/test_overlays.py and end_to_end/test_ideas.py
     folders = ("strategies", "debug", "options", "ideas")
     overlays = {path for folder in folders for path in (ROOT / folder).glob("*.yaml")}
@@ -51,6 +52,13 @@ def test_it_composes_and_builds_at_full_size(files: tuple[Path, ...]) -> None:
         patches = (module.tokenizer.image_size // config["define"]["patch_size"]) ** 2
         assert module.tokenizer.num_tokens == config["define"]["num_prefix"] + patches
     assert module.schedule.total_steps > 0
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_the_demos_feature_loss_builds(stage: str) -> None:
+    config, module = build((ROOT / f"demo/tokenizer-{stage}.yaml", ROOT / "demo/features.yaml"))
+    assert config["model"]["init_args"]["losses"]["features"]["init_args"]["weights"] == "runs/demo/classifier"
+    assert module.terms["features"].weight == 0.02
 
 
 @pytest.mark.parametrize("size", PUBLISHED)

@@ -182,10 +182,14 @@ def _chain(file: str | Path) -> list[tuple[dict[str, Any], Any]]:
     place: str | Path | None = file
     seen: list[Path] = []
     while place is not None:
-        path = _found(place)
-        if path.resolve() in seen:
+        try:
+            path = _found(Path(place).expanduser())
+            absolute = path.resolve()
+        except (OSError, ValueError) as error:
+            raise BadInput(f"Configuration {file}: {str(place)[:80]!r} is no file name: {error}.") from error
+        if absolute in seen:
             raise BadInput(f"{file} builds on itself: its base {place} comes twice; name another one.")
-        seen.append(path.resolve())
+        seen.append(absolute)
         content, texts = _load(path, place)
         base = content.pop("base", None)
         chain.insert(0, (content, texts))
@@ -366,6 +370,8 @@ def _check_blocks(value: Any, where: str, hint: Any = None) -> None:
         if wanted := not_a(target, hint):
             raise BadInput(f"Configuration key {where}: {value['class_path']} is no {wanted}; name another class.")
         arguments, hints = value.get("init_args") or {}, {"init_args": argument_hints(target)}
+        if not isinstance(arguments, Mapping):
+            raise BadInput(f"Configuration key {where}.init_args must be a map of arguments, not {arguments!r}.")
         known = known_arguments(target)
         if known is not None:
             _check_arguments(f"{where}.init_args", arguments, known)

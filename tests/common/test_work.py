@@ -26,8 +26,9 @@ def test_pieces_of_the_same_settings_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     work(folder).begin()
     (folder / "piece").write_text("1")
-    (folder / ".piece.half").write_text("torn")
-    (folder / "notes" / ".settings.json.half").write_text("torn")
+    (folder / ".piece.npy.ab_12xyz.npy").write_text("torn")
+    (folder / ".folder.ab_12xyz").mkdir()
+    (folder / "notes" / ".settings.json.ab_12xyz.json").write_text("torn")
     work(folder, model={"name": "another name", "digest": "d"}).begin()
     assert sorted(path.name for path in folder.rglob("*")) == ["notes", "piece", "settings.json"]
     with pytest.raises(
@@ -61,6 +62,34 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, damage: str) -
     with pytest.raises(BadInput, match="file is in the way"):
         Work(tmp_path / "file", {}, "an unfinished thing").begin()
     assert (tmp_path / "piece").read_text() == "1"
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
+    for name in (".git", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".gitignore").write_text("*")
+    with pytest.raises(BadInput, match="is in the way"):
+        work(tmp_path).begin()
+    mine = tmp_path / "mine"
+    (mine / "notes").mkdir(parents=True)
+    (mine / "notes" / "settings.json").write_text('{"theme": "dark"}')
+    with pytest.raises(BadInput, match="is in the way"):
+        work(mine).begin()
+    assert work(mine).held() == {"theme": "dark"}
+    resumed = tmp_path / "resumed"
+    work(resumed).begin()
+    (resumed / "piece").touch()
+    (resumed / ".gitignore").write_text("*")
+    (resumed / ".ipynb_checkpoints").mkdir()
+    work(resumed).begin()
+    assert {path.name for path in resumed.iterdir()} == {"notes", "piece", ".gitignore", ".ipynb_checkpoints"}
+
+
+def test_a_kill_before_the_settings_are_there_is_no_obstacle(tmp_path: Path) -> None:
+    flat = Work(tmp_path, SETTINGS, "an unfinished thing")
+    (tmp_path / ".settings.json.ab_12xyz.json").write_text("torn")
+    flat.begin()
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_difference_names_the_first_key() -> None:

@@ -74,3 +74,20 @@ def test_streams_are_those_of_the_generators_device(pair, monkeypatch):
     assert [indices for indices, *_ in parts] == [[0, 1], [2]]
     assert asked == [device] * 4
     assert sorted(waits) == [("present", "side")] * 2 + [("side", "present")] * 2
+
+
+def test_windows_hand_over_whole_batches_in_order(pair):
+    """Also an empty one; and the caller's own computations stay outside of inference mode."""
+    generator, tokenizer = pair
+    batches = [([5, 6, 7], [0, 1, 2]), ([], []), ([1], [1])]
+    plain, steps = ImageSampler(generator, tokenizer, Draw()), []
+    expected = list(plain.sample(batches[:1] + batches[2:]))
+    windows = ImageSampler(generator, tokenizer, Draw(window=3))
+    for (indices, ids, images), (names, same, pixels) in zip(
+        windows.sample(batches, steps.append), expected, strict=True
+    ):
+        assert not torch.is_inference_mode_enabled()
+        assert indices == names
+        assert torch.equal(ids, same)
+        torch.testing.assert_close(images, pixels)
+    assert len(steps) == 2 * generator.num_tokens

@@ -105,7 +105,30 @@ def test_given_tokens_are_drawn_one_after_another() -> None:
     assert torch.equal(one, many)
 
 
+def test_more_rows_than_images() -> None:
+    generator = made()
+    pairs = list(zip(INDICES, LABELS.tolist(), strict=True))[:2]
+    found = dict(Sampler(generator, Draw(window=4, seed=5)).stream(pairs, 5))
+    assert torch.equal(torch.stack([found[0], found[1]]), sampled(generator, 1)[:2])
+
+
+def test_an_image_with_broken_numbers_spoils_no_other() -> None:
+    generator = made()
+    sampler = Sampler(generator, Draw(window=4, seed=5))
+    pairs = list(zip(INDICES, LABELS.tolist(), strict=True))
+    dict(sampler.stream(pairs[:1], 1))
+    assert sampler.windows is not None
+    with torch.inference_mode():
+        for lane in sampler.windows.lanes.values():
+            lane.cache.keys.fill_(torch.nan)
+            lane.cache.values.fill_(torch.nan)
+    found = dict(sampler.stream(pairs, 1))
+    assert torch.equal(torch.stack([found[number] for number in range(5)]), sampled(generator, 1))
+
+
 def test_refusals() -> None:
+    with pytest.raises(BadInput, match=r"labels must lie in 0\.\.3"):
+        list(Sampler(made(), Draw(window=4)).stream([(0, -1)], 1))
     with pytest.raises(BadInput, match="SoftCFG needs the final tokens before a place, and a window reads drafts"):
         sampled(made(), 4, schedule="softcfg", guidance=2.0)
     with pytest.raises(BadInput, match="window must be at least 1"):

@@ -14,6 +14,7 @@ from alitok.studies.demo_plan import CEILING, FLOOR, Plan, cut, loading_seconds,
 
 ROOT = Path(__file__).parents[2] / "experiments" / "demo"
 CPU = torch.device("cpu")
+SIZES = {"images": 1500, "samples": 1000, "classifier_steps": 400}
 STAGES = {"stage1": "tokenizer-stage1", "stage2": "tokenizer-stage2", "generator": "generator"}
 
 
@@ -34,14 +35,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_the_faster_precision_and_as_many_steps_as_fit(
     configs: dict[str, Any], machine: dict[str, float], tmp_path: Path
 ) -> None:
-    plan = planned(tmp_path, configs, 12, "auto", CPU)
+    plan = planned(tmp_path, configs, 12, "auto", CPU, SIZES)
     assert plan.precision == "32-true"
     assert FLOOR < plan.share < 1
     assert sum(plan.seconds.values()) == pytest.approx(12 * 60, abs=2)
     assert plan.left("samples and measures") == 0
     assert plan.left("stage1") == pytest.approx(sum(list(plan.seconds.values())[2:]))
     machine |= {"32-true": 0.8, "bf16-mixed": 0.1}
-    assert planned(tmp_path / "other", configs, 12, "auto", CPU).precision == "bf16-mixed"
+    assert planned(tmp_path / "other", configs, 12, "auto", CPU, SIZES).precision == "bf16-mixed"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_floor_ceiling_and_the_recipe_itself(
     configs: dict[str, Any], machine: dict[str, float], tmp_path: Path, seconds: float, minutes: float, share: float
 ) -> None:
     machine |= dict.fromkeys(machine, seconds)
-    plan = planned(tmp_path, configs, minutes, "32-true", CPU)
+    plan = planned(tmp_path, configs, minutes, "32-true", CPU, SIZES)
     assert 1 < plan.share < CEILING if share is None else plan.share == share
     if share == FLOOR:
         assert sum(plan.seconds.values()) > 12 * 60
@@ -61,19 +62,25 @@ def test_floor_ceiling_and_the_recipe_itself(
 def test_a_second_start_does_what_the_first_one_began(
     configs: dict[str, Any], machine: dict[str, float], tmp_path: Path
 ) -> None:
-    plan = planned(tmp_path, configs, None, "auto", CPU)
+    plan = planned(tmp_path, configs, None, "auto", CPU, SIZES)
     assert plan.minutes == 12
     machine |= dict.fromkeys(machine, 9.0)
-    assert planned(tmp_path, configs, None, "auto", CPU) == plan == planned(tmp_path, configs, 12.0, "32-true", CPU)
+    assert (
+        planned(tmp_path, configs, None, "auto", CPU, SIZES)
+        == plan
+        == planned(tmp_path, configs, 12.0, "32-true", CPU, SIZES)
+    )
     with pytest.raises(BadInput, match=r"is a demo with --minutes 12.0, not 5; give that, or name another --out"):
-        planned(tmp_path, configs, 5, "auto", CPU)
+        planned(tmp_path, configs, 5, "auto", CPU, SIZES)
     with pytest.raises(BadInput, match="with --precision 32-true, not bf16-mixed"):
-        planned(tmp_path, configs, None, "bf16-mixed", CPU)
+        planned(tmp_path, configs, None, "bf16-mixed", CPU, SIZES)
+    with pytest.raises(BadInput, match="with --classifier-steps 400, not 5"):
+        planned(tmp_path, configs, None, "auto", CPU, {**SIZES, "classifier_steps": 5})
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(BadInput, match=r"plan\.json cannot be read"):
-        planned(tmp_path, configs, None, "auto", CPU)
+        planned(tmp_path, configs, None, "auto", CPU, SIZES)
     (tmp_path / "old" / "stage1").mkdir(parents=True)  # of version 0.1, which knew no minutes
-    assert planned(tmp_path / "old", configs, None, "auto", CPU).share == 1
+    assert planned(tmp_path / "old", configs, None, "auto", CPU, SIZES).share == 1
 
 
 def test_cut_takes_whole_fifties(configs: dict[str, Any]) -> None:
@@ -95,4 +102,4 @@ def test_real_steps_are_timed_without_files(configs: dict[str, Any]) -> None:
 
 
 def test_left_is_unknown_for_another_part() -> None:
-    assert Plan(None, "32-true", 1.0, {}).left("stage1") is None
+    assert Plan(None, "32-true", 1.0, {}, {}).left("stage1") is None

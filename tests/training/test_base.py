@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny, token_cache
+from tiny import module_of, tiny, token_cache, train
 
+from alitok.common.errors import BadInput
 from alitok.training.launch import run
 from alitok.training.records import tapped
 from alitok.training.step import micro_batches
@@ -88,3 +89,14 @@ def test_each_decoding_gets_what_was_tapped_in_it(times: int) -> None:
         assert one["decoder"] is one["image"]
         assert (float(one["decoder"]), float(one["encoder"])) == (turn, 0)
     assert not model.decoder._forward_hooks
+
+
+def test_a_term_may_be_called_quantizer_but_not_loss(tmp_path: Path) -> None:
+    """Statistics of a term and of the quantizer stay apart."""
+    vq = "{class_path: alitok.losses.terms.QuantizerLoss}"
+    words = ["--model.losses.vq", "null", "--model.losses.quantizer", vq]
+    config = tiny("tokenizer-stage1", tmp_path, *words, "--model.phases", "{main: {steps: 1, lr: 1.e-3}}")
+    module = train(config, 1)
+    assert float(module.tokenizer.quantizer.usage.sum()) > 0
+    with pytest.raises(BadInput, match=r"losses\.loss: the logs use this name"):
+        module_of(tiny("tokenizer-stage1", tmp_path, "--model.losses.loss", vq))

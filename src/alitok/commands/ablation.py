@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from alitok.studies.ladder_settings import LADDER, STAGE1_OF_TWO, Settings, defined, plan, sets, settle
+from alitok.studies.ladder_settings import LADDER, STAGE1_OF_TWO, Settings, begin, defined, plan, sets, settle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     sizes = defined(configs, settings)
     image_size, rows = int(sizes["image_size"]), int(sizes["image_size"]) // int(sizes["patch_size"])
     with alone_in(out):
+        begin(out, settings)
         judge = Judge(settings, out, image_size, rows)
         results = Path(args.results) if args.results else out / "ablation"
         for number, (variant, seed) in enumerate(work, start=1):

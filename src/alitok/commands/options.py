@@ -78,7 +78,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="L",
-        help="a pass draws up to L tokens of an image: fewer passes, the same ids in float32 (default 1)",
+        help="a pass draws up to L tokens of an image: fewer passes, the same ids but for rounding (default 1)",
     )
     parser.add_argument(
         "--batch",

@@ -25,8 +25,8 @@ class Draw:
         precision: of the weights of the linear layers and of the cache.
         keep: draw the first tokens only; None for all.
         compiled: the blocks of the generator are compiled, which rounds differently.
-        window: tokens that a pass of the networks draws at most (see `sampling.windows`); in float32 on a CPU the ids
-            are those of a window of 1.
+        window: tokens that a pass of the networks draws at most (see `sampling.windows`). Another window rounds
+            differently, as another batch does on a GPU.
 
     Raises:
         BadInput: a number outside of its bounds, or an unknown precision.

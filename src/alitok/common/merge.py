@@ -39,8 +39,9 @@ class Merged:
         for key, value in layer.items():
             here = f"{path}.{key}" if path else str(key)
             under = opened(base.get(key))
-            if isinstance(under, Mapping):
-                value = opened(value)
+            written = opened(value)
+            if isinstance(under, Mapping) or (isinstance(written, Mapping) and "class_path" in written):
+                value = written
             if value is None:
                 base.pop(key, None)
             elif isinstance(value, Mapping):
@@ -76,7 +77,9 @@ def _spelled_out(value: Mapping[str, Any], under: Mapping[str, Any], path: str) 
     if "class_path" not in value and "class_path" not in under:
         return value
     loose = {key: item for key, item in value.items() if key not in ("class_path", "init_args")}
-    arguments = value.get("init_args") or {}
+    arguments = opened(value.get("init_args")) or {}
+    if not isinstance(arguments, Mapping):
+        return value  # `check` says what is wrong
     if twice := loose.keys() & arguments.keys():
         raise BadInput(f"{path}.{min(twice)} stands both beside init_args and in it; remove one.")
     kept = {key: item for key, item in value.items() if key not in loose}

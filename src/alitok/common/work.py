@@ -4,6 +4,7 @@ Token caches, pairs, sets of samples, guidance searches and ladders gather their
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from alitok.common.errors import BadInput
 from alitok.common.files import write_json
 
 T = TypeVar("T")
+# How `common.files` names what it has not finished: a dot, the name, eight characters of `tempfile`, the ending.
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.[a-z0-9]+)?")
 
 
 class Work:
@@ -47,11 +50,19 @@ class Work:
         return read_settings(self.record)
 
     def pieces(self) -> list[Path]:
-        """What is in the folder besides the settings; files that a killed process was writing do not count."""
+        """What is in the folder besides the settings and what a killed process was writing."""
         if not self.folder.is_dir():
             return [self.folder] if self.folder.exists() else []
         own = self.record.relative_to(self.folder).parts[0]
-        return [path for path in self.folder.iterdir() if path.name != own and not path.name.startswith(".")]
+        leftovers = self._leftovers()
+        return [path for path in self.folder.iterdir() if path.name != own and path not in leftovers]
+
+    def _leftovers(self) -> list[Path]:
+        """What `atomic_file` and `atomic_folder` leave if they are killed; all dot names of others are not ours."""
+        known = f".{self.record.name}." if self.held() is None else "."  # before there is a record, that of the record
+        folders = {self.folder, self.record.parent}
+        found = [path for folder in folders if folder.is_dir() for path in folder.glob(".*")]
+        return [path for path in found if path.name.startswith(known) and LEFTOVER.fullmatch(path.name)]
 
     def begin(self) -> None:
         """Makes the folder, or takes up what an earlier start left. For one process, which is alone in the folder.
@@ -63,20 +74,20 @@ class Work:
         """
         held = self.held()
         other = difference(held, self.settings, self.free, self.called)
-        if other and self.pieces():
-            if held is None:
+        foreign = held is None or not held.keys() & self.settings.keys()
+        if other and (self.pieces() or (foreign and self.record.exists())):
+            if foreign:
                 raise BadInput(f"{self.folder} is in the way: it is not {self.what}. Rename it, or name another --out.")
             raise BadInput(
                 f"{self.folder} is {self.what} with other settings ({other}). Give the same arguments as before,"
                 " remove it, or name another --out."
             )
+        for path in self._leftovers():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         if other:
-            for path in self.folder.glob("*"):  # the folder itself stays, because its lock keeps other commands out
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            own = self.folder / self.record.relative_to(self.folder).parts[0]
+            shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
             write_json(self.record, self.settings)
-        for folder in {self.folder, self.record.parent}:
-            for path in folder.glob(".*"):  # what a killed process was writing
-                path.unlink()
 
     def share(self, pending: Callable[[], Sequence[T]], begin: Callable[[], None] | None = None) -> list[T]:
         """Begins the work, and gives this process's part of what is pending. A collective.

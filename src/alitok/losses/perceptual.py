@@ -148,10 +148,11 @@ class ClassifierFeatures(Perceptual):
 
     Args:
         weights: folder of the classifier, or 'random:SEED' for a random network.
+        weight: of the term, in phases that do not name one.
     """
 
-    def __init__(self, weights: str) -> None:
-        self.weights = weights
+    def __init__(self, weights: str, weight: float = 1.0) -> None:
+        self.weights, self.weight = weights, weight
         self._network: nn.Module | None = None
 
     def check(self) -> None:

@@ -75,9 +75,7 @@ class Sampler:
             raise BadInput(f"There are {len(labels)} labels and {len(indices)} indices: give as many.")
         if given is None and given_mask is not None:
             raise BadInput("given_mask says which of the given tokens count: give them too.")
-        classes = self.generator.num_classes
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
-            raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
+        self.check_labels(labels)
         if not len(labels):
             device = self.generator.embeddings.weight.device
             return torch.empty(0, *self.generator.id_shape, dtype=torch.int64, device=device)[:, : self.draw.keep]
@@ -94,6 +92,12 @@ class Sampler:
             loop.given_mask[:, first:] = False
         shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
         return loop.run(branches, image_uniforms(self.draw.seed, indices, *shape), on_step, self.draw.keep)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raises BadInput for a label outside 0..C."""
+        classes = self.generator.num_classes
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
+            raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
 
     @torch.inference_mode()
     def stream(
@@ -112,10 +116,13 @@ class Sampler:
             BadInput: guidance that windows do not know.
         """
         shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
-        jobs = (
-            Job(number, self.branches(torch.tensor([label]), [index]), image_uniforms(self.draw.seed, [index], *shape))
-            for number, (index, label) in enumerate(images)
-        )
+
+        def job(number: int, index: int, label: int) -> Job:
+            self.check_labels(torch.tensor([label]))
+            uniforms = image_uniforms(self.draw.seed, [index], *shape)
+            return Job(number, self.branches(torch.tensor([label]), [index]), uniforms)
+
+        jobs = (job(number, *image) for number, image in enumerate(images))
         first = next(jobs, None)
         if first is None:
             return

@@ -105,20 +105,31 @@ class ImageSampler:
         size: int,
     ) -> Iterator[Batch]:
         """As `sample`. Rows go on with images of the next batches, so a batch is handed over when it is whole."""
-        wanted = [(list(indices), list(labels)) for indices, labels in batches]
+        wanted = [(list(indices), list(labels)) for indices, labels in batches if len(indices)]
         images = [pair for indices, labels in wanted for pair in zip(indices, labels, strict=True)]
         rows = min(len(images), size or max((len(indices) for indices, _ in wanted), default=0))
         found: dict[int, Tensor] = {}
+        told: list[int] = []  # steps that `on_step` was called for
         first, waiting = 0, iter(wanted)
         indices, _ = next(waiting, ([], []))
-        for number, ids in self.tokens.stream(images, rows, on_step):
+
+        def step(number: int) -> None:
+            if on_step is not None and len(told) < len(wanted) * length:
+                told.append(number)
+                on_step(number)
+
+        length = self.tokens.draw.keep or self.tokens.generator.num_tokens
+        for number, ids in self.tokens.stream(images, rows, step):
             found[number] = ids
             while indices and all(place in found for place in range(first, first + len(indices))):
                 tokens = torch.stack([found.pop(first + place) for place in range(len(indices))])
                 with torch.inference_mode():
-                    yield indices, tokens, self.tokenizer.decode(tokens, self.seed, indices)
+                    pixels = self.tokenizer.decode(tokens, self.seed, indices)
+                yield indices, tokens, pixels
                 first += len(indices)
                 indices, _ = next(waiting, ([], []))
+        while on_step is not None and len(told) < len(wanted) * length:  # batches that were not full
+            step(len(told))
 
 
 def _handed_over(batch: Batch, side: torch.cuda.Stream) -> Batch:
@@ -142,7 +153,7 @@ def largest_batch(generator: Generator, tokenizer: Tokenizer, draw: Draw, free_b
     tokens = generator.num_tokens
     width = generator.heads * generator.head_dim
     cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[draw.precision].itemsize
-    logits = generator.codebook_size * generator.sub_codes * (rows * 3 * 4 + 3 * 8)
+    logits = draw.window * generator.codebook_size * generator.sub_codes * (rows * 3 * 4 + 3 * 8)
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
     length = tokenizer.decoder.length or tokenizer.num_tokens
     decoder = 4 * 4 * widest * length + 3 * 3 * 4 * tokenizer.image_size**2

@@ -34,7 +34,7 @@ from alitok.sampling.images import ImageSampler, largest_batch
 # What an output that is called so cannot be: a folder.
 FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
 # Settings that do not decide the images.
-NOT_DECIDING = ("name", "class_names", "drawn_with", "alitok", "window")
+NOT_DECIDING = ("name", "class_names", "drawn_with", "alitok")
 
 
 class SampleSet:

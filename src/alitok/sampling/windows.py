@@ -4,6 +4,9 @@ A token is a function of its logits and of random numbers that belong to its ima
 last token and L - 1 drafts, and draws all L places. The first draw is right, and so is every further one whose inputs
 turned out right. The other draws are the drafts of the next pass (predictive sampling: Wiggers & Hoogeboom 2020, arXiv
 2002.09928).
+
+Products of L rows round differently from those of one row. So now and then a draw that lies on the edge of two tokens
+takes the other one, and the tokens after it are others too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,9 +57,11 @@ class WindowLane:
         self.condition = torch.zeros(self.count * rows, length, width, device=device) if length else None
 
     def put(self, row: int, branches: Sequence[Branch]) -> None:
-        """Takes an image into a row."""
+        """Takes an image into a row, and forgets what an earlier one left: masked entries still count as 0 x NaN."""
         for index, branch in enumerate(branches):
             place = index * self.rows + row
+            for stored in (self.cache.keys, self.cache.values):
+                stored.unflatten(1, (-1, self.cache.heads))[:, place] = 0
             self.label[place] = self.generator.embed_labels(branch.labels)[0]
             if self.condition is not None:
                 self.condition[place] = 0.0 if branch.condition is None else branch.condition[0]
@@ -196,8 +201,9 @@ class WindowLoop:
         self.ids[row], self.next[row], self.reached[row] = 0, 0, 0
 
     def advance(self) -> None:
-        """One pass over all rows, all on the device: nothing here waits for it. Finished rows repeat their end."""
-        start = self.next.clamp(max=self.steps - self.window)
+        """One pass over all rows. Nothing here waits for the device. Finished rows repeat their beginning."""
+        unfinished = self.next < self.steps
+        start = torch.where(unfinished, self.next.clamp(max=self.steps - self.window), 0)
         places = start[:, None] + self.offsets  # (B, L)
         known, fresh = places < self.next[:, None], places >= self.reached[:, None]
         # A place that no pass has drawn yet begins with the token above it.
@@ -224,13 +230,12 @@ class WindowLoop:
         leading = right.int().cumprod(1)  # places whose draw the next place has read
         new = start + leading.sum(1) + 1
 
-        unfinished = (self.next < self.steps)[:, None]
-        tested = ~known & unfinished & (torch.cat([torch.ones_like(leading[:, :1]), leading[:, :-1]], 1) > 0)
+        tested = ~known & (torch.cat([torch.ones_like(leading[:, :1]), leading[:, :-1]], 1) > 0)
         tested[:, -1] = False
         self.tried.scatter_add_(0, flat, tested.flatten().long())
         self.accepted.scatter_add_(0, flat, (tested & right).flatten().long())
         self.ids.scatter_(1, self._index(places, self.ids), drawn)
-        self.next.copy_(torch.where(unfinished[:, 0], new, self.next))
+        self.next.copy_(torch.where(unfinished, new, self.next))
         self.reached.copy_(torch.maximum(self.reached, start + self.window))
 
     def _index(self, places: Tensor, values: Tensor) -> Tensor:

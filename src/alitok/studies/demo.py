@@ -28,7 +28,7 @@ def demo(
 
     Args:
         out: where all of it goes.
-        configs: folder of the three YAML files.
+        configs: folder of the three YAML files, and of features.yaml, if it is there, laid over the tokenizer's.
         images: in the token cache.
         samples: that are measured.
         classifier_steps: of the measuring network.
@@ -50,17 +50,19 @@ def demo(
     clock = Clock(out / "seconds.json")
     files = {"stage1": "tokenizer-stage1", "stage2": "tokenizer-stage2", "generator": "generator"}
     # composed before the minutes of the first step
-    stages = {
-        stage: compose_run([configs / f"{name}.yaml"], ["--define.run", str(out)]) for stage, name in files.items()
-    }
+    features = configs / "features.yaml"
+    stages = {}
+    for stage, name in files.items():
+        overlays = [features] if features.is_file() and stage != "generator" else []
+        stages[stage] = compose_run([configs / f"{name}.yaml", *overlays], ["--define.run", str(out)])
     with alone_in(out):
         quiet()
-        print(f"Demo in {out}: timing a step of each stage.", flush=True)
+        sizes = {"images": images, "samples": samples, "classifier_steps": classifier_steps}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        plan = clock.plan = planned(out, stages, minutes, precision, device)
+        plan = clock.plan = planned(out, stages, minutes, precision, device, sizes)
         print(
-            f"{plan.precision}, {torch.get_num_threads()} threads, {plan.share:.0%} of the recipe's steps:"
-            f" about {sum(plan.seconds.values()) / 60:.0f} minutes.",
+            f"Demo in {out}: {plan.precision}, {torch.get_num_threads()} threads, {plan.share:.0%} of the recipe's"
+            f" steps, about {sum(plan.seconds.values()) / 60:.0f} minutes in all.",
             flush=True,
         )
         if plan.share == FLOOR:
@@ -230,8 +232,8 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
     save_grid(
         torch.cat([torch.stack(list(row)) for row in zip(*few.values(), strict=False)]), out / "samples.png", 10, names
     )
-    clock.seconds["samples and measures"] = time.perf_counter() - start
-    numbers["seconds"] = {step: round(seconds, 1) for step, seconds in clock.seconds.items()}
+    spent = clock.seconds | {"samples and measures": time.perf_counter() - start}
+    numbers["seconds"] = {step: round(seconds, 1) for step, seconds in spent.items()}
     numbers["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     write_json(out / "report.json", numbers)
 
@@ -249,7 +251,7 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
             "Generator": read_curves(out / "generator"),
         },
         numbers=numbers,
-        seconds=clock.seconds,
+        seconds=spent,
         facts={
             "Data": f"{stages[0].card['data']}",
             "Tokens": f"{stages[0].num_tokens} an image, codebook of {stages[0].codebook_size}",

@@ -16,8 +16,13 @@ from alitok.common.files import write_json
 from alitok.profiling.bench_training import one_phase, step_seconds
 
 MINUTES = 12.0
-# What does not train, in steps of the generator in float32: measured on the machine of docs/results/demo.md.
-FIXED = {"classifier": 60.0, "tokenise": 130.0, "samples and measures": 90.0}
+# Other work: steps of the generator in float32 that its default amount takes (measured on the machine of
+# docs/results/demo.md), the option that sets the amount, and the default.
+FIXED = {
+    "classifier": (60.0, "classifier_steps", 400),
+    "tokenise": (130.0, "images", 1500),
+    "samples and measures": (90.0, "samples", 1000),
+}
 OVERHEAD = 1.1  # validations, pictures and start-up of a run, by its steps
 TIMED = 6  # steps
 FLOOR, CEILING = 0.4, 4.0  # of the recipe's steps
@@ -33,12 +38,14 @@ class Plan:
         precision: the faster one here, or the one that was asked for.
         share: of the recipe's steps.
         seconds: that each part of the demo is expected to take; empty if nothing was timed.
+        sizes: `images`, `samples` and `classifier_steps`.
     """
 
     minutes: float | None
     precision: str
     share: float
     seconds: dict[str, float]
+    sizes: dict[str, int]
 
     def left(self, part: str) -> float | None:
         """Seconds of the parts after this one, or None."""
@@ -47,7 +54,12 @@ class Plan:
 
 
 def planned(
-    out: Path, configs: Mapping[str, dict[str, Any]], minutes: float | None, precision: str, device: torch.device
+    out: Path,
+    configs: Mapping[str, dict[str, Any]],
+    minutes: float | None,
+    precision: str,
+    device: torch.device,
+    sizes: Mapping[str, int],
 ) -> Plan:
     """The plan of a demo: that of an earlier start, or a new one.
 
@@ -55,9 +67,10 @@ def planned(
         configs: stage -> configuration, in the order of work.
         minutes: None = those of an earlier start, else `MINUTES`; 0 = the recipe's steps.
         precision: of training; "auto" = the faster one.
+        sizes: see `Plan`.
 
     Raises:
-        BadInput: an earlier start had other minutes or another precision.
+        BadInput: an earlier start had other minutes, another precision or other sizes than samples.
     """
     file = out / "plan.json"
     if file.is_file():
@@ -65,20 +78,34 @@ def planned(
             plan = Plan(**json.loads(file.read_text("utf-8")))
         except (ValueError, TypeError) as error:
             raise BadInput(f"{file} cannot be read: {error}. Remove it, or name another --out.") from error
-        for name, asked, held in (("minutes", minutes, plan.minutes or 0), ("precision", precision, plan.precision)):
+        asked_held: list[tuple[str, Any, Any]] = [
+            ("minutes", minutes, plan.minutes or 0),
+            ("precision", precision, plan.precision),
+        ]
+        asked_held += [(name, sizes[name], plan.sizes.get(name)) for name in ("images", "classifier_steps")]
+        for name, asked, held in asked_held:
             if asked not in (None, "auto", held):
-                raise BadInput(f"{out} is a demo with --{name} {held}, not {asked}; give that, or name another --out.")
+                option = name.replace("_", "-")
+                raise BadInput(
+                    f"{out} is a demo with --{option} {held}, not {asked}; give that, or name another --out."
+                )
         return plan
     if minutes is None:
         started = any((out / stage).exists() for stage in configs)  # by version 0.1, which took the recipe's steps
         minutes = 0.0 if started else MINUTES
-    plan = new_plan(configs, minutes, ["32-true", "bf16-mixed"] if precision == "auto" else [precision], device)
+    print(f"Demo in {out}: timing a few steps of each stage.", flush=True)
+    precisions = ["32-true", "bf16-mixed"] if precision == "auto" else [precision]
+    plan = new_plan(configs, minutes, precisions, device, sizes)
     write_json(file, asdict(plan))
     return plan
 
 
 def new_plan(
-    configs: Mapping[str, dict[str, Any]], minutes: float, precisions: Sequence[str], device: torch.device
+    configs: Mapping[str, dict[str, Any]],
+    minutes: float,
+    precisions: Sequence[str],
+    device: torch.device,
+    sizes: Mapping[str, int],
 ) -> Plan:
     """Times a step of each stage in each precision, takes the faster precision, and sizes the steps."""
     start = time.perf_counter()
@@ -93,15 +120,16 @@ def new_plan(
         return {name: OVERHEAD * steps[name] * (timed[precision][name] + loading[name]) for name in configs}
 
     precision = min(precisions, key=lambda name: sum(training(name).values()))
-    unit = timed[precisions[0]][list(configs)[-1]]
-    fixed = {name: count * unit for name, count in FIXED.items()}
+    last = list(configs)[-1]
+    unit = timed["32-true"][last] if "32-true" in timed else timed_step(configs[last], "32-true", device)
+    fixed = {name: count * unit * sizes[option] / usual for name, (count, option, usual) in FIXED.items()}
     spent = time.perf_counter() - start
     share = (60 * minutes - spent - sum(fixed.values())) / sum(training(precision).values()) if minutes else 1.0
     share = 1.0 if NEAR[0] <= share <= NEAR[1] else min(CEILING, max(FLOOR, share))
     trained = {name: share * seconds for name, seconds in training(precision).items()}
     order = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
     seconds = {name: round((fixed | trained)[name], 1) for name in order}
-    return Plan(minutes or None, precision, round(share, 3), seconds)
+    return Plan(minutes or None, precision, round(share, 3), seconds, dict(sizes))
 
 
 def phases(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -64,13 +64,13 @@ def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
 
 
 def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
-    """The ladder's settings; those of an earlier start of the same ladder hold on.
+    """The ladder's settings. `--precision auto` takes that of an earlier start.
 
     Raises:
-        BadInput: they differ from those of the earlier start, or make no sense.
+        BadInput: they make no sense.
     """
     from alitok.common.hardware import faster_precision
-    from alitok.common.work import Work, read_settings
+    from alitok.common.work import read_settings
 
     for name, least in (("pictures", 20), ("samples", 20), ("tuning_samples", 20), ("classifier_steps", 1)):
         if getattr(args, name) < least:
@@ -99,8 +99,18 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
         precision=precision or faster_precision(),
     )
     defined(configs, settings)
-    Work(out, json.loads(json.dumps(asdict(settings))), "a ladder").begin()
     return settings
+
+
+def begin(out: Path, settings: Settings) -> None:
+    """Writes the settings, or refuses those of another ladder. For one process, which is alone in the folder.
+
+    Raises:
+        BadInput: the folder holds a ladder with other settings, or something else.
+    """
+    from alitok.common.work import Work
+
+    Work(out, json.loads(json.dumps(asdict(settings))), "a ladder").begin()
 
 
 def files_digest(configs: Path) -> str:

@@ -13,6 +13,8 @@ from alitok.losses.terms import LossTerm
 from alitok.training.records import MicroBatch, StepRecord, Taps, tapped
 from alitok.training.schedule import Moment, Schedule
 
+TAKEN = {"loss", "gan", "discriminator", "grad_norm", "discriminator_grad_norm", "lr"}
+
 
 class Terms(dict[str, LossTerm]):
     """Loss terms by name. A term that no phase uses is not built.
@@ -26,6 +28,8 @@ class Terms(dict[str, LossTerm]):
     """
 
     def __init__(self, blocks: Mapping[str, Any], schedule: Schedule, model: nn.Module) -> None:
+        if taken := TAKEN & blocks.keys():
+            raise BadInput(f"losses.{min(taken)}: the logs use this name for something else; name the term otherwise.")
         super().__init__({name: build_a(LossTerm, block) for name, block in blocks.items() if schedule.uses(name)})
         self.model = model
         self.heads = nn.ModuleDict()
@@ -71,7 +75,7 @@ class Terms(dict[str, LossTerm]):
             for share, one in outputs.get("decodings") or [(1.0, outputs)]:
                 value, statistics = term.evaluate(part.batch, one, part.step)
                 if statistics is not None:
-                    record.statistics.setdefault(name, []).append(statistics)
+                    record.statistics.setdefault(f"losses.{name}", []).append(statistics)
                 value = value if share == 1.0 else share * value
                 record.note(name, value, part.share)
                 loss = loss + weight * value
@@ -79,4 +83,4 @@ class Terms(dict[str, LossTerm]):
 
     def updates(self) -> dict[str, tuple[nn.Module, Callable[[Any], None]]]:
         """For `Player.updates`: what takes in each term's statistics."""
-        return {name: (term.head or nn.Module(), term.update) for name, term in self.items()}
+        return {f"losses.{name}": (term.head or nn.Module(), term.update) for name, term in self.items()}
