@@ -205,7 +205,7 @@ def train(day: Day, name: str, options: Options, part: str, size: str | None, ba
     def seconds(images: int) -> float:
         config = bench_training.training_config(options, part, size, "bfloat16", images)
         config["model"]["init_args"]["compile_blocks"] = compiled
-        return bench_training.step_seconds(config, options.machine)
+        return bench_training.step_seconds(config, options.machine.device)
 
     config = bench_training.training_config(options, part, size, "bfloat16", 2)
     (turn,) = cost(config, Layout("cuda" if day.cuda else "cpu")).turns
