@@ -19,9 +19,9 @@ MINUTES = 12.0
 # Other work: steps of the generator in float32 that its default amount takes (measured on the machine of
 # docs/results/demo.md), the option that sets the amount, and the default.
 FIXED = {
-    "classifier": (60.0, "classifier_steps", 400),
-    "tokenise": (130.0, "images", 1500),
-    "samples and measures": (90.0, "samples", 1000),
+    "classifier": (45.0, "classifier_steps", 400),
+    "tokenise": (75.0, "images", 1500),
+    "samples and measures": (36.0, "samples", 1000),
 }
 OVERHEAD = 1.1  # validations, pictures and start-up of a run, by its steps
 TIMED = 6  # steps
