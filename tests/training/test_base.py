@@ -95,7 +95,8 @@ def test_a_term_may_be_called_quantizer_but_not_loss(tmp_path: Path) -> None:
     """Statistics of a term and of the quantizer stay apart."""
     vq = "{class_path: alitok.losses.terms.QuantizerLoss}"
     words = ["--model.losses.vq", "null", "--model.losses.quantizer", vq]
-    config = tiny("tokenizer-stage1", tmp_path, *words, "--model.phases", "{continuous: null, main: {steps: 1, lr: 1.e-3}}")
+    words += ["--model.phases", "{continuous: null, main: {steps: 1, lr: 1.e-3}}"]
+    config = tiny("tokenizer-stage1", tmp_path, *words)
     module = train(config, 1)
     assert float(module.tokenizer.quantizer.usage.sum()) > 0
     with pytest.raises(BadInput, match=r"losses\.loss: the logs use this name"):
