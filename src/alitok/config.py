@@ -66,7 +66,7 @@ def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
 
     Maps merge deeply; a block whose `class_path` changes keeps only the arguments that the new class knows; `key: null`
     removes the entry; lists and scalars are replaced. The first file may build on another one, which it names as
-    `base`. The arguments of a class may stand beside `class_path` as well as in `init_args`. `${add:a,b}`,
+    `base`. The arguments of a class may stand next to `class_path` too. `${add:a,b}`,
     `${mul:a,b}` and `${div:a,b}` are integer sums.
     An argument that takes text gets it to the letter, with a leading `~` expanded to the home folder.
 
@@ -210,12 +210,14 @@ def _found(file: str | Path) -> Path:
 
 
 def _base(name: str, file: Path) -> str | Path:
-    """Where a base is: beside the file that names it, else among the shipped files."""
-    beside = file.parent / name
+    """Where a base is: next to the file that names it, else among the shipped files."""
+    near = file.parent / name
+    if near.exists():
+        return near
+    if name.startswith("experiments/"):
+        return name  # `_found` looks for it
     shipped = experiments_folder().joinpath(*(part for part in Path(name).parts if part not in ("..", ".")))
-    if beside.exists() or not shipped.is_file():
-        return beside if not name.startswith("experiments/") or beside.exists() else name
-    return shipped
+    return shipped if shipped.is_file() else near
 
 
 class _Texts(yaml.SafeLoader):

@@ -73,7 +73,7 @@ class Merged:
 
 
 def _spelled_out(value: Mapping[str, Any], under: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """A class block with the arguments that stand beside `class_path` moved into `init_args`."""
+    """A class block with the arguments that stand next to `class_path` moved into `init_args`."""
     if "class_path" not in value and "class_path" not in under:
         return value
     loose = {key: item for key, item in value.items() if key not in ("class_path", "init_args")}

@@ -49,16 +49,6 @@ class GuidanceFreeGenerator(Generator):
         mine, plain = self.temperature(torch.cat([angles.cos(), angles.sin()], dim=-1))
         return mine - plain
 
-    def hidden(self, ids: Tensor, labels: Tensor, order: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
-        """As `Generator.hidden`, at beta (B,); None for 1."""
-        if beta is None:
-            return super().hidden(ids, labels, order)
-        x = torch.cat([self.embed_labels(labels), self.embed_tokens(ids[:, :-1])], dim=1)
-        x = self.dropout(x + self.embed_beta(beta)[:, None])
-        for block in self.blocks:
-            x = block(x, self.rope[: x.shape[1]])
-        return self.norm(x)
-
     def losses(
         self,
         ids: Tensor,
@@ -77,9 +67,9 @@ class GuidanceFreeGenerator(Generator):
         beta = torch.where(labels == self.num_classes, 1.0, send(drawn, labels.device))
         self.eval()  # no dropout
         with torch.no_grad():
-            plain = self.output(self.hidden(inputs, torch.full_like(labels, self.num_classes)))
+            plain = self.output(self.hidden(inputs, torch.full_like(labels, self.num_classes), order))
         self.train()
-        hidden = self.hidden(inputs, labels, beta=beta)
+        hidden = self.hidden(inputs, labels, order, condition=self.embed_beta(beta)[:, None])
         share = beta[:, None, None]
         logits = share * self.output(hidden).float() + (1 - share) * plain.float()
         nats = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)

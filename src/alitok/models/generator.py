@@ -246,14 +246,18 @@ class Generator(Part):
         outputs = {"hidden": hidden, "targets": ids, "inputs": inputs, "labels": labels}
         return outputs | self.output.loss(hidden, ids, step)
 
-    def hidden(self, ids: Tensor, labels: Tensor, order: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, labels: Tensor, order: Tensor | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (B, N, width) at the head; [:, i] sees the label and ids[:, :i].
 
         Args:
             ids: in the order in which they are written.
             order: (B, N) the places in that order; None for 0..N-1.
+            condition: (B, N, width) or (B, 1, width), added to what the transformer reads, as a `Branch`'s in sampling.
         """
         x = torch.cat([self.embed_labels(labels), self.embed_tokens(ids[:, :-1])], dim=1)
+        x = x if condition is None else x + condition
         x = self.dropout(self.place(x, order))
         rope = self.rope[: x.shape[1]]
         if order is not None:
@@ -282,6 +286,10 @@ class Generator(Part):
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:
-    """(B, N, ...) by place -> the same in the order (B, N) of places."""
-    index = order.view(*order.shape, *[1] * (values.ndim - 2)).expand_as(values)
-    return values.gather(1, index)
+    """values (B, N, ...) at the places (B, L) -> (B, L, ...)."""
+    return values.gather(1, place_index(values, order))
+
+
+def place_index(values: Tensor, places: Tensor) -> Tensor:
+    """Places (B, L) as an index (B, L, ...) into values (B, N, ...), for `gather` and `scatter`."""
+    return places.view(*places.shape, *[1] * (values.ndim - 2)).expand(*places.shape, *values.shape[2:])

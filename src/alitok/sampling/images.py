@@ -109,27 +109,25 @@ class ImageSampler:
         images = [pair for indices, labels in wanted for pair in zip(indices, labels, strict=True)]
         rows = min(len(images), size or max((len(indices) for indices, _ in wanted), default=0))
         found: dict[int, Tensor] = {}
-        told: list[int] = []  # steps that `on_step` was called for
         first, waiting = 0, iter(wanted)
         indices, _ = next(waiting, ([], []))
+        length = self.tokens.draw.keep or self.tokens.generator.num_tokens
+        steps = iter(range(len(wanted) * length) if on_step is not None else ())
 
-        def step(number: int) -> None:
-            if on_step is not None and len(told) < len(wanted) * length:
-                told.append(number)
+        def step(_: int) -> None:
+            if (number := next(steps, None)) is not None and on_step is not None:
                 on_step(number)
 
-        length = self.tokens.draw.keep or self.tokens.generator.num_tokens
         for number, ids in self.tokens.stream(images, rows, step):
             found[number] = ids
             while indices and all(place in found for place in range(first, first + len(indices))):
                 tokens = torch.stack([found.pop(first + place) for place in range(len(indices))])
-                with torch.inference_mode():
-                    pixels = self.tokenizer.decode(tokens, self.seed, indices)
-                yield indices, tokens, pixels
+                yield indices, tokens, self.tokenizer.decode(tokens, self.seed, indices)
                 first += len(indices)
                 indices, _ = next(waiting, ([], []))
-        while on_step is not None and len(told) < len(wanted) * length:  # batches that were not full
-            step(len(told))
+        for number in steps:  # batches that were not full
+            assert on_step is not None
+            on_step(number)
 
 
 def _handed_over(batch: Batch, side: torch.cuda.Stream) -> Batch:

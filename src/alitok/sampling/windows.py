@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alitok.common.devices import widest_float
 from alitok.common.errors import BadInput
-from alitok.models.generator import Generator
+from alitok.models.generator import Generator, in_order, place_index
 from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.graphs import Graphs
 from alitok.sampling.guidance import Branch, Guidance
@@ -209,8 +209,8 @@ class WindowLoop:
         # A place that no pass has drawn yet begins with the token above it.
         above = (places - self.generator.columns).clamp(min=0)
         above = torch.minimum(above, (self.reached[:, None] - 1).clamp(min=0))
-        drafts = self._where(fresh, self._at(self.ids, above), self._at(self.ids, places))
-        before = torch.cat([self._at(self.ids, (start[:, None] - 1).clamp(min=0)), drafts[:, :-1]], dim=1)
+        drafts = _where(fresh, in_order(self.ids, above), in_order(self.ids, places))
+        before = torch.cat([in_order(self.ids, (start[:, None] - 1).clamp(min=0)), drafts[:, :-1]], dim=1)
 
         hidden = {network: lane.hidden(before, places) for network, lane in self.lanes.items()}
         own = hidden.pop(self.generator)
@@ -222,9 +222,9 @@ class WindowLoop:
             parts = {network: iter(rows[network].split(len(flat))) for network in rows}
             return self.rule.combine([next(parts[own]) for own in self.networks], flat, self.generator.num_tokens)
 
-        uniforms = self._at(self.uniforms, places).flatten(0, 1)
+        uniforms = in_order(self.uniforms, places).flatten(0, 1)
         drawn = self.generator.output.draw(own, uniforms, guide, self.temperature)
-        drawn = self._where(known, drafts, drawn.unflatten(0, places.shape))
+        drawn = _where(known, drafts, drawn.unflatten(0, places.shape))
         right = (drawn == drafts).view(*places.shape, -1).all(2)  # (B, L)
         right[:, -1] = False  # the last draw was no input of this pass
         leading = right.int().cumprod(1)  # places whose draw the next place has read
@@ -234,18 +234,11 @@ class WindowLoop:
         tested[:, -1] = False
         self.tried.scatter_add_(0, flat, tested.flatten().long())
         self.accepted.scatter_add_(0, flat, (tested & right).flatten().long())
-        self.ids.scatter_(1, self._index(places, self.ids), drawn)
+        self.ids.scatter_(1, place_index(self.ids, places), drawn)
         self.next.copy_(torch.where(unfinished, new, self.next))
         self.reached.copy_(torch.maximum(self.reached, start + self.window))
 
-    def _index(self, places: Tensor, values: Tensor) -> Tensor:
-        shape = (*places.shape, *values.shape[2:])
-        return places.view(*places.shape, *[1] * (values.ndim - 2)).expand(shape)
 
-    def _at(self, values: Tensor, places: Tensor) -> Tensor:
-        """values (B, N, ...) at places (B, L) -> (B, L, ...)."""
-        return values.gather(1, self._index(places, values))
-
-    def _where(self, mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-        """`yes` where the mask (B, L) is true, else `no`, both (B, L) or (B, L, S)."""
-        return torch.where(mask.view(*mask.shape, *[1] * (yes.ndim - 2)), yes, no)
+def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`yes` if the mask (B, L) is true, else `no`, both (B, L) or (B, L, S)."""
+    return torch.where(mask.view(*mask.shape, *[1] * (yes.ndim - 2)), yes, no)

@@ -47,7 +47,6 @@ def demo(
     from alitok.training.launch import quiet
     from alitok.training.launch import run as launch
 
-    clock = Clock(out / "seconds.json")
     files = {"stage1": "tokenizer-stage1", "stage2": "tokenizer-stage2", "generator": "generator"}
     # composed before the minutes of the first step
     features = configs / "features.yaml"
@@ -59,7 +58,7 @@ def demo(
         quiet()
         sizes = {"images": images, "samples": samples, "classifier_steps": classifier_steps}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        plan = clock.plan = planned(out, stages, minutes, precision, device, sizes)
+        plan = planned(out, stages, minutes, precision, device, sizes)
         print(
             f"Demo in {out}: {plan.precision}, {torch.get_num_threads()} threads, {plan.share:.0%} of the recipe's"
             f" steps, about {sum(plan.seconds.values()) / 60:.0f} minutes in all.",
@@ -72,6 +71,8 @@ def demo(
         for config in stages.values():
             config["trainer"]["precision"] = plan.precision
             cut(config, plan.share)
+
+        clock = Clock(out / "seconds.json", plan)
 
         def train(stage: str) -> None:
             Progress.follows = plan.left(stage)
@@ -95,10 +96,8 @@ def demo(
 class Clock:
     """Seconds of each step, kept in a file so that an interrupted demo still reports them all."""
 
-    plan: "Plan"
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, plan: "Plan") -> None:
+        self.file, self.plan = file, plan
         self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
 
     @contextmanager

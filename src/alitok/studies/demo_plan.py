@@ -14,6 +14,7 @@ from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.common.files import write_json
 from alitok.profiling.bench_training import one_phase, step_seconds
+from alitok.studies.demo import STEPS
 
 MINUTES = 12.0
 # Other work: steps of the generator in float32 that its default amount takes (measured on the machine of
@@ -127,8 +128,7 @@ def new_plan(
     share = (60 * minutes - spent - sum(fixed.values())) / sum(training(precision).values()) if minutes else 1.0
     share = 1.0 if NEAR[0] <= share <= NEAR[1] else min(CEILING, max(FLOOR, share))
     trained = {name: share * seconds for name, seconds in training(precision).items()}
-    order = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
-    seconds = {name: round((fixed | trained)[name], 1) for name in order}
+    seconds = {name: round((fixed | trained)[name], 1) for name in STEPS}
     return Plan(minutes or None, precision, round(share, 3), seconds, dict(sizes))
 
 
