@@ -65,8 +65,8 @@ def known_gpu(full_name: str) -> Hardware | None:
 
 
 def measure_cpu(size: int = 1024) -> Hardware:
-    """This machine's processor: the best of a few products of two square matrices, in half a second or so."""
-    half, single = (matmul_rate(size, dtype, torch.device("cpu"), 0.25) for dtype in (torch.bfloat16, torch.float32))
+    """This machine's processor: the best of a few products of two square matrices, in a quarter of a second."""
+    half, single = (matmul_rate(size, dtype, torch.device("cpu"), 0.1) for dtype in (torch.bfloat16, torch.float32))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware("this CPU", half, single, single, memory)
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -216,7 +217,9 @@ def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Ite
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.random.fork_rng(devices=[]), fake, ledger, without_weights() as networks:
+    cuda = torch.cuda.is_available()  # asked at every operation; without a GPU it opens the driver's library each time
+    stack = patch.object(torch.cuda, "is_available", lambda: cuda)
+    with stack, torch.random.fork_rng(devices=[]), fake, ledger, without_weights() as networks:
         default = torch.get_default_dtype()
         torch.set_default_dtype(PRECISIONS[precision][0])  # as Lightning does; fake weights cannot be converted later
         try:
