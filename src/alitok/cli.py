@@ -18,6 +18,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 VERBS = {
     "demo": "the whole line on embedded data: tokenizer, generator, samples, a report",
+    "doctor": "what to run first on a new machine: what is right, slow, missing or wrong there",
     "fit": "train what a configuration describes (Lightning CLI)",
     "validate": "measure a trained run on the validation split (Lightning CLI)",
     "test": "the same on another split: --data.val_split test (Lightning CLI)",

@@ -62,3 +62,51 @@ def test_children_end_if_this_process_fails(error: type[BaseException] | None) -
 def test_without_children_the_error_is_all(module: Any) -> None:
     with pytest.raises(ValueError, match="mine"), children_end_with_this(module):
         raise ValueError("mine")
+
+
+class Plain(torch.nn.Module):
+    """A model with a list of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+
+
+def test_blocks_that_do_not_compile_run_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def refuse(forward: Any) -> Any:
+        def call(*_: Any) -> Any:
+            calls.append(forward)
+            raise RuntimeError("no\nbackend")
+
+        return call
+
+    monkeypatch.setattr(parallel, "_compiled_forward", refuse)
+    monkeypatch.setattr(parallel, "_does_not_compile", set())
+    model, x = Plain(), torch.randn(2, 4)
+    expected = model.blocks[0](x)
+    parallel.compile_blocks(model, or_plain=True)
+    assert torch.equal(model.blocks[0](x), expected)
+    assert torch.equal(model.blocks[0](x), expected)
+    assert len(calls) == 1
+    assert capsys.readouterr().err == "alitok: Linear does not compile and runs as it is: no backend\n"
+    parallel.compile_blocks(model)
+    with pytest.raises(RuntimeError, match="backend"):
+        model.blocks[0](x)
+
+
+def test_an_out_of_memory_error_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(forward: Any) -> Any:
+        def call(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("full")
+
+        return call
+
+    monkeypatch.setattr(parallel, "_compiled_forward", full)
+    model = Plain()
+    parallel.compile_blocks(model, or_plain=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.blocks[0](torch.randn(2, 4))

@@ -69,10 +69,10 @@ class RandomOrder(Order):
         probability, places, weights = self.probability(step.progress), [], []
         for place in step.places:
             generator = step.stream("random order", place)
-            permuted = float(torch.rand(1, generator=generator, dtype=torch.float64)) < probability
+            permuted = torch.rand(1, generator=generator, dtype=torch.float64) < probability
             shuffled = torch.cat([raster[:kept], kept + torch.randperm(tokens - kept, generator=generator)])
-            places.append(shuffled if permuted else raster)
-            weights.append(rising if permuted else uniform)
+            places.append(torch.where(permuted, shuffled, raster))
+            weights.append(torch.where(permuted, rising, uniform))
         weighted = (self.first, self.last) != (1.0, 1.0)
         return Ordering(places=torch.stack(places), weights=torch.stack(weights) if weighted else None)
 

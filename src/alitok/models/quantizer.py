@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alitok.common.devices import send
+from alitok.common.devices import float32_products, send
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.models.seams import Quantized, Quantizer
@@ -32,7 +32,9 @@ def relative_distances(features: Tensor, codes: Tensor) -> Iterator[tuple[Tensor
     """
     norms = codes.square().sum(1)
     for block in features.split(max(1, BLOCK_ELEMENTS // len(codes))):
-        yield block, torch.addmm(norms, block, codes.T, alpha=-2)
+        with float32_products(tf32=False):  # ten bits would often find another code
+            distances = torch.addmm(norms, block, codes.T, alpha=-2)
+        yield block, distances
 
 
 @dataclass

@@ -7,10 +7,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from alitok.common.kernels import chosen
+
 # On a CPU the fused kernel's bfloat16 backward is two to five times slower than the plain formula, and it knows no
 # dropout. For longer sequences the plain formula's weights take too much memory.
 PLAIN_ATTENTION_LENGTH = 1024
 CAUSAL_BLOCK = 160  # queries at a time, so that most of what no query may see is never computed
+
+# "plain" or "fused" wherever a CPU trains; None = what the comment above says. Another processor may differ.
+attention_kernel = chosen("attention")
 
 Init = Literal["paper", "fan-in", "local"]
 
@@ -32,8 +37,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) 
         (B, heads, T, head_dim).
     """
     length = q.shape[-2]
-    plain = on_cpu(q) and q.requires_grad and (q.dtype == torch.bfloat16 or dropout > 0)
-    if not plain or length > PLAIN_ATTENTION_LENGTH:
+    plain = attention_kernel != "fused" if q.dtype == torch.bfloat16 or dropout > 0 else attention_kernel == "plain"
+    if not (plain and on_cpu(q) and q.requires_grad) or length > PLAIN_ATTENTION_LENGTH:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
     blocks = -(-length // CAUSAL_BLOCK) if causal else 1
     size = -(-length // blocks)

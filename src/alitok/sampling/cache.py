@@ -3,7 +3,14 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def halves(dim: int) -> tuple[int, int] | None:
+    """A head's channels as two powers of two of at least 16, which Triton's blocks need; None if there are none."""
+    powers = [2**i for i in range(4, 9)]
+    return next(((one, dim - one) for one in reversed(powers) if dim - one in powers), None)
 
 
 class KeyValueCache:
@@ -17,6 +24,7 @@ class KeyValueCache:
 
     Args:
         layers, rows, heads, max_length, head_dim: `rows` sequences side by side.
+        kernel: of a decoding step, by name (`common.kernels`); all agree but for rounding.
         weighted: keep `value_weights` (rows, 1, max_length), factors on the values when they are used (the stored
             values stay as they are); ones until a guidance rule sets them.
 
@@ -35,7 +43,11 @@ class KeyValueCache:
         device: torch.device,
         dtype: torch.dtype,
         weighted: bool = False,
+        kernel: str = "plain",
     ) -> None:
+        if kernel == "triton" and halves(head_dim) is None:
+            kernel = "plain"
+        self.kernel = kernel
         self.shape = (layers, rows * heads, head_dim)
         self.heads = heads
         self.memory = torch.zeros(2, layers * rows * heads * max_length * head_dim, device=device, dtype=dtype)
@@ -72,14 +84,21 @@ class KeyValueCache:
             positions: (L,) int64 on the cache's device, the same for all rows, or (rows, L); below `length`.
         """
         self.positions = positions
+        self.source = None
+        if self.sources is not None:
+            self.source = self.sources.gather(1, positions.expand(len(self.sources), -1))
+        if self.reads_filled:
+            return
         places = torch.arange(self.length, device=positions.device)
         beyond = places[:, None] > positions[..., None, :]  # (length, L), or (rows, length, L)
         mask = torch.zeros(beyond.shape, dtype=self.memory.dtype, device=positions.device)
         mask.masked_fill_(beyond, -torch.inf)
         self.mask = mask[None] if mask.ndim == 2 else mask.repeat_interleave(self.heads, 0)
-        self.source = None
-        if self.sources is not None:
-            self.source = self.sources.gather(1, positions.expand(len(self.sources), -1))
+
+    @property
+    def reads_filled(self) -> bool:
+        """Whether a step reads the filled part alone, however long the cache is: no mask, and no growing."""
+        return self.kernel == "triton" and self.sources is None
 
     def layer(self, layer: int) -> "LayerCache":
         """The part of one layer in the present step."""
@@ -89,12 +108,22 @@ class KeyValueCache:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores key and value (rows, heads, L, head_dim) at the positions; attention over all up to each, same shape.
 
-        Products of a matrix and a vector per head: for one query, on a CPU, two to five times faster than the fused
-        kernel, which is made for many. In a bfloat16 cache scores and attention are rounded to bfloat16 too.
+        The L positions of a row follow one another. "plain" is products of a matrix and a vector per head: for one
+        query, on the CPU of docs/performance.md, two to five times faster than "fused", which is made for many. In a
+        bfloat16 cache it rounds scores and attention to bfloat16 too.
         """
         rows, heads, length, dim = query.shape
+        if self.reads_filled:
+            from alitok.sampling.decode_kernel import attend
+
+            starts = self.positions[..., 0].reshape(-1)
+            return attend(query, key, value, self.keys[layer], self.values[layer], starts, self.value_weights)
         part = self.layer(layer)
         part.write(key, value)
+        if self.kernel == "fused" and part.weights is None:
+            keys, values = (stored.unflatten(0, (rows, heads)) for stored in (part.keys, part.values))
+            mask = part.mask.mT.unflatten(0, (-1, heads if len(part.mask) > 1 else 1))
+            return F.scaled_dot_product_attention(query, keys, values, mask)
         # (.., L, dim) turned, not reshaped to (.., dim, L): MKL takes the strides of the latter for a slow case
         scores = torch.baddbmm(part.mask, part.keys, query.reshape(-1, length, dim).mT, alpha=dim**-0.5)
         attention = scores.mT.reshape(rows, heads, length, self.length).softmax(-1)

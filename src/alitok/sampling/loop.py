@@ -1,14 +1,18 @@
 """The loop that draws the tokens of one batch, position after position."""
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from alitok.common.devices import widest_float
 from alitok.common.errors import BadInput
+from alitok.common.kernels import decode_kernel
 from alitok.models.generator import Generator
 from alitok.sampling.cache import KeyValueCache
+from alitok.sampling.compiled import CompiledBlock
 from alitok.sampling.graphs import Graphs
 from alitok.sampling.guidance import Branch, Guidance
 
@@ -34,7 +38,8 @@ class Lane:
         self.value_weights = [branch.value_weights for branch in branches]
         weighted = any(weigh is not None for weigh in self.value_weights)
         layers, heads = len(generator.blocks), generator.heads
-        self.cache = KeyValueCache(layers, rows, heads, steps, generator.head_dim, device, dtype, weighted)
+        kernel = kernel_for(generator)
+        self.cache = KeyValueCache(layers, rows, heads, steps, generator.head_dim, device, dtype, weighted, kernel)
         self.x = torch.zeros(rows, 1, width, device=device)
         conditions = [branch.condition for branch in branches if branch.condition is not None]
         length = max((part.shape[1] for part in conditions), default=0)
@@ -148,8 +153,10 @@ class TokenLoop:
         self.confidence.zero_()
         steps = self.generator.num_tokens
         room = -(-steps // (LAYOUTS.get(self.device.type, LAYOUTS["cpu"]) * 8)) * 8
+        if all(lane.cache.reads_filled for lane in self.lanes.values()):
+            room = steps
         for step in range(keep or steps):
-            if step % room == 0:
+            if step % room == 0 and not room == self.cache.length == steps:
                 self.resize(min(step + room, steps))
             if self.graphs is None:
                 self.advance()
@@ -184,6 +191,30 @@ class TokenLoop:
         for lane in self.lanes.values():
             lane.feed(token)
         self.position += 1
+
+
+def kernel_for(generator: Generator) -> str:
+    """The kernel of a decoding step: plain where blocks are compiled, which fuse it themselves."""
+    if any(isinstance(block, CompiledBlock) for block in generator.blocks):
+        return "plain"
+    device = generator.embeddings.weight.device
+    kernel = decode_kernel(device)
+    return "plain" if kernel == "triton" and device.type == "cuda" and not works_on(device) else kernel
+
+
+@cache
+def works_on(device: torch.device) -> bool:
+    """Whether Triton's kernel gives what the plain products give on this GPU; says so once if it does not."""
+    from alitok.sampling.decode_kernel import agrees
+
+    try:
+        if right := agrees(device):
+            return right
+        reason = "its numbers differ from the plain products'"
+    except Exception as error:  # whatever a compiler or driver may raise: the plain products serve
+        reason = f"{type(error).__name__}: {error}"
+    print(f"alitok: the Triton kernel of decoding is not used: {reason[:200]}", file=sys.stderr)
+    return False
 
 
 def check_other(network: Generator, generator: Generator) -> None:

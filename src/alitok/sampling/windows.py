@@ -21,7 +21,7 @@ from alitok.models.generator import Generator, in_order, place_index
 from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.graphs import Graphs
 from alitok.sampling.guidance import Branch, Guidance
-from alitok.sampling.loop import LAYOUTS, check_other
+from alitok.sampling.loop import LAYOUTS, check_other, kernel_for
 
 # Passes between two looks at how far the rows are; each look waits for the device.
 LOOK = {"cpu": 1, "cuda": 8}
@@ -51,7 +51,10 @@ class WindowLane:
         self.generator, self.count, self.rows = generator, len(branches), rows
         device, width = generator.embeddings.weight.device, generator.embeddings.embedding_dim
         layers, heads, total = len(generator.blocks), generator.heads, generator.num_tokens
-        self.cache = KeyValueCache(layers, self.count * rows, heads, total, generator.head_dim, device, dtype)
+        kernel = kernel_for(generator)
+        self.cache = KeyValueCache(
+            layers, self.count * rows, heads, total, generator.head_dim, device, dtype, kernel=kernel
+        )
         self.label = torch.zeros(self.count * rows, 1, width, device=device)
         length = max((one.condition.shape[1] for one in branches if one.condition is not None), default=0)
         self.condition = torch.zeros(self.count * rows, length, width, device=device) if length else None

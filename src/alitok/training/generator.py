@@ -1,6 +1,6 @@
 """Training of the autoregressive generator on cached tokens."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class GeneratorTraining(TrainingModule):
 
     Args:
         generator: class block of the generator.
-        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks: see
+        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32: see
             `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
         guidance, power, schedule, sampling_seed: what the artifact's card recommends for sampling.
@@ -59,7 +59,8 @@ class GeneratorTraining(TrainingModule):
         schedule: str | None = None,
         sampling_seed: int = 0,
         activation_checkpointing: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: bool | Literal["auto"] = "auto",
+        tf32: bool = True,
         losses: dict[str, Any] | None = None,
         corruptions: dict[str, Any] | None = None,
         order: dict[str, Any] | None = None,
@@ -68,7 +69,7 @@ class GeneratorTraining(TrainingModule):
         reference: str | None = None,
     ) -> None:
         super().__init__(
-            phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
+            phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32
         )
         self.generator: Generator = build_with_block(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout

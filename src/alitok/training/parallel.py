@@ -6,9 +6,11 @@ is also moved outside of the optimizer, and the discriminator stay whole on ever
 
 import inspect
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from importlib.util import find_spec
 from types import MethodType
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from alitok.common.build import build
-from alitok.common.compiler import need_compiler
+from alitok.common.compiler import has_compiler, need_compiler
 from alitok.common.distributed import all_stack, all_sum, is_distributed, world_size
 from alitok.common.errors import BadInput
 from alitok.models.seams import Part
@@ -97,7 +99,10 @@ def parallelize(
     check_strategy(strategy)
     if precision == "16-mixed":
         raise BadInput("precision 16-mixed is not supported; use bf16-mixed or 32-true.")
-    if module.compile_blocks:
+    if module.compile_blocks == "auto":
+        if module.device.type == "cuda" and has_compiler() and find_spec("triton"):
+            compile_blocks(model, or_plain=True)
+    elif module.compile_blocks:
         need_compiler("model.compile_blocks")
         compile_blocks(model)
     if module.activation_checkpointing:
@@ -164,15 +169,37 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from layer
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Compiles forward and backward pass of each block at its first step; what strategies hook on stays outside."""
+def compile_blocks(module: nn.Module, or_plain: bool = False) -> None:
+    """Compiles forward and backward pass of each block at its first step; what strategies hook on stays outside.
+
+    Args:
+        or_plain: blocks that do not compile run as they are, and one line says so.
+    """
+    # validation, an uneven last micro-batch and the discriminator's turn each compile a form of their own
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for block in blocks(module):
         # a bound method, so that a copy of the module gets one of its own
-        block.forward = MethodType(_compiled, block)
+        block.forward = MethodType(_compiled_or_plain if or_plain else _compiled, block)
 
 
 def _compiled(block: nn.Module, *arguments: Any) -> Any:
     return _compiled_forward(type(block).forward)(block, *arguments)
+
+
+_does_not_compile: set[type] = set()
+
+
+def _compiled_or_plain(block: nn.Module, *arguments: Any) -> Any:
+    if type(block) not in _does_not_compile:
+        try:
+            return _compiled(block, *arguments)
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            _does_not_compile.add(type(block))
+            reason = " ".join(str(error).split())[:200]
+            print(f"alitok: {type(block).__name__} does not compile and runs as it is: {reason}", file=sys.stderr)
+    return type(block).forward(block, *arguments)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class TokenizerTraining(TrainingModule):
     Args:
         tokenizer: class block of the tokenizer.
         losses: loss terms, class blocks by name; their weights are the phases'.
-        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks: see
+        phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32: see
             `TrainingModule`.
         discriminator: class block; needed where a phase is adversarial.
         adversarial: class block of the adversarial loss; likewise.
@@ -60,10 +60,11 @@ class TokenizerTraining(TrainingModule):
         trainable: list[str] | None = None,
         codebook_lr: float = 1.0,
         activation_checkpointing: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: bool | Literal["auto"] = "auto",
+        tf32: bool = True,
     ) -> None:
         super().__init__(
-            phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks
+            phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32
         )
         self.tokenizer: Tokenizer = build_with_block(tokenizer)  # type: ignore[assignment]
         self.terms = Terms(losses, self.schedule, self.tokenizer)

@@ -19,10 +19,10 @@ from alitok.common.compiler import has_compiler
 from alitok.common.devices import float32_products
 from alitok.common.draw import Draw
 from alitok.common.files import experiments_folder
+from alitok.common.hardware import best
 from alitok.config import compose_run
 from alitok.ideas.shared.sub_codes import SubCodeGenerator
 from alitok.models.generator import Generator
-from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.generate import Sampler
 
 SHAPE: dict[str, Any] = {"num_classes": 5, "num_prefix": 3, "grid": (4, 4), "width": 64, "depth": 2, "heads": 4}
@@ -77,11 +77,13 @@ def right(day: Any) -> None:
             day.skip("compiled: share of equal ids", "no compiler")
         name = "one kernel for cache and attention = attend"
         if day.cuda and find_spec("triton"):
+            from alitok.sampling.decode_kernel import agrees
+
             for head_dim in (80, 64, 48):
-                for weighted in (False, True):
+                for length in (1, 4, 16):  # one token, with weights on the values, and windows
                     for dtype in (torch.float32, torch.bfloat16):
-                        label = f"{name}, {head_dim}{', weighted' * weighted}, {str(dtype)[6:]}"
-                        day.number(label, lambda a=(head_dim, weighted, dtype): kernel_agrees(device, *a))
+                        label = f"{name}, {head_dim}, {length} at a time, {str(dtype)[6:]}"
+                        day.number(label, lambda a=(head_dim, dtype, length): agrees(device, *a))
             day.number("that kernel, batch 256 of 662M", lambda: kernel_bandwidth(device), "TB/s")
         else:
             day.skip(name, "needs CUDA and Triton")
@@ -122,32 +124,9 @@ def compiled_agreement(generator: Any, device: Any) -> float:
     return float((found[0] == found[1]).float().mean())
 
 
-def kernel_agrees(device: Any, head_dim: int, weighted: bool, dtype: torch.dtype) -> bool:
-    """At each position of a sequence, within the type's rounding."""
-    from kernel import attend
-
-    rows, heads, room = 3, 2, 70
-    cache = KeyValueCache(1, rows, heads, room, head_dim, device, dtype, weighted)
-    cache.resize(room)
-    if cache.value_weights is not None:
-        cache.value_weights.uniform_()
-    keys, values = torch.zeros_like(cache.keys[0]), torch.zeros_like(cache.values[0])
-    worst = 0.0
-    for place in range(room):
-        q, k, v = torch.randn(3, rows, heads, 1, head_dim, device=device, dtype=dtype).unbind()
-        position = torch.tensor([place], device=device)
-        cache.start_step(position)
-        expected = cache.attend(0, q, k, v)
-        found = attend(q, k, v, keys, values, position, cache.value_weights)
-        worst = max(worst, float((found - expected).abs().max()))
-    return worst < (1e-5 if dtype == torch.float32 else 0.05) and torch.equal(keys, cache.keys[0])
-
-
 def kernel_bandwidth(device: Any) -> float:
     """Bytes of keys and values read a second, / 10^12, at position 272 of 273 of one layer."""
-    from kernel import attend
-
-    from alitok.common.hardware import best
+    from alitok.sampling.decode_kernel import attend
 
     rows, heads, room, dim = 512, 16, 273, 80
     keys, values = torch.randn(2, rows * heads, room, dim, device=device, dtype=torch.bfloat16).unbind()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pkgutil
 import platform
 import shutil
 import time
@@ -15,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checks import right, strategies
 
-from alitok.cli import VERBS
 from alitok.common.build import build
 from alitok.common.devices import float32_products, pick_device
 from alitok.common.draw import Draw
@@ -32,13 +31,14 @@ from alitok.profiling.cost import Layout, cost
 from alitok.sampling.generate import Sampler
 from alitok.sampling.sets import draw_set, set_settings
 from alitok.sampling.weights import for_inference
+from alitok.studies.doctor.checks import right, strategies
 
 
 class Day:
     """One stage: where it computes, at which size, and where its numbers go."""
 
-    def __init__(self, stage: str, device: str, out: Path, tiny: bool) -> None:
-        self.stage, self.out, self.tiny = stage, out.resolve(), tiny
+    def __init__(self, stage: str, device: str, out: str | Path, tiny: bool) -> None:
+        self.stage, self.out, self.tiny = stage, Path(out).resolve(), tiny
         self.device = pick_device(device)
         self.cuda = self.device.type == "cuda"
         self.experiment = "demo" if tiny else "release"
@@ -102,7 +102,7 @@ class Day:
             self.say(f"{name}: did not fit; batch", batch)
         if value is not None:
             peak = torch.cuda.max_memory_allocated() / 1e9 if self.cuda else math.nan
-            notes = {} if math.isnan(peak) else {"gigabytes": round(peak, 2)}
+            notes: dict[str, Any] = {} if math.isnan(peak) else {"gigabytes": round(peak, 2)}
             if limit:
                 self.say(f"{name}: share of products at peak", round(value / limit, 3), **notes, batch=batch)
             elif notes:
@@ -121,13 +121,15 @@ class Day:
 
 
 def setup(day: Day) -> None:
+    verbs = [module.name for module in pkgutil.iter_modules(import_module("alitok.commands").__path__)]
+
     def every_verb() -> bool:
-        return all(import_module(f"alitok.commands.{verb.replace('-', '_')}") for verb in VERBS)
+        return all(import_module(f"alitok.commands.{verb}") for verb in verbs)
 
     day.say("device", torch.cuda.get_device_name(day.device) if day.cuda else platform.processor() or "cpu")
     day.say("torch", torch.__version__, cuda=torch.version.cuda, python=platform.python_version())
     day.say("cores", len(os.sched_getaffinity(0)))
-    day.number(f"{len(VERBS)} verbs can be imported", every_verb)
+    day.number(f"{len(verbs)} modules of verbs can be imported", every_verb)
 
 
 def limits(day: Day) -> None:

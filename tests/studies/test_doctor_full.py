@@ -1,41 +1,31 @@
 """The measuring command for a first day on a GPU: its dry run, and what becomes of a stage that hangs or fails."""
 
 import json
-import runpy
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "tools" / "gpu_day"
-STAGES = runpy.run_path(str(FOLDER / "__main__.py"))["STAGES"]
-
-
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    import importlib
-
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("stages")
+from alitok.studies.doctor import full, stages
+from alitok.studies.doctor.full import STAGES, run_stage, show
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_dry_run(stage: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER), "--device", "cpu", "--tiny", "--out", str(tmp_path), "--only", stage]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "alitok", "doctor", "--full", "--device", "cpu", "--tiny", "--only", stage]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + (tmp_path / f"{stage}.txt").read_text()
     assert f"{stage}: done" in done.stdout
     assert (tmp_path / f"{stage}.jsonl").read_text()
+    assert f"| {stage} |" in (tmp_path / "table.md").read_text()
 
 
 def test_each_number_is_written_at_once_and_none_stops_the_stage(
-    stages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     day, batches = stages.Day("limits", "cpu", tmp_path, True), []
 
@@ -62,18 +52,17 @@ def test_each_number_is_written_at_once_and_none_stops_the_stage(
     assert batches == [8, 4]
     assert [line["value"] for line in lines()] == [1.0, None, "yes", "no", None, 2.0, 4]
     assert "ZeroDivisionError" in lines()[1]["failed"]
-    shown = runpy.run_path(str(FOLDER / "__main__.py"))["show"]
-    assert shown(tmp_path, {"limits": "done (1 s)"}) == 1
+    assert show(tmp_path, {"limits": "done (1 s)"}) == 1
     table = capsys.readouterr().out
     assert "skipped: no GPU" in table
     assert "failed: ZeroDivisionError" in table
 
 
-def test_a_stage_that_hangs_costs_its_own_time_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    driver = runpy.run_path(str(FOLDER / "__main__.py"))
-    driver["run_stage"].__globals__["TINY_LIMIT"] = 0.5
-    args = Namespace(device="cpu", out=tmp_path, tiny=True)
-    outcome = driver["run_stage"]("setup", args)
+def test_a_stage_that_hangs_costs_its_own_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(full, "TINY_LIMIT", 0.5)
+    outcome = run_stage("setup", tmp_path, "cpu", tiny=True)
     assert outcome.startswith("stopped after 0.5 s")
-    assert driver["show"](tmp_path, {"setup": outcome}) == 1
+    assert show(tmp_path, {"setup": outcome}) == 1
     assert "setup: stopped" in capsys.readouterr().out

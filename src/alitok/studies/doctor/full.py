@@ -1,0 +1,103 @@
+"""The long look: is it right here, how fast is it, what is near its limit; stage by stage.
+
+Each stage is a process of its own with a limit of its own, so that one that hangs costs its own time only. A stage
+writes STAGE.jsonl into the folder, a line after each number, and STAGE.txt with all that it printed. It needs no data
+and no network. Seven minutes on an H100 or H200; `tiny` is a dry run on anything.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from alitok.common.files import write_text
+
+# Seconds that a stage may take; all of them together are planned to take half of it.
+STAGES = {
+    "setup": 60,
+    "limits": 60,
+    "right": 120,
+    "strategies": 120,
+    "sampling": 180,
+    "generators": 150,
+    "stage1": 150,
+    "tokenise": 120,
+    "rest": 120,
+}
+TINY_LIMIT = 300  # of each stage, on a slow CPU
+
+
+def full(out: Path, device: str, only: Sequence[str] | None = None, tiny: bool = False) -> int:
+    """Runs the stages and prints the table; the exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes = {}
+    for stage in only or STAGES:
+        print(f"{stage} ...", flush=True)
+        outcomes[stage] = run_stage(stage, out, device, tiny)
+    write_table(out, outcomes)
+    return show(out, outcomes)
+
+
+def run_stage(stage: str, out: Path, device: str, tiny: bool) -> str:
+    """Runs a stage: "done", "ended with 1" or "stopped after 60 s", and the seconds it took."""
+    arguments = f"{stage!r}, {device!r}, {str(out)!r}, {tiny}"
+    call = f"from alitok.studies.doctor.stages import Day; raise SystemExit(Day({arguments}).run())"
+    (out / f"{stage}.jsonl").unlink(missing_ok=True)
+    limit, start = TINY_LIMIT if tiny else STAGES[stage], time.perf_counter()
+    few = {"OMP_NUM_THREADS": "1"} if tiny else {}  # more threads only wait for each other
+    with open(out / f"{stage}.txt", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", call], stdout=log, stderr=log, start_new_session=True, env=os.environ | few
+        )
+        try:
+            code = process.wait(limit)
+            outcome = "done" if code == 0 else f"ended with {code}"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped after {limit} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the stage, or workers that it left
+            process.wait()
+    return f"{outcome} ({time.perf_counter() - start:.0f} s)"
+
+
+def show(out: Path, outcomes: dict[str, str]) -> int:
+    """Prints the table; the exit status."""
+    bad = 0
+    for stage, outcome in outcomes.items():
+        bad += not outcome.startswith("done")
+        print(f"\n{stage}: {outcome}" + ("" if outcome.startswith("done") else f", see {out / stage}.txt"))
+        for entry in read_lines(out, stage):
+            bad += "failed" in entry or entry["value"] == "no"
+            print(f"  {entry['name']:<56}{worded(entry)}")
+    return int(bad > 0)
+
+
+def read_lines(out: Path, stage: str) -> list[dict[str, Any]]:
+    """The numbers that a stage has written, in their order."""
+    file = out / f"{stage}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def write_table(out: Path, outcomes: dict[str, str]) -> None:
+    """Writes table.md, of the form of docs/performance.md."""
+    lines = ["| stage | what | value |", "|---|---|---|"]
+    for stage in outcomes:
+        lines += [f"| {stage} | {entry['name']} | {worded(entry)} |" for entry in read_lines(out, stage)]
+    write_text(out / "table.md", "\n".join(lines) + "\n")
+
+
+def worded(entry: dict[str, Any]) -> str:
+    for key in ("failed", "skipped"):
+        if key in entry:
+            return f"{key}: {entry[key]}"[:110]
+    value = entry["value"]
+    if isinstance(value, float):
+        value = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value} {entry['unit']}".rstrip()

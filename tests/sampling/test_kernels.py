@@ -1,0 +1,128 @@
+"""The kernels of attention: each agrees with the others, and the user may name one."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from alitok.common import kernels
+from alitok.common.draw import Draw
+from alitok.common.errors import BadInput
+from alitok.models import transformer
+from alitok.models.generator import Generator
+from alitok.sampling.cache import halves
+from alitok.sampling.generate import Sampler
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+def drawn(window: int = 1, schedule: str = "power-cosine") -> torch.Tensor:
+    """Ids of three images by a generator whose output is random too."""
+    torch.manual_seed(0)
+    generator = Generator(16, 5, 2, (2, 3), width=64, depth=1, heads=2).eval()
+    torch.nn.init.normal_(generator.output.weight, std=0.3)
+    return Sampler(generator, Draw(2.0, schedule=schedule, window=window)).sample(torch.arange(3))
+
+
+@needs_triton
+def test_the_triton_kernel_in_its_interpreter() -> None:
+    """At every position, head widths 48, 64 and 80, both types, one token and windows; then whole images."""
+    code = """
+import os, torch
+from alitok.sampling.decode_kernel import agrees
+for dim, dtype, length in (
+    (80, torch.float32, 1), (64, torch.bfloat16, 1), (48, torch.float32, 1),
+    (48, torch.float32, 3), (64, torch.bfloat16, 16), (80, torch.bfloat16, 5), (80, torch.float32, 16),
+):
+    assert agrees(torch.device("cpu"), dim, dtype, length, room=40), (dim, dtype, length)
+from tests.sampling.test_kernels import drawn
+for words in ({}, {"window": 3}, {"schedule": "softcfg"}):
+    os.environ["ALITOK_KERNELS"] = "decode=triton"
+    found = drawn(**words)
+    os.environ["ALITOK_KERNELS"] = "decode=plain"
+    assert torch.equal(found, drawn(**words)), words
+print("all agree")
+"""
+    words = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=words)
+    assert done.stdout.strip() == "all agree", done.stderr
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", ["_one_token", "_window"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_triton_kernel_compiles_for_an_h100(kernel: str, dtype: str) -> None:
+    """To machine code, which needs no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from alitok.sampling import decode_kernel
+
+    function = getattr(decode_kernel, kernel)
+    constants = {"D": 80, "D1": 64, "D2": 16, "N": decode_kernel.BLOCK}
+    precision = {"fp32": "ieee", "bf16": "tf32"}[dtype]
+    constants |= {"WEIGHTED": True} if kernel == "_one_token" else {"L": 4, "LP": 16, "PRECISION": precision}
+    types = {"starts": "*i64", "scale": "fp32"} | dict.fromkeys(("heads", "room", "span", "stride"), "i32")
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, f"*{dtype}") for name in function.arg_names
+    }
+    source = ASTSource(function, signature, constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+    assert compiled.asm["cubin"]
+
+
+def test_the_parts_of_a_head() -> None:
+    assert [halves(dim) for dim in (32, 48, 64, 80, 96, 128)] == [
+        (16, 16),
+        (32, 16),
+        (32, 32),
+        (64, 16),
+        (64, 32),
+        (64, 64),
+    ]
+    assert halves(72) is None
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_fused_decoding_draws_the_same(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = drawn(window)
+    monkeypatch.setenv("ALITOK_KERNELS", "decode=fused")
+    assert torch.equal(drawn(window), expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_training(causal: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain formula and the fused kernel give the same result and gradient."""
+    found = []
+    for kernel in ("plain", "fused"):
+        monkeypatch.setattr(transformer, "attention_kernel", kernel)
+        torch.manual_seed(0)
+        parts = [torch.randn(2, 3, 20, 16, dtype=dtype, requires_grad=True) for _ in range(3)]
+        out = transformer.attend(*parts, causal=causal)
+        out.float().square().sum().backward()
+        found.append([out, *(part.grad for part in parts)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=0.05 if dtype == torch.bfloat16 else 1e-4, atol=0.05 if dtype == torch.bfloat16 else 1e-5
+        )
+
+
+def test_what_the_variable_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALITOK_KERNELS", "attention=fused, decode=plain")
+    assert kernels.chosen("attention") == "fused"
+    assert kernels.decode_kernel(torch.device("cpu")) == "plain"
+    for value, match in (
+        ("decodes=plain", "'decodes'; did you mean 'decode'"),
+        ("decode=fast", "wants 'fast' for decode; there are plain, fused, triton"),
+        ("decode", "wants '' for decode"),
+        ("decode=triton", "needs Triton and an NVIDIA GPU"),
+    ):
+        monkeypatch.setenv("ALITOK_KERNELS", value)
+        with pytest.raises(BadInput, match=match):
+            kernels.decode_kernel(torch.device("cpu"))
