@@ -62,18 +62,31 @@ def test_streams_are_those_of_the_generators_device(pair, monkeypatch):
         def wait_stream(self, other):
             waits.append((self.name, other.name))
 
+        def wait_event(self, event):
+            waits.append((self.name, event.number))
+
+    class Event:
+        count = 0
+
+        def record(self, stream):
+            assert stream.name == "side"
+            self.number = Event.count
+            Event.count += 1
+
     def current_stream(device=None):
         asked.append(device)
         return Stream(device, "present")
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     parts = list(sampler.sample([([0, 1], [0, 1]), ([2], [2])], size=2))
     assert [indices for indices, *_ in parts] == [[0, 1], [2]]
     assert asked == [device] * 4
-    assert sorted(waits) == [("present", "side")] * 2 + [("side", "present")] * 2
+    # the second batch is under way on the side when the first, and only that, is waited for
+    assert waits == [("side", "present"), ("side", "present"), ("present", 0), ("present", 1)]
 
 
 def test_windows_hand_over_whole_batches_in_order(pair):

@@ -130,7 +130,8 @@ def show(machine: "Machine", rows: list["Row"], console: Any) -> None:
     record = machine.record()
     title = (
         f"{record['device']}, {record['threads']} threads: float32 {machine.float32 / 1e9:,.0f} and bfloat16 "
-        f"{machine.bfloat16 / 1e9:,.0f} GFLOP/s, memory {machine.bandwidth / 1e9:,.1f} GB/s"
+        f"{machine.bfloat16 / 1e9:,.0f} GFLOP/s, memory {machine.bandwidth / 1e9:,.1f} GB/s; "
+        f"decoding by {record['kernels']['decode']}"
     )
     table = Table(title=title)
     table.add_column("benchmark", no_wrap=True)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="of --full: for numbers, logs and table.md")
     parser.add_argument("--only", action="append", metavar="STAGE", help="of --full: one stage; may be repeated")
     parser.add_argument("--tiny", action="store_true", help="of --full: small models and few steps, a dry run")
-    parser.epilog = "example: alitok doctor && alitok doctor --full --out runs/doctor"
+    parser.epilog = "example: alitok doctor --full --out runs/doctor"
 
 
 def run(args: argparse.Namespace) -> None:

@@ -34,6 +34,25 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+class Fetched:
+    """A tensor on its way to the host: the copy is queued at once, and work that is queued later does not delay it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._tensor = tensor
+        if tensor.device.type == "cuda":
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def get(self) -> Tensor:
+        """The tensor on the CPU; waits until it is there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor.cpu()
+
+
 def pick_device(name: str) -> torch.device:
     """ "auto" = a GPU where there is one; else the device of that name, which becomes the present one.
 

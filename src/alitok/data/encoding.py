@@ -183,6 +183,7 @@ def _make(
     shards: Any, mine: Sequence[int], source: Any, encode: Encoding, workers: int, may_skip: int
 ) -> tuple[int, float, float]:
     """Encodes and writes these shards; returns crops, seconds, and seconds of waiting for images."""
+    from alitok.common.devices import Fetched
     from alitok.common.errors import BadInput
     from alitok.common.progress import counter
 
@@ -200,7 +201,7 @@ def _make(
             nonlocal labels, ids, skipped
             shard, part, found, encoded = ahead.popleft()
             labels += found
-            ids += [] if encoded is None else list(encoded.cpu().numpy())
+            ids += [] if encoded is None else list(encoded.get().numpy())
             if part.stop == shards.images(shard).stop:
                 shards.write(shard, labels, ids, [skip for skip in skipped if skip.image < part.stop])
                 labels, ids, skipped = [], [], [skip for skip in skipped if skip.image >= part.stop]
@@ -220,8 +221,11 @@ def _make(
                 _check_skipped(left_out, may_skip, missing[-1].reason)
                 for skip in missing:
                     log.warning("Left out image %d (%d so far): %s", skip.image, left_out, skip.reason)
-            encoded = encode(made.images) if len(made.images) else None
-            crop_count += 0 if encoded is None else encoded.shape[0] * encoded.shape[1]
+            encoded = None
+            if len(made.images):
+                found = encode(made.images)
+                crop_count += found.shape[0] * found.shape[1]
+                encoded = Fetched(found)
             ahead.append((shard, part, made.labels.tolist(), encoded))
             if len(ahead) > 1:  # a GPU works on one batch while the next is sent to it
                 take()

@@ -35,6 +35,7 @@ def relative_distances(features: Tensor, codes: Tensor) -> Iterator[tuple[Tensor
         with float32_products(tf32=False):  # ten bits would often find another code
             distances = torch.addmm(norms, block, codes.T, alpha=-2)
         yield block, distances
+        del distances  # else two blocks of them lie in memory
 
 
 @dataclass

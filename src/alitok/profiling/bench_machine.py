@@ -16,7 +16,9 @@ from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.common.hardware import Hardware, best, matmul_rate, timed
+from alitok.common.kernels import decode_kernel
 from alitok.config import load_yaml, resolve
+from alitok.models.transformer import attention_kernel
 from alitok.reports.provenance import processor
 from alitok.sampling.weights import PRECISION
 
@@ -74,6 +76,10 @@ class Machine:
             "tf32_flops": self.tf32,
             "bfloat16_flops": self.bfloat16,
             "memory_bandwidth": self.bandwidth,
+            "kernels": {
+                "attention": attention_kernel or "by type: see docs/performance.md",
+                "decode": decode_kernel(self.device),
+            },
         }
 
 

@@ -79,7 +79,7 @@ class ImageSampler:
             yield from self._by_windows(batches, on_step, size)
             return
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        waiting: Batch | None = None
+        waiting: tuple[Batch, torch.cuda.Event] | None = None
         for indices, labels in batches:
             chosen, wanted = list(indices), list(labels)
             fill = max(0, size - len(chosen)) if side is not None else 0
@@ -91,12 +91,14 @@ class ImageSampler:
             side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(side):
                 images = self.tokenizer.decode(ids, self.seed, chosen)
+                decoded = torch.cuda.Event()
+                decoded.record(side)
             ids.record_stream(side)
             if waiting is not None:
-                yield _handed_over(waiting, side)
-            waiting = chosen, ids, images
-        if waiting is not None and side is not None:
-            yield _handed_over(waiting, side)
+                yield _handed_over(*waiting, self.device)
+            waiting = (chosen, ids, images), decoded
+        if waiting is not None:
+            yield _handed_over(*waiting, self.device)
 
     def _by_windows(
         self,
@@ -130,10 +132,10 @@ class ImageSampler:
             on_step(number)
 
 
-def _handed_over(batch: Batch, side: torch.cuda.Stream) -> Batch:
-    """Makes the present stream wait for the decoder's."""
-    present = torch.cuda.current_stream(side.device)
-    present.wait_stream(side)
+def _handed_over(batch: Batch, decoded: torch.cuda.Event, device: torch.device) -> Batch:
+    """Makes the present stream wait until this batch is decoded; the next one may still be."""
+    present = torch.cuda.current_stream(device)
+    present.wait_event(decoded)
     batch[2].record_stream(present)
     return batch
 

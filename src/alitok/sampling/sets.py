@@ -4,6 +4,7 @@ What is drawn lies in a hidden folder beside the output (`.samples.npz.partial`)
 images; the output appears when all of them are there.
 """
 
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -110,12 +111,16 @@ class SampleSet:
         if self.kind == "folder":
             from torchvision.io import encode_png
 
-            for index, image in enumerate(images.cpu(), start):
+            def save(index: int, image: Tensor) -> None:
                 with atomic_file(self.partial / f"{index:06d}.png") as temporary:
                     temporary.write_bytes(encode_png(image).numpy().tobytes())
+
+            with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as savers:  # one packs 70 images a second
+                list(savers.map(save, range(start, start + len(images)), images.cpu()))
             return
         with atomic_file(self.partial / f"{run_name(range(start, start + len(images)))}.npy") as temporary:
-            np.save(temporary, images.permute(0, 2, 3, 1).cpu().numpy())
+            # contiguous where the images are: `save` would go through the strides byte by byte
+            np.save(temporary, images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def finish(self, grid: Callable[[Tensor], None] | None = None) -> None:
         """Puts the output in its place and clears up. For one process, when nothing is missing.
