@@ -149,7 +149,7 @@ class Generation(Callback):
         guidance: float = 0.0,
         power: float = 1.0,
         seed: int = 0,
-        schedule: str | None = None,
+        schedule: str | dict[str, Any] | None = None,
     ) -> None:
         if count < 2 or batch < 1:
             raise BadInput(f"Samples need a count of at least 2 and a batch of at least 1, not {count} and {batch}.")

@@ -68,7 +68,7 @@ class SampleGrid(Callback):
         guidance: float = 0.0,
         power: float = 1.0,
         seed: int = 0,
-        schedule: str | None = None,
+        schedule: str | dict[str, Any] | None = None,
     ) -> None:
         self.tokenizer, self.classes, self.rows = tokenizer, classes, rows
         self.draw = {"guidance": guidance, "power": power, "schedule": schedule, "seed": seed}

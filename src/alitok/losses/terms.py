@@ -71,7 +71,9 @@ class LossTerm:
             outputs: by name. A tokenizer gives `image` (B, 3, H, W); `prefix` (B, 3, p, p K) from decoders with a
                 prefix head; `latents` (B, N, D) and `ids` (B, N) or (B, N, S); `quantizer_losses`, scalars by name;
                 `statistics` for the quantizer's update. A generator gives `hidden` (B, N, width) at its head, `nats`
-                (B, N), `inputs`, the ids that it read, `labels`, and `logits` if its head has any. Both: the `taps`.
+                (B, N), `inputs`, the ids that it read, `labels`, and `logits` if its head has any; `with_labels`, a
+                function from other labels (B,) to the outputs for them; `reference`, the frozen generator's outputs if
+                `needs_reference`. Both: the `taps`.
             step: of training; None in validation.
 
         Raises:

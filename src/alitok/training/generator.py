@@ -1,5 +1,7 @@
 """Training of the autoregressive generator on cached tokens."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,7 +32,8 @@ class GeneratorTraining(TrainingModule):
             `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
         guidance, power, schedule, sampling_seed: what the artifact's card recommends for sampling.
-        losses: loss terms that are added to the head's loss, class blocks by name; their weights are the phases'.
+        losses: loss terms that are added to the head's loss, class blocks by name; their weights are the phases', which
+            call the head's loss "nats".
         corruptions: what the generator reads in place of the true tokens, class blocks by name, applied in order.
         order: class block of the order in which the tokens are written; None for 0..N-1.
         tokenizer: artifact of the tokenizer, for terms that need its codebook.
@@ -56,7 +59,7 @@ class GeneratorTraining(TrainingModule):
         class_dropout: float = 0.1,
         guidance: float = 0.0,
         power: float = 1.0,
-        schedule: str | None = None,
+        schedule: str | dict[str, Any] | None = None,
         sampling_seed: int = 0,
         activation_checkpointing: bool = False,
         compile_blocks: bool | Literal["auto"] = "auto",
@@ -223,15 +226,20 @@ class GeneratorTraining(TrainingModule):
             ordering = self.order(self.generator.num_tokens, self.generator.num_prefix, part.step)
         labels = self._drop_classes(part.batch, record.step)
         places = None if ordering is None else send(ordering.places, tokens.device)
+        read = {"ids": tokens, "inputs": inputs, "order": places, "step": part.step}
+        half = torch.is_autocast_enabled(tokens.device.type)
         with self.terms.tapped() as seen:
-            outputs: dict[str, Any] = dict(self.generator.losses(tokens, labels, inputs, places, part.step))
+            outputs = outputs_of(self.generator, read, half, labels)
         if self._reference:
             with torch.no_grad():
-                outputs["reference"] = self._reference[0].losses(tokens, labels, inputs, places, part.step)
-        nats = outputs["nats"]
+                outputs["reference"] = outputs_of(self._reference[0], read, half, labels)
+        nats, weight = outputs["nats"], moment.phase.weights.get("nats", 1.0)
         if ordering is not None and ordering.weights is not None:
             nats = nats * send(ordering.weights, nats.device)
-        return nats.mean() + self.terms.loss(part, seen.join(outputs), moment, record)
+        terms = self.terms.loss(part, seen.join(outputs), moment, record)
+        if weight == 0:
+            return terms
+        return (nats.mean() if weight == 1 else weight * nats.mean()) + terms
 
     def _drop_classes(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Labels, some of them "no class": which ones depends on seed and position, not on processes."""
@@ -246,3 +254,15 @@ class GeneratorTraining(TrainingModule):
         return {"logits": outputs["logits"]} if "logits" in outputs else {}
 
     test_step = validation_step
+
+
+def outputs_of(generator: Generator, read: Mapping[str, Any], half: bool, labels: Tensor) -> dict[str, Any]:
+    """What loss terms see of a generator.
+
+    Args:
+        read: `ids`, `inputs`, `order` and `step` of `Generator.losses`.
+        half: with autocast, which is off where a term asks again, with other labels.
+    """
+    with torch.autocast(labels.device.type, enabled=half):
+        outputs: dict[str, Any] = dict(generator.losses(labels=labels, **read))
+    return outputs | {"with_labels": partial(outputs_of, generator, read, half)}

@@ -13,7 +13,7 @@ from alitok.losses.terms import LossTerm
 from alitok.training.records import MicroBatch, StepRecord, Taps, tapped
 from alitok.training.schedule import Moment, Schedule
 
-TAKEN = {"loss", "gan", "discriminator", "grad_norm", "discriminator_grad_norm", "lr"}
+TAKEN = {"loss", "nats", "gan", "discriminator", "grad_norm", "discriminator_grad_norm", "lr"}
 
 
 class Terms(dict[str, LossTerm]):

@@ -1,0 +1,55 @@
+"""Guidance by a weaker generator of the same tokens: a smaller one, or an earlier checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alitok.artifacts.folder import load_generator
+from alitok.common.errors import BadInput
+from alitok.models.generator import Generator
+from alitok.sampling.guidance import Branch, PowerCosine
+
+
+@dataclass(frozen=True)
+class WeakerGenerator(PowerCosine):
+    """weak + s (strong - weak), s of power-cosine guidance (autoguidance: Karras et al. 2024, arXiv 2406.02507).
+
+    There it guides diffusion models; for LlamaGen, RAR or AliTok no measurement is published.
+
+    Args:
+        checkpoint: artifact of the weaker generator.
+        scale, power: of `PowerCosine`.
+        label: of the weaker generator: the "same" class, or "none".
+
+    Raises:
+        BadInput: another word for the label.
+    """
+
+    scale: float = 1.0
+    checkpoint: str = ""
+    label: Literal["same", "none"] = "same"
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
+            raise BadInput("WeakerGenerator needs the artifact of a generator: give checkpoint.")
+        if self.label not in ("same", "none"):
+            raise BadInput(f"WeakerGenerator: label must be same or none, not {self.label!r}.")
+
+    def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
+        weak = _loaded(self.checkpoint, str(labels.device))
+        if weak.num_classes != generator.num_classes:
+            raise BadInput(
+                f"{self.checkpoint} has {weak.num_classes} classes, the generator that is sampled"
+                f" {generator.num_classes}; give one of the same classes."
+            )
+        theirs = labels if self.label == "same" else torch.full_like(labels, weak.num_classes)
+        return [Branch(labels=labels), Branch(labels=theirs, generator=weak)]
+
+
+@lru_cache(maxsize=2)
+def _loaded(checkpoint: str, device: str) -> Generator:
+    return load_generator(checkpoint, device)

@@ -1,0 +1,61 @@
+"""CCA: a trained generator learns to tell its class from others, and then needs no guidance (arXiv 2410.09347)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alitok.common.devices import send
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.losses.terms import Batch, LossTerm, Outputs
+
+
+class ConditionContrast(LossTerm):
+    """-log s(beta R(x, y)) - share log s(-beta R(x, y')), over max(share, 1); s is the sigmoid.
+
+    R is the sum over tokens of log p(token) - log p_reference(token). y' is another class, uniform from seed, step and
+    the image's place; CCA's code takes the label of the next image of the batch. An image whose label was dropped has
+    the first part only. Phases that use the term switch the head's own loss off: `weights: {nats: 0}`.
+
+    R grows with the number of tokens, so beta belongs to N.
+
+    Args:
+        classes: C, of the generator.
+        beta: published 0.02 for 576 tokens.
+        share: of the negatives, published 300 to 1,000 (its lambda); 1 keeps more diversity, for use with guidance.
+
+    Raises:
+        BadInput: fewer than two classes, or a value that is not positive.
+    """
+
+    needs_reference = True
+
+    def __init__(self, classes: int, beta: float = 0.02, share: float = 1000.0) -> None:
+        if classes < 2 or beta <= 0 or share <= 0:
+            raise BadInput(
+                "ConditionContrast takes 2 or more classes, and beta and share above 0, not"
+                f" {classes}, {beta} and {share}."
+            )
+        self.classes, self.beta, self.share = classes, beta, share
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        if step is None:
+            raise BadInput("ConditionContrast draws its negative classes by step, so it is a term of training only.")
+        own = batch["label"]
+        drawn = [
+            torch.randint(self.classes - 1, (), generator=step.stream("negative class", place)) for place in step.places
+        ]
+        other = (own + 1 + send(torch.stack(drawn), own.device)) % self.classes
+        positive = -F.logsigmoid(self.beta * log_ratio(outputs, outputs["reference"]))
+        with torch.no_grad():
+            reference = outputs["reference"]["with_labels"](other)
+        negative = -F.logsigmoid(-self.beta * log_ratio(outputs["with_labels"](other), reference))
+        negative = torch.where(outputs["labels"] == own, negative, 0.0)
+        return (positive + self.share * negative).mean() / max(self.share, 1.0)
+
+
+def log_ratio(ours: Outputs, theirs: Outputs) -> Tensor:
+    """R (B,): log of the ratio of both probabilities of all tokens."""
+    targets = ours["targets"]
+    sub_codes = targets.shape[2] if targets.ndim == 3 else 1  # "nats" is their mean
+    return sub_codes * (theirs["nats"].float() - ours["nats"].float()).sum(1)
