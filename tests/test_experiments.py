@@ -16,6 +16,7 @@ SIZED = [
     for folder in ("imagenet256", "imagenet512", "release")
     for path in sorted(ROOT.glob("sizes/*.yaml"))
 ]
+SIZED.append((ROOT / "bar" / "generator.yaml", ROOT / "bar" / "1.1B.yaml"))
 SIZED.append((ROOT / "cifar10" / "tokenizer-stage1.yaml", ROOT / "cifar10" / "small.yaml"))
 WHOLE = [(path,) for path in sorted(ROOT.glob("*/*.yaml")) if path.stem.startswith(("tokenizer", "generator"))]
 LADDER_FILES = [

@@ -1,4 +1,4 @@
-"""Guidance away from a bad prefix: the same network and class over a past with swapped places (VPG, arXiv 2605.30317)."""
+"""Guidance away from a bad prefix: the same network over a past with swapped places (VPG, arXiv 2605.30317)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

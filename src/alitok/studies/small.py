@@ -88,6 +88,9 @@ def prepare(config: Mapping[str, Any]) -> None:
     for key, part in parts.items():
         if isinstance(arguments.get(key), str):
             _put(arguments[key], arguments[part], part)
+    guidance = arguments.get("schedule")
+    if isinstance(guidance, dict) and "checkpoint" in (guidance.get("init_args") or {}):
+        _put(guidance["init_args"]["checkpoint"], arguments["generator"], "generator")
     if isinstance(arguments.get("tokenizer"), str):  # a generator's, for terms that read its codes
         made = compose_run([experiments_folder() / "demo" / "tokenizer-stage2.yaml"])["model"]["init_args"]["tokenizer"]
         digest = _put(arguments["tokenizer"], _reduced(made), "tokenizer")
