@@ -61,6 +61,11 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
         " power-cosine)",
     )
     parser.add_argument(
+        "--sampler",
+        metavar="CLASS",
+        help="class path of a Reveal, for a generator that is not causal (default: the card's, else the generator's)",
+    )
+    parser.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by it (default 1)"
     )
 

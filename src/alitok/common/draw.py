@@ -8,7 +8,7 @@ from typing import Any
 from alitok.common.errors import BadInput
 
 DEFAULT_SCHEDULE = "power-cosine"
-RECOMMENDED = ("guidance", "power", "schedule", "seed")  # keys of a generator's card
+RECOMMENDED = ("guidance", "power", "schedule", "seed", "sampler")  # keys of a generator's card
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -27,6 +27,8 @@ class Draw:
         compiled: the blocks of the generator are compiled, which rounds differently.
         window: tokens that a pass of the networks draws at most (see `sampling.windows`). Another window rounds
             differently, as another batch does on a GPU.
+        sampler: class path or class block of the `sampling.reveal.Reveal` of a generator that is not causal; None for
+            the generator's own.
 
     Raises:
         BadInput: a number outside of its bounds, or an unknown precision.
@@ -41,6 +43,7 @@ class Draw:
     keep: int | None = None
     compiled: bool = False
     window: int = 1
+    sampler: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
@@ -71,5 +74,6 @@ class Draw:
         return cls(**known)
 
     def record(self) -> dict[str, Any]:
-        """The fields, ready for JSON, without a window of 1."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("window", 1)}
+        """The fields, ready for JSON, without a window of 1 and a sampler of None."""
+        usual = (("window", 1), ("sampler", None))
+        return {key: value for key, value in asdict(self).items() if (key, value) not in usual}

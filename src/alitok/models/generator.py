@@ -134,6 +134,7 @@ class Generator(Part):
         ordered: it can write the tokens in another order (see `Order`).
         causal: a hidden state sees the label and the tokens before, no other.
         cached: `step` with a cache gives the hidden states of `hidden`.
+        sampler: class path of the sampler of a generator that is not causal; it then has `token_logits`.
     """
 
     rope: Tensor
@@ -141,6 +142,7 @@ class Generator(Part):
     ordered = False
     causal = True
     cached = True
+    sampler: str | None = None
     entries = ("losses",)
     block: dict[str, Any]  # class block and card of the artifact that it was read from
     card: Mapping[str, Any] = {}

@@ -16,6 +16,7 @@ from alitok.models.seams import image_uniforms
 from alitok.sampling.compiled import CompiledBlock
 from alitok.sampling.guidance import Branch, Guidance, guidance_of
 from alitok.sampling.loop import TokenLoop
+from alitok.sampling.reveal import Canvas, reveal_of
 from alitok.sampling.weights import PRECISION, Precision, for_inference
 from alitok.sampling.windows import Job, WindowLoop
 
@@ -36,6 +37,11 @@ class Sampler:
         self.draw = draw = Draw() if draw is None else draw
         check_keep(generator, draw.keep)
         self.rule = guidance_of(draw) if rule is None else rule
+        self.reveal = reveal_of(generator, draw.sampler)
+        if self.reveal is not None and (draw.keep is not None or draw.window > 1 or draw.compiled):
+            raise BadInput(
+                f"{type(generator).__name__} draws many tokens in a step: leave out keep, window and compile."
+            )
         self.original = generator
         self.generator = for_inference(generator, draw.precision)
         if draw.compiled:
@@ -84,6 +90,8 @@ class Sampler:
             pairs = zip(indices, labels.tolist(), strict=True)
             return torch.stack([ids for _, ids in sorted(self.stream(pairs, len(labels), on_step), key=itemgetter(0))])
         branches = self.branches(labels, indices)
+        if self.reveal is not None:
+            return self.reveal(self._canvas(branches, indices, given, given_mask, on_step))
         loop = self.ready(branches, given is not None)
         if loop.given is not None and given is not None:
             first = given.shape[1]
@@ -92,6 +100,26 @@ class Sampler:
             loop.given_mask[:, first:] = False
         shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
         return loop.run(branches, image_uniforms(self.draw.seed, indices, *shape), on_step, self.draw.keep)
+
+    def _canvas(
+        self,
+        branches: list[Branch],
+        indices: Sequence[int],
+        given: Tensor | None,
+        given_mask: Tensor | None,
+        on_step: Callable[[int], None] | None,
+    ) -> Canvas:
+        """All places masked but those that are given."""
+        if any(branch.value_weights is not None or branch.sources is not None for branch in branches):
+            raise BadInput(f"{type(self.rule).__name__} changes a cache, which masked generation does not have.")
+        generator, device = self.generator, branches[0].labels.device
+        symbols = torch.full((len(indices), *generator.id_shape), generator.codebook_size, device=device)
+        if given is not None:
+            first = given.shape[1]
+            known = torch.ones_like(given, dtype=torch.bool) if given_mask is None else given_mask
+            symbols[:, :first] = torch.where(known.to(device), given.to(device), symbols[:, :first])
+        draw = self.draw
+        return Canvas(generator, self.rule, branches, symbols, draw.seed, indices, draw.temperature, on_step)
 
     def check_labels(self, labels: Tensor) -> None:
         """Raises BadInput for a label outside 0..C."""

@@ -31,7 +31,7 @@ class GeneratorTraining(TrainingModule):
         phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32: see
             `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
-        guidance, power, schedule, sampling_seed: what the artifact's card recommends for sampling.
+        guidance, power, schedule, sampling_seed, sampler: what the artifact's card recommends for sampling.
         losses: loss terms that are added to the head's loss, class blocks by name; their weights are the phases', which
             call the head's loss "nats".
         corruptions: what the generator reads in place of the true tokens, class blocks by name, applied in order.
@@ -70,6 +70,7 @@ class GeneratorTraining(TrainingModule):
         tokenizer: str | None = None,
         start_from: str | None = None,
         reference: str | None = None,
+        sampler: str | dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32
@@ -77,6 +78,8 @@ class GeneratorTraining(TrainingModule):
         self.generator: Generator = build_with_block(generator)  # type: ignore[assignment]
         self.class_dropout = class_dropout
         self.recommended = {"guidance": guidance, "power": power, "schedule": schedule, "seed": sampling_seed}
+        if sampler is not None:
+            self.recommended["sampler"] = sampler
         if fitted := [name for name, phase in self.schedule.phases.items() if phase.fit]:
             raise BadInput(f"phases.{fitted[0]}.fit: only a tokenizer's phases fit a quantizer; take `fit` out.")
         self.terms = Terms(losses or {}, self.schedule, self.generator)

@@ -1,0 +1,179 @@
+"""Masked generation: the loss, the two samplers, and what they refuse."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alitok.common.draw import Draw
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.ideas.masked import Halton, MaskedGenerator, MaskGIT, halton_order, masked_after
+from alitok.models.generator import Generator
+from alitok.sampling.generate import Sampler
+from alitok.sampling.guidance import SoftCFG
+
+SHAPE: dict[str, Any] = {"num_classes": 5, "num_prefix": 3, "grid": (4, 4), "width": 32, "depth": 2, "heads": 2}
+TOKENS, CODES = 19, 16
+LABELS = torch.arange(4)
+
+
+def generator(dropout: float = 0.0) -> Any:
+    torch.manual_seed(0)
+    model = MaskedGenerator(CODES, **SHAPE, dropout=dropout).eval()
+    torch.nn.init.normal_(model.output.weight, std=0.3)
+    return model
+
+
+def draw(**more: Any) -> Draw:
+    return Draw(2.0, schedule="linear", seed=1, **more)
+
+
+@torch.no_grad()
+def test_the_loss_by_hand() -> None:
+    model, step = generator(), Step(0, 3, 10, 4, range(4))
+    ids = torch.randint(CODES, (4, TOKENS), generator=torch.Generator().manual_seed(1))
+    outputs = model.losses(ids, LABELS, step=step)
+    masked = outputs["inputs"] == CODES
+    assert torch.equal(outputs["inputs"][~masked], ids[~masked])
+    logs = model.token_logits(outputs["inputs"], LABELS).log_softmax(-1)
+    for image in range(4):
+        total = weights = 0.0
+        for place in range(TOKENS):
+            row = logs[image, place]
+            loss = -0.9 * float(row[ids[image, place]]) - 0.1 * float(row.mean())
+            weight = 1.0 if masked[image, place] else 0.1
+            total, weights = total + weight * loss, weights + weight
+        assert float(outputs["nats"][image].mean()) == pytest.approx(total / weights, rel=1e-4)
+
+
+def test_how_many_are_masked() -> None:
+    model = generator()
+    masks = model._masks(4000, Step(0, 0, 1, 4000, range(4000)), torch.device("cpu"))
+    counts = masks.sum(1)
+    assert counts.min() >= 1
+    assert float(counts.float().mean()) == pytest.approx(TOKENS * 2 / math.pi, rel=0.03)  # of arccos(u) 2 / pi
+    torch.testing.assert_close(masks.float().mean(0), torch.full((TOKENS,), 2 / math.pi), atol=0.04, rtol=0)
+    part = model._masks(10, Step(0, 0, 1, 4000, range(50, 60)), torch.device("cpu"))
+    assert torch.equal(part, masks[50:60])
+
+
+@torch.no_grad()
+def test_validation_measures_the_masked_half() -> None:
+    model = generator()
+    ids = torch.randint(CODES, (4, TOKENS), generator=torch.Generator().manual_seed(1))
+    outputs = model.losses(ids, LABELS)
+    masked = outputs["inputs"] == CODES
+    assert masked.sum(1).tolist() == [9] * 4
+    logits = model.token_logits(outputs["inputs"], LABELS)
+    expected = F.cross_entropy(logits[masked], ids[masked])
+    assert float(outputs["nats"].mean()) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(model.losses(ids[1:2], LABELS[1:2])["nats"][0], outputs["nats"][1])
+
+
+@torch.no_grad()
+def test_every_place_sees_all_known_places() -> None:
+    model = generator()
+    symbols = torch.full((1, TOKENS), CODES)
+    symbols[0, 10] = 3
+    base = model.token_logits(symbols, LABELS[:1])
+    symbols[0, 10] = 4
+    moved = (model.token_logits(symbols, LABELS[:1]) - base).abs().amax(-1)[0]
+    assert (moved > 1e-6).all()
+
+
+def test_the_halton_order() -> None:
+    """The first places by hand: (0, 0), (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9)."""
+    order = halton_order(8, 9)
+    assert order[:5].tolist() == [0 * 9 + 0, 4 * 9 + 3, 2 * 9 + 6, 6 * 9 + 1, 1 * 9 + 4]
+    assert sorted(order.tolist()) == list(range(72))
+
+
+def test_the_schedule_of_masked_tokens() -> None:
+    assert [masked_after(64, step, 8) for step in range(8)] == [
+        math.floor(64 * math.acos((step + 1) / 8) * 2 / math.pi) for step in range(8)
+    ]
+    assert masked_after(64, 7, 8) == 0
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [MaskGIT(4, 2.0), MaskGIT(5, 0.0), MaskGIT(6, 3.0, prefix_steps=2), Halton(6), Halton(30, prefix_steps=2)],
+    ids=str,
+)
+def test_images_are_their_own(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every place is known in the end, in the given number of steps; batch and other images decide nothing."""
+    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: sampler)
+    model, steps = generator(), []
+    ids = Sampler(model, draw()).sample(LABELS, on_step=steps.append)
+    assert ids.shape == (4, TOKENS)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < CODES
+    assert steps == list(range(sampler.steps))
+    alone = Sampler(model, draw()).sample(LABELS[2:3], [2])
+    assert torch.equal(alone[0], ids[2])
+    if sampler != MaskGIT(5, 0.0):  # which draws nothing
+        assert not torch.equal(Sampler(model, draw()).sample(LABELS, range(10, 14)), ids)
+
+
+@pytest.mark.parametrize("sampler", [MaskGIT(4, 2.0, prefix_steps=1), Halton(6)], ids=str)
+def test_given_tokens_stay(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: sampler)
+    given = torch.randint(CODES, (4, 8), generator=torch.Generator().manual_seed(5))
+    mask = torch.rand(4, 8, generator=torch.Generator().manual_seed(6)) < 0.5
+    ids = Sampler(generator(), draw()).sample(LABELS, given=given, given_mask=mask)
+    assert torch.equal(ids[:, :8][mask], given[mask])
+
+
+@torch.no_grad()
+def test_one_step_of_maskgit_takes_the_most_likely_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = generator()
+    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: MaskGIT(1))
+    found = Sampler(model, Draw()).sample(LABELS)
+    logits = model.token_logits(torch.full((4, TOKENS), CODES), LABELS)
+    assert torch.equal(found, logits.argmax(-1))
+
+
+@torch.no_grad()
+def test_halton_draws_from_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step over the grid: every place by itself, sharpened by beta."""
+    model = generator()
+    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: Halton(2, sharpen=1.5))
+    ids = Sampler(model, Draw()).sample(torch.zeros(3000, dtype=torch.int64))
+    first = ids[:, 0]
+    law = model.token_logits(torch.full((1, TOKENS), CODES), LABELS[:1])[0, 0].softmax(-1)
+    found = torch.bincount(first, minlength=CODES) / 3000
+    assert float((found - law).abs().max()) < 0.03
+
+
+def test_the_sampler_of_the_card_and_of_the_draw() -> None:
+    model = generator()
+    assert Sampler(model, draw()).reveal == MaskGIT()
+    block = {"class_path": "alitok.ideas.masked.Halton", "init_args": {"steps": 9}}
+    model.card = {"sampler": block}
+    assert Sampler(model, Draw.chosen(model.card)).reveal == Halton(9)
+    assert Draw.chosen(model.card).record()["sampler"] == block
+    assert Sampler(model, draw(sampler="alitok.ideas.masked.Halton")).reveal == Halton()
+    assert "sampler" not in Draw().record()
+
+
+@pytest.mark.parametrize("more", [{"keep": 3}, {"window": 4}, {"compiled": True}])
+def test_what_belongs_to_token_by_token(more: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="MaskedGenerator draws many tokens in a step"):
+        Sampler(generator(), draw(**more))
+
+
+def test_what_does_not_fit() -> None:
+    with pytest.raises(BadInput, match="Generator is causal and drawn token by token"):
+        Sampler(Generator(CODES, **SHAPE), draw(sampler="alitok.ideas.masked.Halton"))
+    with pytest.raises(BadInput, match="is no sampler"):
+        Sampler(generator(), draw(sampler="torch.nn.Linear"))
+    with pytest.raises(BadInput, match="SoftCFG changes a cache"):
+        Sampler(generator(), draw(), SoftCFG(2.0)).sample(LABELS)
+    with pytest.raises(BadInput, match="more steps than prefix_steps, not 2 and 2"):
+        MaskGIT(2, prefix_steps=2)
+    with pytest.raises(BadInput, match="randomness must be 0 or more"):
+        MaskGIT(randomness=-1.0)
+    with pytest.raises(BadInput, match="at least 1 of prefix_steps"):
+        Halton(prefix_steps=0)
