@@ -7,8 +7,9 @@ import pytest
 from tiny import DEMO, SMALL
 
 from alitok.cli import run
-from alitok.commands.trial import BASE, compose_all, table
+from alitok.commands.trial import compose_all
 from alitok.common.errors import BadInput
+from alitok.reports.differences import BASE, table
 
 STEPS = ["--model.phases.continuous.steps", "2", "--model.phases.main.steps", "3", "--trainer.callbacks.grid", "null"]
 

@@ -1,12 +1,13 @@
 """Try ideas against their base: all trained over the same seeds, then one table and one page.
 
 Each --idea is a YAML laid over the base (several with commas between: laid in order). Stopped at any point, the same
-command goes on where it stopped. Give two seeds or more: without a spread a difference says nothing.
+command goes on where it stopped. Differences are paired over the seeds, and the table says which of them are decided.
+With --judge generators also get a FID by that extractor and their accuracy in a noisy context.
 """
 
 import argparse
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
     from alitok.reports.runs import Run
+    from alitok.studies.trial import Judging
 
 TAKES_OVERRIDES = True
-BASE = "base"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", default="0,1", metavar="N,...", help="(default 0,1)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for runs, table and page")
+    parser.add_argument("--judge", metavar="WHAT", help="extractor for FIDs of generators, e.g. of train-classifier")
+    parser.add_argument("--data", metavar="SPEC", help="with --judge: the real pictures")
+    parser.add_argument("--tokenizer", metavar="DIR", help="with --judge: the artifact that decodes the samples")
+    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="with --judge: of each FID (2000)")
+    parser.add_argument(
+        "--guidance", default="0,2", metavar="S,...", help="with --judge: scales, a FID for each (default 0,2)"
+    )
     parser.epilog = (
         "example: alitok trial -c experiments/demo/tokenizer-stage1.yaml --idea experiments/ideas/perturbation.yaml"
         " --out runs/trial\n"
@@ -45,15 +53,19 @@ def run(args: argparse.Namespace) -> None:
     from alitok.common.ends import alone_in
     from alitok.common.files import write_json, write_text
     from alitok.reports.comparison import write_page
+    from alitok.reports.differences import table, verdict_table
     from alitok.reports.provenance import command, machine
     from alitok.reports.runs import open_runs, parse_seeds, training_seconds
     from alitok.training.launch import run as launch
 
+    judging = _judging(args)
     plans = compose_all(args.config, args.idea, parse_seeds(args.seeds), args.out, args.overrides)
     with alone_in(args.out):
         for number, (name, seed, config) in enumerate(plans, start=1):
             print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
             launch("fit", copy.deepcopy(config))
+        if judging is not None:
+            _judge(judging, plans)
     folders = [Path(config["trainer"]["default_root_dir"]) for _, _, config in plans]
     rows = [
         {"name": name, "seed": seed, "seconds": training_seconds(folder), **measures(run)}
@@ -61,11 +73,43 @@ def run(args: argparse.Namespace) -> None:
     ]
     write_json(args.out / "trial.json", {"rows": rows, "command": command(), "machine": machine()})
     text = table(rows)
+    if verdicts := verdict_table(rows):
+        text += f"\n\n{verdicts}"
     write_text(args.out / "trial.md", f"{text}\n\nCommand: `{command()}`. Machine: {machine()}.\n")
     Console().print(Markdown(text))
     for note in write_page(folders, args.out / "compare.html"):
         print(f"note: {note}")
     print(f"{args.out}: trial.md, trial.json, compare.html of {len(folders)} runs")
+
+
+def _judging(args: argparse.Namespace) -> "Judging | None":
+    """The options of --judge, looked at before anything is trained."""
+    if args.judge is None:
+        return None
+    if args.data is None or args.tokenizer is None:
+        raise BadInput("--judge measures samples: give --data SPEC of real pictures and --tokenizer DIR too.")
+    try:
+        scales = tuple(float(word) for word in args.guidance.split(","))
+    except ValueError as error:
+        raise BadInput(f"--guidance takes numbers with commas between, not {args.guidance!r}.") from error
+    if args.samples < 2 or min(scales) < 0:
+        raise BadInput(f"--samples must be at least 2 and scales not negative: {args.samples}, {args.guidance}.")
+    from alitok.artifacts.folder import read_card
+    from alitok.studies.trial import Judging
+
+    read_card(Path(args.tokenizer))
+    return Judging(args.judge, args.data, args.tokenizer, args.samples, scales)
+
+
+def _judge(judging: "Judging", plans: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
+    from alitok.common.devices import pick_device
+    from alitok.studies.trial import Judge
+
+    judge = Judge(judging, pick_device("auto"))
+    for number, (name, seed, config) in enumerate(plans, start=1):
+        if "generator" in config["model"]["init_args"]:
+            print(f"{number} of {len(plans)}: measuring {name}, seed {seed}", flush=True)
+            judge.measure(config, Path(config["trainer"]["default_root_dir"]))
 
 
 def compose_all(
@@ -77,6 +121,7 @@ def compose_all(
         BadInput: a configuration that does not compose, two ideas of one name, or an idea that changes nothing.
     """
     from alitok.config import compose_run, has_place, parse_overrides
+    from alitok.reports.differences import BASE
 
     files: dict[str, list[str]] = {BASE: []}
     for words in ideas:
@@ -117,43 +162,3 @@ def measure_the_end(config: dict[str, Any]) -> None:
 def measures(run: "Run") -> dict[str, float]:
     """What the run's card measures, without the name of its part."""
     return {key.rpartition(": ")[2]: value for key, value in run.numbers.items()}
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row a measure, a column a name: mean and deviation over seeds, and an idea's distance to the base.
-
-    Args:
-        rows: `name`, `seed`, and measures; the base's come first.
-    """
-    from alitok.reports.charts import duration
-    from alitok.reports.comparison import UNITS
-    from alitok.reports.runs import ABSENT, spread
-
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", "seconds")]
-    count = len({row["seed"] for row in rows})
-    lines = [f"| {count} seeds | {' | '.join(names)} |" if count > 1 else f"| one seed | {' | '.join(names)} |"]
-    lines.append(f"|{'---|' * (len(names) + 1)}")
-    for key in keys:
-        unit, cells, base = UNITS.get(key, ""), [], None
-        for name in names:
-            values = [row[key] for row in rows if row["name"] == name and row.get(key) is not None]
-            if not values:
-                cells.append(ABSENT)
-                continue
-            mean, deviation = spread(values)
-            cell = said(mean, unit) + (f" ± {said(deviation, unit)}" if deviation is not None else "")
-            if name == BASE:
-                base = mean
-            elif base is not None:
-                cell += f" ({'+' if mean >= base else '-'}{said(abs(mean - base), unit)})"
-            cells.append(cell)
-        lines.append(f"| {key.replace('_', ' ')} | {' | '.join(cells)} |")
-    took = [[row["seconds"] for row in rows if row["name"] == name and row["seconds"] is not None] for name in names]
-    lines.append(f"| wall time a run | {' | '.join(duration(spread(s)[0]) if s else ABSENT for s in took)} |")
-    return "\n".join(lines)
-
-
-def said(value: float, unit: str) -> str:
-    """Four digits of a measure; shares in per cent, where the unit says so."""
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.4g}" + f" {unit}" * bool(unit)

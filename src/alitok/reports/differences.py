@@ -1,0 +1,129 @@
+"""Ideas beside their base: means over seeds, and what the seeds say of a difference."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alitok.common.errors import BadInput
+from alitok.reports.charts import duration
+from alitok.reports.comparison import UNITS
+from alitok.reports.runs import ABSENT, spread
+
+BASE = "base"
+CONFIDENCE = 0.95
+MOST_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What the seeds say of an idea's distance to its base in one measure.
+
+    Attributes:
+        mean: of idea less base, over the seeds that both have.
+        error: of the mean; None with one seed.
+        above: seeds in which the idea is above the base.
+        seeds: how many.
+        decided: the 95 % interval of Student's t leaves out 0.
+        needed: seeds at which a difference and spread like these would be decided; None if more than 100.
+    """
+
+    mean: float
+    error: float | None
+    above: int
+    seeds: int
+    decided: bool
+    needed: int | None
+
+
+def difference(base: Sequence[float], idea: Sequence[float]) -> Difference:
+    """Paired over seeds: base[i] and idea[i] have the same seed, start and order of data.
+
+    Raises:
+        BadInput: no pairs.
+    """
+    if not base or len(base) != len(idea):
+        raise BadInput(f"A paired difference needs the same seeds on both sides, not {len(base)} and {len(idea)}.")
+    each = [other - own for own, other in zip(base, idea, strict=True)]
+    mean, count = statistics.fmean(each), len(each)
+    above = sum(value > 0 for value in each)
+    if count == 1:
+        return Difference(mean, None, above, count, False, None)
+    deviation = statistics.stdev(each)
+    error = deviation / math.sqrt(count)
+    decided = abs(mean) > critical(count) * error
+    needed = next((n for n in range(2, MOST_SEEDS + 1) if abs(mean) > critical(n) * deviation / math.sqrt(n)), None)
+    return Difference(mean, error, above, count, decided, needed)
+
+
+def critical(seeds: int) -> float:
+    """Student's t that leaves 5 % outside, half on each side, for a mean of so many differences."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row a measure, a column a name: mean and deviation over seeds, and an idea's distance to the base.
+
+    Args:
+        rows: `name`, `seed`, and measures; the base's come first.
+    """
+
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", "seconds")]
+    count = len({row["seed"] for row in rows})
+    lines = [f"| {count} seeds | {' | '.join(names)} |" if count > 1 else f"| one seed | {' | '.join(names)} |"]
+    lines.append(f"|{'---|' * (len(names) + 1)}")
+    for key in keys:
+        unit, cells, base = UNITS.get(key, ""), [], None
+        for name in names:
+            values = [row[key] for row in rows if row["name"] == name and row.get(key) is not None]
+            if not values:
+                cells.append(ABSENT)
+                continue
+            mean, deviation = spread(values)
+            cell = said(mean, unit) + (f" ± {said(deviation, unit)}" if deviation is not None else "")
+            if name == BASE:
+                base = mean
+            elif base is not None:
+                cell += f" ({'+' if mean >= base else '-'}{said(abs(mean - base), unit)})"
+            cells.append(cell)
+        lines.append(f"| {key.replace('_', ' ')} | {' | '.join(cells)} |")
+    took = [[row["seconds"] for row in rows if row["name"] == name and row["seconds"] is not None] for name in names]
+    lines.append(f"| wall time a run | {' | '.join(duration(spread(s)[0]) if s else ABSENT for s in took)} |")
+    return "\n".join(lines)
+
+
+def verdict_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each idea and measure, with the paired difference to the base and whether it is decided."""
+
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", "seconds")]
+    values = {(row["name"], row["seed"], key): row[key] for row in rows for key in keys if row.get(key) is not None}
+    lines = []
+    for name in names:
+        for key in keys if name != BASE else ():
+            seeds = [row["seed"] for row in rows if row["name"] == name]
+            seeds = [seed for seed in seeds if {(BASE, seed, key), (name, seed, key)} <= values.keys()]
+            if len(seeds) < 2:
+                continue
+            found = difference([values[BASE, s, key] for s in seeds], [values[name, s, key] for s in seeds])
+            unit = UNITS.get(key, "")
+            sign = "+" if found.mean >= 0 else "-"
+            amount = f"{sign}{said(abs(found.mean), unit)} ± {said(found.error or 0.0, unit)}"
+            word = "higher" if found.mean > 0 else "lower"
+            if not found.decided:
+                more = f"{found.needed} seeds would do" if found.needed else "more than 100 seeds would be needed"
+                word = "undecided: " + ("both are equal" if found.mean == 0 else more)
+            lines.append(f"| {name} | {key.replace('_', ' ')} | {amount} | {found.above} of {found.seeds} | {word} |")
+    if not lines:
+        return ""
+    head = "| idea | measure | idea less base, paired, with its error | seeds above | verdict (95 %) |"
+    return "\n".join([head, "|---|---|---|---|---|", *lines])
+
+
+def said(value: float, unit: str) -> str:
+    """Four digits of a measure; shares in per cent, where the unit says so."""
+    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.4g}" + f" {unit}" * bool(unit)

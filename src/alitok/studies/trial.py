@@ -1,0 +1,138 @@
+"""What a trial measures of its generators, beside the numbers of their cards."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, read_card
+from alitok.common.build import import_class
+from alitok.common.draw import Draw
+from alitok.common.files import write_json
+from alitok.common.images import to_uint8
+from alitok.common.progress import counter
+from alitok.common.random import stream
+from alitok.data.reading import read_all
+from alitok.data.sources import open_source
+from alitok.evaluation.extractors import open_extractor
+from alitok.evaluation.fid import FeatureStatistics
+from alitok.evaluation.generation import GenerationMetrics
+from alitok.evaluation.tokens import TokenAccuracy
+from alitok.reports.runs import read_json
+from alitok.sampling.images import sample_images
+
+FILE = "measures.json"  # in the run's folder, where `compare` and `trial` find it
+REPLACED = 0.1  # of the tokens that a generator reads, for its accuracy in a noisy context
+REFERENCE_PICTURES = 10_000
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How generators are measured after their training.
+
+    Attributes:
+        extractor: anything `open_extractor` takes.
+        data: spec of the real pictures; their training split is the reference.
+        tokenizer: artifact that decodes the samples.
+        samples: for each FID, classes cycling.
+        guidance: scales, 0 for none; a FID for each.
+        batch: images drawn together.
+    """
+
+    extractor: str
+    data: str
+    tokenizer: str
+    samples: int = 2000
+    guidance: tuple[float, ...] = (0.0, 2.0)
+    batch: int = 100
+
+
+class Judge:
+    """Measures generators that were trained on the same tokens, all by the same pictures, seeds and scales."""
+
+    def __init__(self, judging: Judging, device: torch.device) -> None:
+        self.judging, self.device = judging, device
+        self.tokenizer = load_tokenizer(judging.tokenizer, device)
+        self.extractor = open_extractor(judging.extractor, device)
+        size = self.tokenizer.image_size
+        source = open_source(judging.data, "train", size=size, count=REFERENCE_PICTURES)
+        self.reference = FeatureStatistics(self.extractor.num_features)
+        images, _ = read_all(source, size)
+        for part in images.split(500):
+            self.reference.update(self.extractor(part).pooled)
+
+    def measure(self, config: Mapping[str, Any], root: Path) -> None:
+        """Writes the measures of a run, if they are not there already.
+
+        Args:
+            config: the run's.
+            root: its folder, with its artifact.
+        """
+        decided = asdict(self.judging) | {"artifact": read_card(root / "artifact")["digest"]}
+        decided["guidance"] = list(self.judging.guidance)
+        if (root / FILE).is_file() and read_json(root / FILE).get("decided") == decided:
+            return
+        generator = load_generator(root / "artifact", self.device)
+        check_pair(generator, self.tokenizer)
+        found = self._noisy_accuracy(config, generator) | {"rows_an_image": float(self._rows(generator))}
+        for scale in self.judging.guidance:
+            found |= self._fid(generator, scale)
+        write_json(root / FILE, {**found, "decided": decided})
+
+    def _rows(self, generator: Any) -> int:
+        from alitok.sampling.guidance import guidance_of
+
+        label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        return len(guidance_of(self._draw(generator, max(self.judging.guidance))).branches(generator, label, 0, [0]))
+
+    @staticmethod
+    def _draw(generator: Any, scale: float) -> Draw:
+        """By the card, but for the scale; a scale of 0 turns any rule off."""
+        return Draw.chosen(generator.card, guidance=scale, seed=0)
+
+    @torch.inference_mode()
+    def _noisy_accuracy(self, config: Mapping[str, Any], generator: Any) -> dict[str, float]:
+        """Accuracy and nats on the run's validation split, with a tenth of the tokens that are read replaced."""
+        if not generator.output.has_logits:
+            return {}
+        data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
+        data.setup("validate")
+        accuracy = TokenAccuracy(generator.num_tokens)
+        for batch in data.val_dataloader():
+            tokens, masks, codes = batch["tokens"].to(self.device), [], []
+            for index in batch["index"].tolist():
+                noise = stream("trial noise", index)
+                masks.append(torch.rand(tokens.shape[1], generator=noise) < REPLACED)
+                codes.append(torch.randint(generator.codebook_size, tokens.shape[1:], generator=noise))
+            mask = torch.stack(masks).view(*tokens.shape[:2], *[1] * (tokens.ndim - 2)).to(self.device)
+            read = torch.where(mask, torch.stack(codes).to(self.device), tokens)
+            outputs = generator.losses(tokens, batch["label"].to(self.device), inputs=read)
+            accuracy.update(outputs["logits"], tokens)
+        found = accuracy.compute()
+        return {"noisy_token_accuracy": found["token_accuracy"], "noisy_token_nats": found["token_nats"]}
+
+    def _fid(self, generator: Any, scale: float) -> dict[str, float]:
+        """FID, share of samples that show their class if the extractor knows the classes, images a second."""
+        judging, metrics, right = self.judging, GenerationMetrics(self.extractor, self.reference), 0
+        labels = [index % generator.num_classes for index in range(judging.samples)]
+        name, start = f"gfid_{scale:g}", time.perf_counter()
+        with counter(
+            f"Samples, scale {scale:g}", -(-judging.samples // judging.batch) * generator.num_tokens
+        ) as advance:
+            draw = self._draw(generator, scale)
+            drawn = sample_images(
+                generator, self.tokenizer, labels, draw, batch=judging.batch, on_step=lambda step: advance(1)
+            )
+            for indices, _, images in drawn:
+                pixels = to_uint8(images)
+                metrics.update(pixels)
+                probabilities = self.extractor(pixels).probabilities
+                if probabilities.shape[1] == generator.num_classes:
+                    wanted = torch.tensor([labels[index] for index in indices])
+                    right += int((probabilities.argmax(1).cpu() == wanted).sum())
+        rate = judging.samples / (time.perf_counter() - start)
+        found = {name: metrics.compute()["fid"], f"images_a_second_{scale:g}": rate}
+        return found | ({f"class_agreement_{scale:g}": right / judging.samples} if right else {})

@@ -1,0 +1,60 @@
+"""Paired differences over seeds."""
+
+import math
+
+import pytest
+
+from alitok.common.errors import BadInput
+from alitok.reports.differences import BASE, critical, difference, verdict_table
+
+
+def test_pairs_see_what_spreads_hide() -> None:
+    """Seeds that differ by 0.5 dB, and an idea that is 0.1 above in each."""
+    base, idea = [20.0, 20.5, 21.0], [20.1, 20.61, 21.09]
+    found = difference(base, idea)
+    assert found.mean == pytest.approx(0.1)
+    assert found.error == pytest.approx(0.01 / math.sqrt(3))
+    assert (found.above, found.seeds, found.decided, found.needed) == (3, 3, True, 2)
+
+
+def test_undecided_says_how_many_seeds_would_do() -> None:
+    found = difference([0.0, 0.0, 0.0], [1.0, -0.5, 1.0])  # 0.5 +- 0.5
+    assert not found.decided
+    assert found.above == 2
+    assert found.needed is not None
+    deviation = math.sqrt(0.75)
+    assert critical(found.needed) * deviation / math.sqrt(found.needed) < 0.5
+    assert critical(found.needed - 1) * deviation / math.sqrt(found.needed - 1) >= 0.5
+    assert difference([0.0, 0.0], [1.0, -0.999]).needed is None
+
+
+def test_one_seed_decides_nothing() -> None:
+    found = difference([1.0], [2.0])
+    assert (found.mean, found.error, found.decided, found.needed) == (1.0, None, False, None)
+    with pytest.raises(BadInput, match="the same seeds on both sides, not 1 and 2"):
+        difference([1.0], [1.0, 2.0])
+
+
+def test_the_critical_value_is_students() -> None:
+    assert critical(2) == pytest.approx(12.706, abs=1e-3)
+    assert critical(3) == pytest.approx(4.303, abs=1e-3)
+    assert critical(100) == pytest.approx(1.984, abs=1e-3)
+
+
+def test_the_table() -> None:
+    rows = [
+        {"name": name, "seed": seed, "seconds": 1.0, "psnr": psnr, "codebook_usage": 0.5, **more}
+        for name, seed, psnr, more in (
+            (BASE, 0, 20.0, {"loss": 1.0}),
+            ("a", 0, 20.5, {"loss": 1.2}),
+            (BASE, 1, 21.0, {"loss": 1.0}),
+            ("a", 1, 21.5, {"loss": 0.9, "own": 3.0}),
+        )
+    ]
+    lines = verdict_table(rows).splitlines()[2:]
+    assert lines == [
+        "| a | psnr | +0.5 dB ± 0 dB | 2 of 2 | higher |",
+        "| a | codebook usage | +0.0 % ± 0.0 % | 0 of 2 | undecided: both are equal |",
+        "| a | loss | +0.05 ± 0.15 | 1 of 2 | undecided: 38 seeds would do |",
+    ]
+    assert verdict_table(rows[:2]) == ""
