@@ -110,7 +110,8 @@ class ClusteredQuantizer(Quantizer):
         """(B, N, D) -> quantized latents, ids (B, N), losses "codebook" and "commitment" (means over all elements)."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
-            ids, statistics = self._search(latents.detach(), step or Step.alone(len(latents)))
+            codes = self.codebook.weight.detach().float()
+            ids, statistics = self._search(latents.detach(), codes, step or Step.alone(len(latents)))
             quantized = self.codebook(ids)
             losses = {
                 "codebook": F.mse_loss(quantized, latents.detach()),
@@ -124,11 +125,11 @@ class ClusteredQuantizer(Quantizer):
         return self.codebook(ids).float()
 
     @torch.no_grad()
-    def _search(self, latents: Tensor, step: Step) -> tuple[Tensor, ClusterStatistics | None]:
+    def _search(self, latents: Tensor, codes: Tensor, step: Step) -> tuple[Tensor, ClusterStatistics | None]:
+        """ids (B, N) of the nearest of the codes (V, D), and what the update needs of these latents."""
         features = latents.flatten(0, -2)
-        codes = self.codebook.weight.detach().float()
         collect = self.training and self.clustering
-        anchors = self._random_anchors(latents, step) if collect and self.anchor == "random" else ()
+        anchors = self._random_anchors(latents, len(codes), step) if collect and self.anchor == "random" else ()
         ids, statistics = [], None
         for block, distances in relative_distances(features, codes):
             distances.add_(block.square().sum(1, keepdim=True))
@@ -145,13 +146,13 @@ class ClusteredQuantizer(Quantizer):
             del distances  # before the next block's are made
         return torch.cat(ids).view(latents.shape[:-1]), statistics
 
-    def _random_anchors(self, latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def _random_anchors(self, latents: Tensor, codes: int, step: Step) -> tuple[Tensor, Tensor]:
         """(distances (V,), features (V, D)): for each code the feature at a random place of the global batch.
 
         The part of the batch that holds the place gives the feature at distance 0; merging drops those of the others.
         """
         features, tokens = latents.flatten(0, -2), latents.shape[:-1].numel() // len(latents)
-        places = torch.randint(step.size * tokens, (self.codebook_size,), generator=step.stream("anchor"))
+        places = torch.randint(step.size * tokens, (codes,), generator=step.stream("anchor"))
         own = send(places, features.device) - step.places.start * tokens
         here = (own >= 0) & (own < len(features))
         return torch.where(here, 0.0, torch.inf), features[own.clamp(0, len(features) - 1)]
@@ -162,8 +163,10 @@ class ClusteredQuantizer(Quantizer):
 
         p <- decay p + (1 - decay) share; a = exp(-10 V p / (1 - decay) - 1e-3); code <- (1 - a) code + a feature.
         """
-        share = statistics.count / statistics.count.sum()
+        self._move(statistics.count / statistics.count.sum(), self.codebook_size, statistics.feature)
+
+    def _move(self, share: Tensor, codes: int, feature: Tensor) -> None:
         self.usage.mul_(self.decay).add_(share, alpha=1 - self.decay)
-        rate = torch.exp(-10 * self.codebook_size * self.usage / (1 - self.decay) - 1e-3)[:, None]
+        rate = torch.exp(-10 * codes * self.usage / (1 - self.decay) - 1e-3)[:, None]
         weight = self.codebook.weight
-        weight.copy_((1 - rate) * weight + rate * statistics.feature)
+        weight.copy_((1 - rate) * weight + rate * feature)

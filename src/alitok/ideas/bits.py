@@ -1,0 +1,169 @@
+"""Binary codes with losses or noise: BSQ's unit sphere, and Instella's Bernoulli bits."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alitok.common.devices import send
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.models.seams import Quantized, Quantizer
+
+MOST_BITS = 24
+
+
+@dataclass
+class BitStatistics:
+    """Sums over latents of each bit's probability (D,), and how many latents there were."""
+
+    total: Tensor
+    count: Tensor
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(self.total + other.total, self.count + other.count)
+
+
+class SphereQuantizer(Quantizer):
+    """u = z / |z|, q = sign(u) / sqrt(D) (BSQ, arXiv 2406.07548). Bit i of an id is whether channel i is positive.
+
+    The loss is entropy (E H(p) - diversity H(E p)) in nats, summed over the bits, with p = sigmoid(4 tau u / sqrt(D)).
+    E p is that of the whole global batch before, so that the loss of an image does not depend on how a batch is cut:
+    H(E p) has the value and gradient of -E p log m - E (1 - p) log(1 - m), m that mean. The published code takes the
+    local batch's, ramps the weight down from 3 to 1 over 2,000 steps, and has no commitment.
+
+    Args:
+        code_dim: D, bits of a token.
+        tau: sharpness of the bits' probabilities.
+        entropy: weight of the loss.
+        diversity: gamma.
+        commitment: weight of |u - q|^2, mean over channels.
+
+    Raises:
+        BadInput: fewer than 1 or more than 24 bits.
+    """
+
+    usage: Tensor
+
+    def __init__(
+        self,
+        code_dim: int,
+        tau: float = 1.0,
+        entropy: float = 0.1,
+        diversity: float = 1.0,
+        commitment: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_bits(code_dim)
+        self.code_dim, self.codebook_size = code_dim, 1 << code_dim
+        self.tau, self.entropy, self.diversity, self.commitment = tau, entropy, diversity, commitment
+        self.register_buffer("usage", torch.full((code_dim,), 0.5))
+
+    def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
+        ids = self.ids(latents)
+        with torch.autocast(latents.device.type, enabled=False):
+            unit = F.normalize(latents.float(), dim=-1)
+            codes = self.lookup(ids)
+            sharp = 4 * self.tau * unit / self.code_dim**0.5
+            uncertainty = bit_entropy(sharp).sum(-1).mean()
+            usage = self.usage.clamp(1e-4, 1 - 1e-4)
+            share = torch.sigmoid(sharp)
+            evenness = -(share * usage.log() + (1 - share) * (1 - usage).log()).sum(-1).mean()
+            losses = {
+                "entropy": self.entropy * (uncertainty - self.diversity * evenness),
+                "commitment": self.commitment * F.mse_loss(unit, codes),
+            }
+            through = unit + (codes - unit).detach()
+        statistics = None
+        if self.training:
+            rows = share.detach().flatten(0, -2)
+            statistics = BitStatistics(rows.sum(0), rows.new_full((), len(rows)))
+        return Quantized(latents=unit, quantized=through, ids=ids, losses=losses, statistics=statistics)
+
+    @torch.no_grad()
+    def ids(self, latents: Tensor) -> Tensor:
+        return _ids(latents, self.code_dim)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return (2 * _bits(ids, self.code_dim) - 1) / self.code_dim**0.5
+
+    @torch.no_grad()
+    def update(self, statistics: BitStatistics) -> None:
+        """Keeps E p of one global batch."""
+        self.usage.copy_(statistics.total / statistics.count)
+
+
+class BernoulliQuantizer(Quantizer):
+    """b ~ Bernoulli(sigmoid(a / temperature)) in training, b = [a > 0] else (Instella-T2I, arXiv 2506.21022).
+
+    The decoder gets b in {0, 1}, with the gradient of p = sigmoid(a): its first layer adds up the vectors of the bits
+    that are set. Draws depend on seed, step and place. The loss "saturation" is the mean of p (1 - p); its published
+    weight is not known.
+
+    Args:
+        code_dim: D, bits of a token; Instella has 64, ids here hold 24.
+        temperature: of the draws.
+        saturation: weight of the loss.
+
+    Raises:
+        BadInput: fewer than 1 or more than 24 bits, or a temperature that is not positive.
+    """
+
+    def __init__(self, code_dim: int, temperature: float = 0.1, saturation: float = 0.0) -> None:
+        super().__init__()
+        _check_bits(code_dim)
+        if temperature <= 0:
+            raise BadInput(f"BernoulliQuantizer: temperature must be above 0, not {temperature}.")
+        self.code_dim, self.codebook_size = code_dim, 1 << code_dim
+        self.temperature, self.saturation = temperature, saturation
+
+    def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            share = torch.sigmoid(latents)
+            bits = _bits(self.ids(latents), self.code_dim)
+            if self.training and step is not None:
+                streams = [step.stream("bits", place) for place in step.places]
+                noise = torch.stack([torch.rand(latents.shape[1:], generator=each) for each in streams])
+                drawn = send(noise, latents.device) < torch.sigmoid(latents.detach() / self.temperature)
+                # a latent that is not finite must reach the loss, which a comparison hides
+                bits = torch.where(latents.detach().isfinite(), drawn.float(), torch.nan)
+            losses = {"saturation": self.saturation * (share * (1 - share)).mean()}
+            through = share + (bits - share).detach()
+        places = torch.arange(self.code_dim, device=latents.device)
+        ids = ((bits > 0.5).long() << places).sum(-1)
+        return Quantized(latents=share, quantized=through, ids=ids, losses=losses)
+
+    @torch.no_grad()
+    def ids(self, latents: Tensor) -> Tensor:
+        return _ids(latents, self.code_dim)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return _bits(ids, self.code_dim)
+
+
+def bit_entropy(logit: Tensor) -> Tensor:
+    """H of a bit with that logit, in nats, element by element; finite for every logit."""
+    size = logit.abs()
+    return F.softplus(-size) + size * torch.sigmoid(-size)
+
+
+def _check_bits(code_dim: int) -> None:
+    if not 1 <= code_dim <= MOST_BITS:
+        raise BadInput(f"Binary codes have 1 to {MOST_BITS} channels, a bit for each, not {code_dim}: set code_dim.")
+
+
+def _ids(latents: Tensor, bits: int) -> Tensor:
+    if latents.shape[-1] != bits:
+        raise BadInput(
+            f"Binary codes of {bits} bits take {bits} channels, the latents have {latents.shape[-1]}; set code_dim to"
+            f" {latents.shape[-1]}."
+        )
+    return ((latents > 0).long() << torch.arange(bits, device=latents.device)).sum(-1)
+
+
+def _bits(ids: Tensor, bits: int) -> Tensor:
+    """ids (...) -> (..., D) float32 of 0 and 1."""
+    return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1).float()

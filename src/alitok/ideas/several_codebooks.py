@@ -1,0 +1,154 @@
+"""Several codebooks for a token, each with an adapter of its own, and a term that keeps them apart (FQGAN, UniTok)."""
+
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.losses.terms import Batch, LossTerm, Outputs, required
+from alitok.models.quantizer import ClusteredQuantizer, ClusterStatistics, check_codebook
+from alitok.models.seams import Quantized
+from alitok.models.transformer import Block, init_weights
+
+
+class Adapter(nn.Module):
+    """What one codebook sees of the latents: transformer blocks, a norm and a linear layer (FQGAN has 6 blocks)."""
+
+    def __init__(self, width: int, depth: int, heads: int, code_dim: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, heads, causal=False) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, code_dim)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        for block in self.blocks:
+            latents = block(latents)
+        return self.proj(self.norm(latents))
+
+
+class SeveralCodebooks(ClusteredQuantizer):
+    """S clustered codebooks; a token is S ids, and the decoder gets their codes side by side.
+
+    Args:
+        codebook_size: V, of each codebook.
+        code_dim: d, of each codebook. The decoder's code_dim is S d.
+        sub_codes: S.
+        adapters: depth and heads of an `Adapter` for each codebook, on latents of `latent_dim` channels (FQGAN). None
+            cuts the latents, of S d channels, into S chunks (UniTok).
+        latent_dim: channels of the latents, the encoder's code_dim; None for S d.
+        commitment, clustering, decay, anchor: as `ClusteredQuantizer`; losses are means over the codebooks.
+
+    Raises:
+        BadInput: fewer than 2 codebooks, or chunks of latents that have another width.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        code_dim: int,
+        sub_codes: int = 2,
+        adapters: dict[str, Any] | None = None,
+        latent_dim: int | None = None,
+        commitment: float = 0.25,
+        clustering: bool = True,
+        decay: float = 0.99,
+        anchor: Literal["nearest", "random"] = "nearest",
+    ) -> None:
+        check_codebook(sub_codes * codebook_size, "The quantizer", "take smaller or fewer codebooks")
+        latent_dim = sub_codes * code_dim if latent_dim is None else latent_dim
+        if sub_codes < 2 or (adapters is None and latent_dim != sub_codes * code_dim):
+            raise BadInput(
+                f"SeveralCodebooks takes 2 or more sub_codes, and without adapters latents of sub_codes x code_dim"
+                f" channels, not {sub_codes} x {code_dim} of {latent_dim}."
+            )
+        super().__init__(sub_codes * codebook_size, code_dim, commitment, clustering, decay, anchor)
+        self.codebook_size, self.sub_codes, self.latent_dim = codebook_size, sub_codes, latent_dim
+        self.adapters = None
+        if adapters is not None:
+            self.adapters = nn.ModuleList(Adapter(latent_dim, code_dim=code_dim, **adapters) for _ in range(sub_codes))
+            init_weights(self.adapters)
+
+    def parts(self, latents: Tensor) -> list[Tensor]:
+        """Latents (B, N, latent_dim) -> S times (B, N, d).
+
+        Raises:
+            BadInput: the latents have another width.
+        """
+        if latents.shape[-1] != self.latent_dim:
+            raise BadInput(
+                f"The codebooks take latents of {self.latent_dim} channels, the encoder gives {latents.shape[-1]}: set"
+                f" the encoder's code_dim to {self.latent_dim}."
+            )
+        if self.adapters is None:
+            return list(latents.chunk(self.sub_codes, dim=-1))
+        return [adapter(latents).float() for adapter in self.adapters]
+
+    def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
+        """(B, N, latent_dim) -> codes side by side (B, N, S d), ids (B, N, S); `extra["parts"]` has each codebook's."""
+        step = step or Step.alone(len(latents))
+        parts = self.parts(latents.float())
+        codes = self.codebook.weight.detach().float().chunk(self.sub_codes)
+        with torch.autocast(latents.device.type, enabled=False):
+            found = [self._search(part.detach(), own, step) for part, own in zip(parts, codes, strict=True)]
+            ids = torch.stack([own for own, _ in found], dim=-1)
+            chosen = self._codes(ids)
+            whole = torch.stack(parts, dim=-2)
+            losses = {
+                "codebook": F.mse_loss(chosen, whole.detach()),
+                "commitment": self.commitment * F.mse_loss(whole, chosen.detach()),
+            }
+            through = whole + (chosen - whole).detach()
+        kept = [own for _, own in found if own is not None]
+        names = ("count", "distance", "feature")
+        joined = (
+            ClusterStatistics(*(torch.cat([getattr(own, name) for own in kept]) for name in names)) if kept else None
+        )
+        return Quantized(
+            latents=whole.flatten(-2),
+            quantized=through.flatten(-2),
+            ids=ids,
+            losses=losses,
+            statistics=joined,
+            extra={"parts": through.unbind(-2)},
+        )
+
+    @torch.no_grad()
+    def ids(self, latents: Tensor) -> Tensor:
+        ids: Tensor = self(latents).ids
+        return ids
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """ids (B, N, S) -> (B, N, S d) float32."""
+        return self._codes(ids).float().flatten(-2)
+
+    def _codes(self, ids: Tensor) -> Tensor:
+        """ids (B, N, S) -> (B, N, S, d)."""
+        first_rows = torch.arange(self.sub_codes, device=ids.device) * self.codebook_size
+        codes: Tensor = self.codebook(ids + first_rows)
+        return codes
+
+    @torch.no_grad()
+    def update(self, statistics: ClusterStatistics) -> None:
+        """As `ClusteredQuantizer.update`, shares and rates by codebook."""
+        counts = statistics.count.view(self.sub_codes, -1)
+        share = (counts / counts.sum(1, keepdim=True)).flatten()
+        self._move(share, self.codebook_size, statistics.feature)
+
+
+class Disentangling(LossTerm):
+    """Mean over places and pairs of codebooks of cos(q_i, q_j)^2 (FQGAN, weight 0.1).
+
+    Random directions in d channels give 1 / d: only less than that is evidence of disentangling.
+    """
+
+    weight = 0.1
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        sentence = "Disentangling compares codebooks: take a quantizer that has several (experiments/ideas/fqgan.yaml)."
+        parts = required(outputs, "parts", sentence)
+        pairs = list(combinations(parts, 2))
+        return torch.stack([F.cosine_similarity(a.float(), b.float(), dim=-1).square().mean() for a, b in pairs]).mean()
