@@ -35,10 +35,10 @@ def test_the_triton_kernel_in_its_interpreter() -> None:
 import os, torch
 from alitok.sampling.decode_kernel import agrees
 for dim, dtype, length in (
-    (80, torch.float32, 1), (64, torch.bfloat16, 1), (48, torch.float32, 1),
-    (48, torch.float32, 3), (64, torch.bfloat16, 16), (80, torch.bfloat16, 5), (80, torch.float32, 16),
+    (80, torch.float32, 1), (64, torch.bfloat16, 1),
+    (48, torch.float32, 3), (64, torch.bfloat16, 16), (80, torch.bfloat16, 5),
 ):
-    assert agrees(torch.device("cpu"), dim, dtype, length, room=40), (dim, dtype, length)
+    assert agrees(torch.device("cpu"), dim, dtype, length, room=36), (dim, dtype, length)
 from tests.sampling.test_kernels import drawn
 for words in ({}, {"window": 3}, {"schedule": "softcfg"}):
     os.environ["ALITOK_KERNELS"] = "decode=triton"

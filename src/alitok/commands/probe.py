@@ -18,6 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", nargs="?", metavar="CACHE", help="token cache, of any origin")
     parser.add_argument("--tokenizer", metavar="DIR", help="in place of CACHE, with --data: encode pictures first")
     parser.add_argument("--data", metavar="SPEC", help="data spec: shapes, a folder, or owner/name on the hub")
+    parser.add_argument(
+        "--features", action="store_true", help="with --tokenizer: also linear probes, and how stable the ids are"
+    )
+    parser.add_argument("--generator", metavar="DIR", help="with --features: probe this generator's features too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
     parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of the small generator (default 1000)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default 64)")
@@ -39,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if (args.cache is None) == (args.tokenizer is None) or (args.tokenizer is None) != (args.data is None):
         raise BadInput("Give a token cache, or --tokenizer together with --data.")
+    if (args.features and args.tokenizer is None) or (args.generator and not args.features):
+        raise BadInput("--features reads pictures: give --tokenizer and --data; --generator belongs to --features.")
     for name in ("steps", "batch", "width", "depth", "images", "held_out"):
         if getattr(args, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
@@ -66,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.tokenizer is not None:
         record |= {"source": args.tokenizer, "data": args.data}
+    if args.features:
+        record |= features(args)
     if args.json:
         from alitok.common.files import write_json
 
@@ -91,6 +99,25 @@ def encode(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
     return str(folder / "train"), str(folder / "val")
 
 
+def features(args: argparse.Namespace) -> dict[str, float]:
+    """Linear probes and the stability of the ids, on at most --images and --held-out pictures."""
+    from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+    from alitok.common.devices import pick_device
+    from alitok.data.reading import read_all
+    from alitok.data.sources import open_source
+    from alitok.studies.features import measure_features
+
+    device = pick_device(args.device)
+    tokenizer = load_tokenizer(args.tokenizer, device)
+    generator = None if args.generator is None else load_generator(args.generator, device)
+    if generator is not None:
+        check_pair(generator, tokenizer)
+    size = tokenizer.image_size
+    train = read_all(open_source(args.data, "train", size=size, count=args.images), size)
+    held_out = read_all(open_source(args.data, "val", size=size, count=args.held_out), size)
+    return measure_features(tokenizer, train, held_out, generator)
+
+
 def show(record: dict[str, Any]) -> None:
     """The record as a table."""
     from rich.console import Console
@@ -114,6 +141,15 @@ def show(record: dict[str, Any]) -> None:
         ("loss a picture", f"{record['nats_per_picture']:,.1f} nats"),
         ("bits a picture", f"{record['bits_per_picture']:,.0f}, {needed:,.0f} needed"),
     ]
+    names = {
+        "probe_encoder": "class read from the encoder's features",
+        "probe_decoder": "  from the decoder's",
+        "probe_generator": "  from the generator's",
+        "probe_random_encoder": "  from a random encoder's",
+        "ids_same_shifted": "ids that stay under a shift by a pixel",
+        "ids_same_noisy": "  under noise of 2 grey levels",
+    }
+    rows += [(name, f"{record[key]:.1%}") for key, name in names.items() if key in record]
     for row in rows:
         table.add_row(*row)
     console = Console()
