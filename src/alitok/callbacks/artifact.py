@@ -1,13 +1,15 @@
 """At the end of a run: the artifact that the next stage starts from."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from lightning import LightningModule
 
 from alitok.artifacts.folder import save_artifact
 from alitok.callbacks.average import evaluated
+from alitok.callbacks.loggers import show_configuration, show_text
 from alitok.callbacks.progress import images_seen
 from alitok.training.finish import Exporter
 
@@ -50,8 +52,12 @@ class ExportArtifact(Exporter):
             card["tokenizer"] = training.parents.get("tokenizer")
         extra = {name: (part.block, part) for name, part in training.extra_modules().items()}
         block = training.model.block
-        save_artifact(self._place(trainer), block, module, card, extra)
+        written = save_artifact(self._place(trainer), block, module, card, extra)
+        show_text(trainer, "card", json.dumps(written, indent=2, default=str))
         self.written = f"the {card['kind']} after {trainer.global_step:,} steps"
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
+        show_configuration(trainer, cast(Any, pl_module).configuration)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
         if self.written is not None:  # said here, after the curves: a short run may have none

@@ -1,9 +1,17 @@
-"""Lightning's loggers without epochs: an endless loader has none, and a token cache holds ten views of an image."""
+"""Lightning's loggers without epochs, and what goes to them besides numbers.
+
+An endless loader has no epochs, and a token cache holds ten views of an image.
+"""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+from torch import Tensor
 
 
 class _Steps:
@@ -24,3 +32,44 @@ class TensorBoard(_Steps, TensorBoardLogger):
 
 class WandB(_Steps, WandbLogger):
     """Weights & Biases; needs `pip install 'alitok[wandb]'`."""
+
+
+def show_picture(trainer: Trainer, name: str, path: Path, caption: str) -> None:
+    """Sends a picture file to every logger of the run that takes pictures."""
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            with Image.open(path) as image:
+                logger.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            logger.experiment.add_text(f"{name}/caption", caption, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)], step=step, caption=[caption])
+
+
+def show_counts(trainer: Trainer, name: str, counts: Tensor) -> None:
+    """Sends how often each code occurred, (V,), as a histogram of log10(1 + count) over the codes."""
+    values, step = np.log10(1 + counts.double().cpu().numpy()), trainer.global_step
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(name, values, step)
+        elif isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({name: wandb.Histogram(values), "trainer/global_step": step})
+
+
+def show_text(trainer: Trainer, name: str, text: str) -> None:
+    """Sends a text, e.g. the card of what was trained, with its final numbers."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            block = text.replace("\n", "\n    ")  # four spaces in front keep the lines apart in TensorBoard
+            logger.experiment.add_text(name, f"    {block}", trainer.global_step)
+        elif isinstance(logger, WandbLogger):
+            logger.experiment.summary[name] = text
+
+
+def show_configuration(trainer: Trainer, configuration: Mapping[str, Any]) -> None:
+    """Sends the run's configuration to the loggers that list hyperparameters."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger | WandbLogger):
+            logger.log_hyperparams(dict(configuration))

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer
 from alitok.callbacks.average import averaged, evaluated
+from alitok.callbacks.loggers import show_counts
 from alitok.callbacks.pictures import check_prefix
+from alitok.common.distributed import all_sum
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.images import to_uint8
@@ -101,6 +103,14 @@ class Reconstruction(ValidationMetric):
         self.running["reconstruction"].update(images, copies)
         self.running["codebook"].update(ids)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        codes = self.running.get("codebook")
+        if isinstance(codes, CodebookUsage) and not trainer.sanity_checking:
+            show_counts(trainer, "codes", all_sum(codes.counts).flatten())
+
+    on_test_epoch_end = on_validation_epoch_end
+
 
 class Accuracy(ValidationMetric):
     """Teacher-forced top-1 accuracy and nats per token, if the generator's head has logits."""
@@ -183,7 +193,8 @@ class Generation(Callback):
         classes = len(trainer.datamodule.class_names)  # type: ignore[attr-defined]
         mine = range(trainer.global_rank, self.count, trainer.world_size)
         labels = [index % classes for index in mine]
-        draw = Draw.chosen(generator.card, **self.draw)
+        card = {"sampler": pl_module.recommended.get("sampler"), **generator.card}  # type: ignore[union-attr, operator]
+        draw = Draw.chosen(card, **self.draw)
         for indices, _, images in sample_images(generator, tokenizer, labels, draw, mine, self.batch):
             metrics.update(to_uint8(images), torch.tensor(indices))
         log_everywhere(pl_module, metrics.compute())

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from alitok.artifacts.folder import load_tokenizer, locate, read_card
 from alitok.callbacks.average import evaluated
+from alitok.callbacks.loggers import show_picture
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.images import save_grid
@@ -34,7 +35,9 @@ class ReconstructionGrid(Callback):
         originals = batch["image"][: self.count].split(self.columns)
         copies = outputs["image"][: self.count].split(self.columns)
         rows = [row for pair in zip(originals, copies, strict=True) for row in pair]
-        save_grid(torch.cat(rows), picture_path(trainer, "reconstruction"), self.columns)
+        path = picture_path(trainer, "reconstruction")
+        save_grid(torch.cat(rows), path, self.columns)
+        show_picture(trainer, "reconstruction", path, "Rows of originals, each above its reconstructions.")
 
 
 def check_prefix(module: Any, tokenizer: Tokenizer) -> None:
@@ -93,5 +96,10 @@ class SampleGrid(Callback):
         classes = min(self.classes, len(names) or generator.num_classes)
         labels = [index % classes for index in range(classes * self.rows)]
         tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
-        batches = sample_images(generator, tokenizer, labels, Draw.chosen(generator.card, **self.draw))
-        save_grid(torch.cat([images for _, _, images in batches]), picture_path(trainer, "samples"), classes, names)
+        card = {"sampler": pl_module.recommended.get("sampler"), **generator.card}  # type: ignore[union-attr, operator]
+        draw = Draw.chosen(card, **self.draw)
+        images = torch.cat([images for _, _, images in sample_images(generator, tokenizer, labels, draw)])
+        path = picture_path(trainer, "samples")
+        save_grid(images, path, classes, names)
+        caption = ", ".join(names[:classes]) if names else f"classes 0 to {classes - 1}"
+        show_picture(trainer, "samples", path, f"Columns: {caption}; guidance {draw.guidance:g}.")
