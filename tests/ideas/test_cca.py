@@ -111,3 +111,11 @@ def test_partial_has_no_cycle() -> None:
     _, outputs = seen()
     assert isinstance(outputs["with_labels"], partial)
     assert not any(value is outputs for value in outputs["with_labels"].args)
+
+
+def test_it_refuses_generators_without_log_probabilities() -> None:
+    from alitok.ideas.masked import MaskedGenerator
+
+    model = MaskedGenerator(8, num_classes=CLASSES, num_prefix=1, grid=(2, 2), width=32, depth=1, heads=2)
+    with pytest.raises(BadInput, match="which MaskedGenerator does not give"):
+        ConditionContrast(CLASSES).attach(model)

@@ -1,6 +1,7 @@
 """Masked generation: the loss, the two samplers, and what they refuse."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from alitok.common.random import Step
 from alitok.ideas.masked import Halton, MaskedGenerator, MaskGIT, halton_order, masked_after
 from alitok.models.generator import Generator
 from alitok.sampling.generate import Sampler
-from alitok.sampling.guidance import SoftCFG
+from alitok.sampling.guidance import Branch, PowerCosine, SoftCFG
+from alitok.sampling.images import largest_batch
 
 SHAPE: dict[str, Any] = {"num_classes": 5, "num_prefix": 3, "grid": (4, 4), "width": 32, "depth": 2, "heads": 2}
 TOKENS, CODES = 19, 16
@@ -105,7 +107,7 @@ def test_the_schedule_of_masked_tokens() -> None:
 )
 def test_images_are_their_own(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every place is known in the end, in the given number of steps; batch and other images decide nothing."""
-    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: sampler)
+    monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_: sampler)
     model, steps = generator(), []
     ids = Sampler(model, draw()).sample(LABELS, on_step=steps.append)
     assert ids.shape == (4, TOKENS)
@@ -117,9 +119,9 @@ def test_images_are_their_own(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> 
         assert not torch.equal(Sampler(model, draw()).sample(LABELS, range(10, 14)), ids)
 
 
-@pytest.mark.parametrize("sampler", [MaskGIT(4, 2.0, prefix_steps=1), Halton(6)], ids=str)
+@pytest.mark.parametrize("sampler", [MaskGIT(4, 2.0, prefix_steps=2), Halton(6)], ids=str)
 def test_given_tokens_stay(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: sampler)
+    monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_: sampler)
     given = torch.randint(CODES, (4, 8), generator=torch.Generator().manual_seed(5))
     mask = torch.rand(4, 8, generator=torch.Generator().manual_seed(6)) < 0.5
     ids = Sampler(generator(), draw()).sample(LABELS, given=given, given_mask=mask)
@@ -129,7 +131,7 @@ def test_given_tokens_stay(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 @torch.no_grad()
 def test_one_step_of_maskgit_takes_the_most_likely_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = generator()
-    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: MaskGIT(1))
+    monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_: MaskGIT(1))
     found = Sampler(model, Draw()).sample(LABELS)
     logits = model.token_logits(torch.full((4, TOKENS), CODES), LABELS)
     assert torch.equal(found, logits.argmax(-1))
@@ -139,7 +141,7 @@ def test_one_step_of_maskgit_takes_the_most_likely_tokens(monkeypatch: pytest.Mo
 def test_halton_draws_from_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step over the grid: every place by itself, sharpened by beta."""
     model = generator()
-    monkeypatch.setattr("alitok.sampling.generate.reveal_of", lambda *_: Halton(2, sharpen=1.5))
+    monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_: Halton(2, sharpen=1.5))
     ids = Sampler(model, Draw()).sample(torch.zeros(3000, dtype=torch.int64))
     first = ids[:, 0]
     law = model.token_logits(torch.full((1, TOKENS), CODES), LABELS[:1])[0, 0].softmax(-1)
@@ -173,7 +175,68 @@ def test_what_does_not_fit() -> None:
         Sampler(generator(), draw(), SoftCFG(2.0)).sample(LABELS)
     with pytest.raises(BadInput, match="more steps than prefix_steps, not 2 and 2"):
         MaskGIT(2, prefix_steps=2)
+    with pytest.raises(BadInput, match="prefix_steps must be 0, or 2 or more"):
+        MaskGIT(prefix_steps=1)
     with pytest.raises(BadInput, match="randomness must be 0 or more"):
         MaskGIT(randomness=-1.0)
     with pytest.raises(BadInput, match="at least 1 of prefix_steps"):
         Halton(prefix_steps=0)
+
+
+def test_halton_counts_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """floor(n (1 - arccos((i + 1) / T) 2 / pi)) places are known after step i, at least one more each time."""
+    model = MaskedGenerator(CODES, **{**SHAPE, "num_prefix": 0, "grid": (16, 16)}).eval()
+    known: list[int] = []
+    logits = model.token_logits
+
+    def noted(symbols: torch.Tensor, *more: Any) -> torch.Tensor:
+        known.append(int((symbols[0] != CODES).sum()))
+        return logits(symbols, *more)
+
+    monkeypatch.setattr(MaskedGenerator, "token_logits", lambda self, *words: noted(*words))
+    block = {"class_path": "alitok.ideas.masked.Halton", "init_args": {"steps": 8}}
+    Sampler(model, Draw(sampler=block)).sample(LABELS[:1])
+    expected = [math.floor(256 * (1 - math.acos((step + 1) / 8) * 2 / math.pi)) for step in range(8)]
+    assert known == [0, *expected[:-1]]
+
+
+class Beside(PowerCosine):
+    """Guidance by another network, which the test sets."""
+
+    other: Any = None
+
+    def branches(self, generator: Any, labels: torch.Tensor, seed: int, indices: Any) -> list[Branch]:
+        return [Branch(labels=labels), Branch(labels=labels, generator=Beside.other)]
+
+
+@pytest.mark.parametrize("sampled", ["masked", "causal"])
+def test_a_masked_and_a_causal_generator_do_not_guide_each_other(sampled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"masked": generator(), "causal": Generator(CODES, **SHAPE).eval()}
+    model = kinds.pop(sampled)
+    monkeypatch.setattr(Beside, "other", next(iter(kinds.values())))
+    with pytest.raises(BadInput, match="one is drawn token by token, the other is not"):
+        Sampler(model, draw(), Beside(2.0)).sample(LABELS)
+
+
+def test_a_set_names_the_generators_own_sampler() -> None:
+    from alitok.sampling.sets import set_settings
+
+    model, tokenizer = generator(), SimpleNamespace(card={"digest": "t"}, decoder=torch.nn.Linear(1, 1), image_size=16)
+    model.card = {"digest": "g"}
+    settings = set_settings(model, tokenizer, ("g", "t"), draw(), 4)  # type: ignore[arg-type]
+    assert settings["sampler"]["class_path"] == "alitok.ideas.masked.MaskGIT"
+    assert settings["sampler"]["init_args"]["steps"] == 8
+    assert Sampler(model, Draw.of(settings)).reveal == MaskGIT()
+    with pytest.raises(BadInput, match="leave out keep"):
+        set_settings(model, tokenizer, ("g", "t"), draw(window=2), 4)  # type: ignore[arg-type]
+
+
+def test_all_logits_of_a_masked_generator_are_counted() -> None:
+    decoder = SimpleNamespace(modules=lambda: [torch.nn.Linear(4, 4)], length=None)
+    tokenizer: Any = SimpleNamespace(decoder=decoder, num_tokens=TOKENS, image_size=16)
+    masked, causal = (
+        largest_batch(kind, tokenizer, draw(), 2**22) for kind in (generator(), Generator(CODES, **SHAPE))
+    )
+    assert masked != causal
+    wide = MaskedGenerator(4096, **SHAPE)
+    assert largest_batch(wide, tokenizer, draw(), 2**26) < 2**26 // (TOKENS * 4096 * 3 * 8)

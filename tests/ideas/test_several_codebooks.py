@@ -80,6 +80,8 @@ def test_the_term_by_hand() -> None:
 def test_what_does_not_fit() -> None:
     with pytest.raises(BadInput, match="2 or more sub_codes"):
         SeveralCodebooks(16, 4, 1)
+    with pytest.raises(BadInput, match="adapters takes depth and heads, not blocks"):
+        SeveralCodebooks(16, 4, 3, adapters={"blocks": 2})
     with pytest.raises(BadInput, match="not 3 x 4 of 8"):
         SeveralCodebooks(16, 4, 3, latent_dim=8)
     with pytest.raises(BadInput, match="take latents of 12 channels, the encoder gives 10"):

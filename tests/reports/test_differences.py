@@ -5,7 +5,7 @@ import math
 import pytest
 
 from alitok.common.errors import BadInput
-from alitok.reports.differences import BASE, critical, difference, verdict_table
+from alitok.reports.differences import BASE, critical, difference, table, verdict_table
 
 
 def test_pairs_see_what_spreads_hide() -> None:
@@ -58,3 +58,15 @@ def test_the_table() -> None:
         "| a | loss | +0.05 ± 0.15 | 1 of 2 | undecided: 72 seeds would do |",
     ]
     assert verdict_table(rows[:2]) == ""
+
+
+def test_a_run_that_diverged_is_named() -> None:
+    rows = [
+        {"name": name, "seed": seed, "seconds": 1.0, "loss": loss}
+        for name, seed, loss in ((BASE, 0, 1.0), ("a", 0, math.nan), (BASE, 1, 1.0), ("a", 1, 2.0))
+    ]
+    assert verdict_table(rows).endswith("| not a number in some run |")
+    assert "nan" in table(rows)
+    assert "the seeds cancel out" in verdict_table(
+        [row | {"loss": value} for row, value in zip(rows, (1.0, 2.0, 1.0, 0.0), strict=True)]
+    )

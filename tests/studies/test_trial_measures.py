@@ -105,9 +105,25 @@ def test_a_tenth_of_the_context_is_replaced(place: Path, tmp_path: Path, monkeyp
         (["--guidance", "a"], "--guidance takes numbers"),
         (["--samples", "1"], "--samples must be at least 2"),
         (["--tokenizer", "nowhere"], "is not an artifact"),
+        (["--judge", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_options_come_before_any_training(place: Path, tmp_path: Path, more: list[str], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         run(words(place, tmp_path / "trial", *more))
     assert not (tmp_path / "trial").exists()
+
+
+def test_options_of_the_judge_alone(place: Path, tmp_path: Path) -> None:
+    base = [
+        "trial",
+        "-c",
+        str(DEMO / "generator.yaml"),
+        "--idea",
+        str(place / "wide.yaml"),
+        "--out",
+        str(tmp_path / "t"),
+    ]
+    for more in (["--samples", "5"], ["--data", "shapes"], ["--tokenizer", "t"], ["--guidance", "1"]):
+        with pytest.raises(BadInput, match=f"{more[0]} belongs to --judge"):
+            run([*base, *more])

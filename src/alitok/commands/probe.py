@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     if args.width % 64:
         raise BadInput(f"--width must be a multiple of 64, not {args.width}.")
+    pictures = _pictures(args) if args.features else None
     with ExitStack() as stack:
         cache, held_out = args.cache, None
         if cache is None:
@@ -72,8 +73,10 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.tokenizer is not None:
         record |= {"source": args.tokenizer, "data": args.data}
-    if args.features:
-        record |= features(args)
+    if pictures is not None:
+        from alitok.studies.features import measure_features
+
+        record |= measure_features(*pictures)
     if args.json:
         from alitok.common.files import write_json
 
@@ -99,23 +102,25 @@ def encode(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
     return str(folder / "train"), str(folder / "val")
 
 
-def features(args: argparse.Namespace) -> dict[str, float]:
-    """Linear probes and the stability of the ids, on at most --images and --held-out pictures."""
+def _pictures(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """What --features measures, looked at before the small generator is trained: at most 10,000 pictures."""
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.common.devices import pick_device
     from alitok.data.reading import read_all
     from alitok.data.sources import open_source
-    from alitok.studies.features import measure_features
+    from alitok.evaluation.ridge import LEAST
 
+    if args.images < LEAST:
+        raise BadInput(f"--features needs --images of at least {LEAST}, not {args.images}.")
     device = pick_device(args.device)
     tokenizer = load_tokenizer(args.tokenizer, device)
     generator = None if args.generator is None else load_generator(args.generator, device)
     if generator is not None:
         check_pair(generator, tokenizer)
     size = tokenizer.image_size
-    train = read_all(open_source(args.data, "train", size=size, count=args.images), size)
+    train = read_all(open_source(args.data, "train", size=size, count=min(args.images, 10_000)), size)
     held_out = read_all(open_source(args.data, "val", size=size, count=args.held_out), size)
-    return measure_features(tokenizer, train, held_out, generator)
+    return tokenizer, train, held_out, generator
 
 
 def show(record: dict[str, Any]) -> None:

@@ -85,6 +85,9 @@ def run(args: argparse.Namespace) -> None:
 def _judging(args: argparse.Namespace) -> "Judging | None":
     """The options of --judge, looked at before anything is trained."""
     if args.judge is None:
+        for name, usual in (("data", None), ("tokenizer", None), ("samples", 2000), ("guidance", "0,2")):
+            if getattr(args, name) != usual:
+                raise BadInput(f"--{name} belongs to --judge: give that too.")
         return None
     if args.data is None or args.tokenizer is None:
         raise BadInput("--judge measures samples: give --data SPEC of real pictures and --tokenizer DIR too.")
@@ -95,9 +98,13 @@ def _judging(args: argparse.Namespace) -> "Judging | None":
     if args.samples < 2 or min(scales) < 0:
         raise BadInput(f"--samples must be at least 2 and scales not negative: {args.samples}, {args.guidance}.")
     from alitok.artifacts.folder import read_card
+    from alitok.data.sources import open_source
+    from alitok.evaluation.extractors import open_extractor
     from alitok.studies.trial import Judging
 
-    read_card(Path(args.tokenizer))
+    read_card(Path(args.tokenizer), "tokenizer")
+    open_extractor(args.judge, "cpu")
+    open_source(args.data, "train")
     return Judging(args.judge, args.data, args.tokenizer, args.samples, scales)
 
 

@@ -7,6 +7,7 @@ from alitok.common.errors import BadInput
 
 STRENGTHS = [10.0**power for power in range(-6, 4)]  # of the ridge, relative to the features' mean square
 TUNING = 10  # one training image of so many chooses the strength
+LEAST = 2 * TUNING  # training images
 
 
 def ridge_accuracy(
@@ -27,8 +28,8 @@ def ridge_accuracy(
     Raises:
         BadInput: fewer than 20 training images, or features that are not finite.
     """
-    if len(features) < 2 * TUNING:
-        raise BadInput(f"A linear probe needs at least {2 * TUNING} training images, not {len(features)}.")
+    if len(features) < LEAST:
+        raise BadInput(f"A linear probe needs at least {LEAST} training images, not {len(features)}.")
     x, y = features.double(), torch.nn.functional.one_hot(labels, classes).double()
     if not (x.isfinite().all() and held_out.isfinite().all()):
         raise BadInput("The features hold NaN or infinity: check the tokenizer and the images.")

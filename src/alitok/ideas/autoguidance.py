@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from alitok.artifacts.folder import load_generator
+from alitok.artifacts.folder import load_generator, read_card
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.sampling.guidance import Branch, PowerCosine
@@ -21,7 +22,8 @@ class WeakerGenerator(PowerCosine):
     There it guides diffusion models; for LlamaGen, RAR or AliTok no measurement is published.
 
     Args:
-        checkpoint: artifact of the weaker generator.
+        checkpoint: artifact of the weaker generator. A set of samples names it by this path, so do not train it again
+            while a set is unfinished.
         scale, power: of `PowerCosine`.
         label: of the weaker generator: the "same" class, or "none".
 
@@ -40,7 +42,8 @@ class WeakerGenerator(PowerCosine):
             raise BadInput(f"WeakerGenerator: label must be same or none, not {self.label!r}.")
 
     def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
-        weak = _loaded(self.checkpoint, str(labels.device))
+        digest = str(read_card(Path(self.checkpoint), "generator")["digest"])
+        weak = _loaded(self.checkpoint, digest, str(labels.device))
         if weak.num_classes != generator.num_classes:
             raise BadInput(
                 f"{self.checkpoint} has {weak.num_classes} classes, the generator that is sampled"
@@ -51,5 +54,5 @@ class WeakerGenerator(PowerCosine):
 
 
 @lru_cache(maxsize=2)
-def _loaded(checkpoint: str, device: str) -> Generator:
+def _loaded(checkpoint: str, digest: str, device: str) -> Generator:
     return load_generator(checkpoint, device)

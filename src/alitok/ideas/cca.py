@@ -2,12 +2,13 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.losses.terms import Batch, LossTerm, Outputs
+from alitok.models.generator import Generator
 
 
 class ConditionContrast(LossTerm):
@@ -37,6 +38,14 @@ class ConditionContrast(LossTerm):
                 f" {classes}, {beta} and {share}."
             )
         self.classes, self.beta, self.share = classes, beta, share
+
+    def attach(self, model: nn.Module) -> None:
+        """Refuses a generator whose "nats" are no log probabilities of the tokens."""
+        if not (isinstance(model, Generator) and model.causal and model.output.has_logits):
+            raise BadInput(
+                f"ConditionContrast compares log probabilities, which {type(model).__name__} does not give: take a"
+                " causal generator whose head has logits."
+            )
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         if step is None:

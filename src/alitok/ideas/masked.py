@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from alitok.common.devices import send
+from alitok.common.devices import send, widest_float
 from alitok.common.errors import BadInput
 from alitok.common.random import Step, stream
 from alitok.models.generator import CausalAttention, Generator
@@ -128,13 +128,17 @@ class MaskGIT(Reveal):
 
     Step s of T draws all masked places from softmax(logits / (T_r (1 - rho))), rho = (s + 1) / T. A place's confidence
     is the guided logit of its token plus T_r (1 - rho) Gumbel noise. The least confident stay masked, and the last
-    step keeps all. T_r is in units of logits. Published pairs (T_r, guidance) are (9.5, 4.5) for TiTok's 32 tokens in 8
-    steps and (2.8, 6.9 power-cosine) for 128 in 64.
+    step keeps all. Prefix and grid each count their steps from 0, if the prefix comes first.
+
+    T_r is in units of logits. Published are 9.5 for TiTok's 32 tokens in 8 steps and 2.8 for 128 in 64, with guidance
+    c + w (c - u), w = 4.5 rho of the step before, and power-cosine of 6.9 with power 3. The first is nearest to
+    `--schedule linear --guidance 5.5` here.
 
     Args:
         steps: T.
         randomness: T_r.
-        prefix_steps: of the T, for the prefix tokens alone, before all others; 0 = all tokens together.
+        prefix_steps: of the T, for the prefix tokens alone, before all others; 0 = all tokens together. The last of
+            them draws nothing at random, so 1 would give every image of a class the same prefix.
 
     Raises:
         BadInput: no step is left for the grid, or a randomness below 0.
@@ -146,21 +150,23 @@ class MaskGIT(Reveal):
 
     def __post_init__(self) -> None:
         _check_steps(self.steps, self.prefix_steps)
+        if self.prefix_steps == 1:
+            raise BadInput("MaskGIT: prefix_steps must be 0, or 2 or more: the last step takes the likeliest tokens.")
         if self.randomness < 0:
             raise BadInput(f"MaskGIT: randomness must be 0 or more, not {self.randomness}.")
 
     def __call__(self, canvas: Canvas) -> Tensor:
         symbols, mask = canvas.symbols, canvas.generator.codebook_size
         tokens, prefix = symbols.shape[1], canvas.generator.num_prefix
-        noise = image_uniforms(canvas.seed, canvas.indices, self.steps, tokens, 2).to(symbols.device)
+        noise = _noise(canvas, self.steps, tokens, 2)
         first = self.prefix_steps if prefix else 0
         parts = [(range(prefix), first), (range(prefix, tokens), self.steps - first)]
         parts = parts if first else [(range(tokens), self.steps)]
         done = 0
         for places, steps in parts:
             for step in range(steps):
-                inside = torch.zeros(tokens, dtype=torch.bool, device=symbols.device)
-                inside[places.start : places.stop] = True
+                order = torch.arange(tokens, device=symbols.device)
+                inside = (order >= places.start) & (order < places.stop)
                 logits = canvas.logits(symbols, done, self.steps)
                 tau = self.randomness * (1 - (step + 1) / steps)
                 value, stays = noise[:, done].unbind(-1)
@@ -185,9 +191,9 @@ class MaskGIT(Reveal):
 class Halton(Reveal):
     """Places in the order of a Halton sequence, each drawn once and kept (arXiv 2503.17076).
 
-    The order spreads the places of a step over the grid. Step i of T reveals up to max(i + 1, n - masked) of the grid's
-    n places, each from softmax(beta logits), beta from 1 to `sharpen` over the steps. The prefix tokens have no place
-    on the grid, so they come first.
+    The order spreads the places of a step over the grid. After step i of T floor(n (1 - arccos((i + 1) / T) 2 / pi)) of
+    the grid's n places are known, and at least one more than before. Each is drawn from softmax(beta logits), beta
+    from 1 to `sharpen` over the steps. The prefix tokens have no place on the grid, so they come first.
 
     Args:
         steps: T, those of the prefix included.
@@ -216,11 +222,12 @@ class Halton(Reveal):
         rows = (generator.num_tokens - prefix) // generator.columns
         grid = prefix + halton_order(rows, generator.columns)
         first = min(self.prefix_steps, prefix)
-        noise = image_uniforms(canvas.seed, canvas.indices, symbols.shape[1]).to(symbols.device)
+        noise = _noise(canvas, symbols.shape[1])
         groups = [part for part in torch.arange(prefix).tensor_split(first) if len(part)] if prefix else []
         steps, shown = self.steps - len(groups), 0
         for step in range(steps):
-            last = min(len(grid), max(shown + 1, len(grid) - masked_after(len(grid), step, steps)))
+            hidden = math.ceil(len(grid) * math.acos((step + 1) / steps) * 2 / math.pi)
+            last = min(len(grid), max(shown + 1, len(grid) - hidden))
             groups.append(grid[shown:last])
             shown = last
         for step, places in enumerate(groups):
@@ -234,6 +241,12 @@ class Halton(Reveal):
                 symbols = symbols.index_copy(1, chosen, torch.where(before == mask, drawn, before))
             canvas.done(step)
         return symbols
+
+
+def _noise(canvas: Canvas, *shape: int) -> Tensor:
+    """(B, *shape) uniform numbers on the canvas' device, which may lack float64."""
+    device = canvas.symbols.device
+    return send(image_uniforms(canvas.seed, canvas.indices, *shape).to(widest_float(device)), device)
 
 
 def halton_order(rows: int, columns: int) -> Tensor:

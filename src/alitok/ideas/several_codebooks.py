@@ -65,6 +65,8 @@ class SeveralCodebooks(ClusteredQuantizer):
                 f"SeveralCodebooks takes 2 or more sub_codes, and without adapters latents of sub_codes x code_dim"
                 f" channels, not {sub_codes} x {code_dim} of {latent_dim}."
             )
+        if adapters is not None and adapters.keys() != {"depth", "heads"}:
+            raise BadInput(f"adapters takes depth and heads, not {', '.join(adapters) or 'nothing'}.")
         super().__init__(sub_codes * codebook_size, code_dim, commitment, clustering, decay, anchor)
         self.codebook_size, self.sub_codes, self.latent_dim = codebook_size, sub_codes, latent_dim
         self.adapters = None

@@ -95,5 +95,7 @@ class SubCodeHeadGenerator(SubCodeGenerator):
     """
 
     def __init__(self, codebook_size: int, sub_codes: int, head: dict[str, Any], **arguments: Any) -> None:
+        if head.keys() != {"width", "depth", "heads"}:
+            raise BadInput(f"head takes width, depth and heads, not {', '.join(head) or 'nothing'}.")
         super().__init__(codebook_size, sub_codes, **arguments)
         self.output = SubCodeHead(self.embeddings.embedding_dim, codebook_size, sub_codes, **head)

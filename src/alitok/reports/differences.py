@@ -46,6 +46,8 @@ def difference(base: Sequence[float], idea: Sequence[float]) -> Difference:
     if not base or len(base) != len(idea):
         raise BadInput(f"A paired difference needs the same seeds on both sides, not {len(base)} and {len(idea)}.")
     each = [other - own for own, other in zip(base, idea, strict=True)]
+    if not all(map(math.isfinite, each)):
+        return Difference(math.nan, math.nan, 0, len(each), False, None)
     mean, count = statistics.fmean(each), len(each)
     above = sum(value > 0 for value in each)
     if count == 1:
@@ -116,7 +118,10 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> str:
             word = "higher" if found.mean > 0 else "lower"
             if not found.decided:
                 more = f"{found.needed} seeds would do" if found.needed else "more than 100 seeds would be needed"
-                word = "undecided: " + ("both are equal" if found.mean == 0 else more)
+                equal = "both are equal" if not found.error else "the seeds cancel out"
+                word = "undecided: " + (equal if found.mean == 0 else more)
+            if math.isnan(found.mean):
+                word = "not a number in some run"
             lines.append(f"| {name} | {key.replace('_', ' ')} | {amount} | {found.above} of {found.seeds} | {word} |")
     if not lines:
         return ""

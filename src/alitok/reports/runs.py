@@ -159,8 +159,11 @@ def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and, of two or more, the standard deviation (n - 1)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    """Mean and, of two or more, the standard deviation (n - 1). Both are NaN if a value is not finite."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 @dataclass

@@ -15,8 +15,8 @@ from alitok.models.generator import Generator
 from alitok.models.seams import image_uniforms
 from alitok.sampling.compiled import CompiledBlock
 from alitok.sampling.guidance import Branch, Guidance, guidance_of
-from alitok.sampling.loop import TokenLoop
-from alitok.sampling.reveal import Canvas, reveal_of
+from alitok.sampling.loop import TokenLoop, check_other
+from alitok.sampling.reveal import Canvas, reveal_for
 from alitok.sampling.weights import PRECISION, Precision, for_inference
 from alitok.sampling.windows import Job, WindowLoop
 
@@ -37,11 +37,7 @@ class Sampler:
         self.draw = draw = Draw() if draw is None else draw
         check_keep(generator, draw.keep)
         self.rule = guidance_of(draw) if rule is None else rule
-        self.reveal = reveal_of(generator, draw.sampler)
-        if self.reveal is not None and (draw.keep is not None or draw.window > 1 or draw.compiled):
-            raise BadInput(
-                f"{type(generator).__name__} draws many tokens in a step: leave out keep, window and compile."
-            )
+        self.reveal = reveal_for(generator, draw)
         self.original = generator
         self.generator = for_inference(generator, draw.precision)
         if draw.compiled:
@@ -113,6 +109,9 @@ class Sampler:
         if any(branch.value_weights is not None or branch.sources is not None for branch in branches):
             raise BadInput(f"{type(self.rule).__name__} changes a cache, which masked generation does not have.")
         generator, device = self.generator, branches[0].labels.device
+        for branch in branches:
+            if branch.generator is not None and branch.generator is not generator:
+                check_other(branch.generator, generator)
         symbols = torch.full((len(indices), *generator.id_shape), generator.codebook_size, device=device)
         if given is not None:
             first = given.shape[1]

@@ -152,8 +152,9 @@ def largest_batch(generator: Generator, tokenizer: Tokenizer, draw: Draw, free_b
     rows = len(guidance_of(draw).branches(generator, label, draw.seed, [0]))
     tokens = generator.num_tokens
     width = generator.heads * generator.head_dim
-    cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[draw.precision].itemsize
-    logits = draw.window * generator.codebook_size * generator.sub_codes * (rows * 3 * 4 + 3 * 8)
+    at_once = draw.window if generator.causal else tokens  # places whose logits are there at a time
+    cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[draw.precision].itemsize * generator.causal
+    logits = at_once * generator.codebook_size * generator.sub_codes * (rows * 3 * 4 + 3 * 8)
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))
     length = tokenizer.decoder.length or tokenizer.num_tokens
     decoder = 4 * 4 * widest * length + 3 * 3 * 4 * tokenizer.image_size**2

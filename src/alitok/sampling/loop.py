@@ -38,7 +38,7 @@ class Lane:
         self.value_weights = [branch.value_weights for branch in branches]
         weighted = any(weigh is not None for weigh in self.value_weights)
         layers, heads = len(generator.blocks), generator.heads
-        kernel = kernel_for(generator)
+        kernel = kernel_for(generator, dtype)
         self.cache = KeyValueCache(layers, rows, heads, steps, generator.head_dim, device, dtype, weighted, kernel)
         self.x = torch.zeros(rows, 1, width, device=device)
         conditions = [branch.condition for branch in branches if branch.condition is not None]
@@ -193,22 +193,26 @@ class TokenLoop:
         self.position += 1
 
 
-def kernel_for(generator: Generator) -> str:
-    """The kernel of a decoding step: plain where blocks are compiled, which fuse it themselves."""
+def kernel_for(generator: Generator, dtype: torch.dtype, length: int = 1) -> str:
+    """The kernel of a decoding step of `length` tokens: plain if blocks are compiled, which fuse it themselves."""
     if any(isinstance(block, CompiledBlock) for block in generator.blocks):
         return "plain"
     device = generator.embeddings.weight.device
     kernel = decode_kernel(device)
-    return "plain" if kernel == "triton" and device.type == "cuda" and not works_on(device) else kernel
+    return (
+        "plain"
+        if kernel == "triton" and device.type == "cuda" and not works_on(device, generator.head_dim, dtype, length)
+        else kernel
+    )
 
 
 @cache
-def works_on(device: torch.device) -> bool:
+def works_on(device: torch.device, head_dim: int, dtype: torch.dtype, length: int) -> bool:
     """Whether Triton's kernel gives what the plain products give on this GPU; says so once if it does not."""
     from alitok.sampling.decode_kernel import agrees
 
     try:
-        if right := agrees(device):
+        if right := agrees(device, head_dim, dtype, length, room=max(70, 2 * length)):
             return right
         reason = "its numbers differ from the plain products'"
     except Exception as error:  # whatever a compiler or driver may raise: the plain products serve
@@ -224,5 +228,10 @@ def check_other(network: Generator, generator: Generator) -> None:
             f"Guidance takes a branch from a generator of {network.id_shape} ids of {network.codebook_size} codes; the"
             f" one that is sampled has {generator.id_shape} of {generator.codebook_size}. Give one of the same tokens."
         )
-    if not (network.output.has_logits and generator.output.has_logits):
+    if network.causal != generator.causal:
+        raise BadInput(
+            f"Guidance takes a branch from a {type(network).__name__} beside a {type(generator).__name__}: one is drawn"
+            " token by token, the other is not. Give two of one kind."
+        )
+    if generator.causal and not (network.output.has_logits and generator.output.has_logits):
         raise BadInput("Guidance takes a branch from another generator: the heads of both must have logits.")

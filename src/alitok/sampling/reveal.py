@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from alitok.common.build import build, import_class
+from alitok.common.devices import send
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.sampling.guidance import Branch, Guidance
@@ -36,7 +38,7 @@ class Canvas:
 
     def logits(self, symbols: Tensor, step: int, steps: int) -> Tensor:
         """(B, N, V) of all places after guidance, whose scale depends on the share of the steps that is done."""
-        position = torch.tensor([step], device=symbols.device)
+        position = send(torch.tensor([step]), symbols.device)
         parts = []
         for branch in self.branches:
             network: Any = self.generator if branch.generator is None else branch.generator
@@ -49,11 +51,29 @@ class Canvas:
 
 
 class Reveal:
-    """An order and number of steps in which masked tokens become known."""
+    """An order and number of steps in which masked tokens become known.
+
+    Attributes:
+        steps: how many.
+    """
+
+    steps: int
 
     def __call__(self, canvas: Canvas) -> Tensor:
         """ids (B, N). Draws depend on the canvas' seed and indices alone; known symbols stay."""
         raise NotImplementedError
+
+
+def reveal_for(generator: Generator, draw: Draw) -> Reveal | None:
+    """As `reveal_of`, for all of a draw.
+
+    Raises:
+        BadInput: the draw has what only drawing token by token knows.
+    """
+    reveal = reveal_of(generator, draw.sampler)
+    if reveal is not None and (draw.keep is not None or draw.window > 1 or draw.compiled):
+        raise BadInput(f"{type(generator).__name__} draws many tokens in a step: leave out keep, window and compile.")
+    return reveal
 
 
 def reveal_of(generator: Generator, sampler: str | Mapping[str, Any] | None) -> Reveal | None:

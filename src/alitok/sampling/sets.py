@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
 from alitok.sampling.guidance import guidance_of
 from alitok.sampling.images import ImageSampler, largest_batch
+from alitok.sampling.reveal import reveal_for
 
 # What an output that is called so cannot be: a folder.
 FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
@@ -194,6 +196,10 @@ def set_settings(
         BadInput: an unknown schedule.
     """
     guidance_of(draw)
+    reveal = reveal_for(generator, draw)
+    if reveal is not None and draw.sampler is None:  # its own, whose defaults may change
+        own = {"class_path": generator.sampler, "init_args": vars(reveal)}
+        draw = replace(draw, sampler=own)
     known = class_names(generator)
     return {
         "count": count,
@@ -246,7 +252,8 @@ def draw_set(
         device = generator.embeddings.weight.device
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         drawn_with = {"batch": batch, "device": kind}
-        tokens = draw.keep or generator.num_tokens
+        reveal = reveal_for(generator, draw)
+        tokens = reveal.steps if reveal is not None else draw.keep or generator.num_tokens
         mine = images.work.share(partial(images.missing, batch), partial(images.start, drawn_with))
         with all_or_none(), counter("Sampling", len(mine) * tokens) as advance, ThreadPoolExecutor(1) as saver:
             sampler = ImageSampler(generator, tokenizer, draw)

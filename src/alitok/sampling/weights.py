@@ -71,7 +71,7 @@ class InferenceHead(Head, Projection):
 
     def __init__(self, head: Categorical, dtype: torch.dtype) -> None:
         super().__init__(head, dtype)
-        self.sub_codes, self.noise_shape = head.sub_codes, head.noise_shape
+        self.sub_codes, self.noise_shape, self.has_logits = head.sub_codes, head.noise_shape, head.has_logits
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)

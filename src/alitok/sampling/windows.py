@@ -47,11 +47,13 @@ class WindowLane:
     other.
     """
 
-    def __init__(self, generator: Generator, branches: Sequence[Branch], rows: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, generator: Generator, branches: Sequence[Branch], rows: int, dtype: torch.dtype, window: int
+    ) -> None:
         self.generator, self.count, self.rows = generator, len(branches), rows
         device, width = generator.embeddings.weight.device, generator.embeddings.embedding_dim
         layers, heads, total = len(generator.blocks), generator.heads, generator.num_tokens
-        kernel = kernel_for(generator)
+        kernel = kernel_for(generator, dtype, window)
         self.cache = KeyValueCache(
             layers, self.count * rows, heads, total, generator.head_dim, device, dtype, kernel=kernel
         )
@@ -125,7 +127,7 @@ class WindowLoop:
             if network is not generator:
                 check_other(network, generator)
         self.lanes = {
-            network: WindowLane(network, self._of(network, branches), rows, dtype)
+            network: WindowLane(network, self._of(network, branches), rows, dtype, window)
             for network in dict.fromkeys([generator, *self.networks])
         }
         device = self.device = generator.embeddings.weight.device

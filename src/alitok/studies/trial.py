@@ -71,7 +71,11 @@ class Judge:
             config: the run's.
             root: its folder, with its artifact.
         """
-        decided = asdict(self.judging) | {"artifact": read_card(root / "artifact")["digest"]}
+        decided = asdict(self.judging) | {
+            "artifact": read_card(root / "artifact")["digest"],
+            "tokenizer_digest": self.tokenizer.card["digest"],
+            "extractor_digest": self.extractor.digest,
+        }
         decided["guidance"] = list(self.judging.guidance)
         if (root / FILE).is_file() and read_json(root / FILE).get("decided") == decided:
             return
@@ -117,6 +121,7 @@ class Judge:
     def _fid(self, generator: Any, scale: float) -> dict[str, float]:
         """FID, share of samples that show their class if the extractor knows the classes, images a second."""
         judging, metrics, right = self.judging, GenerationMetrics(self.extractor, self.reference), 0
+        knows = False
         labels = [index % generator.num_classes for index in range(judging.samples)]
         name, start = f"gfid_{scale:g}", time.perf_counter()
         with counter(
@@ -130,9 +135,10 @@ class Judge:
                 pixels = to_uint8(images)
                 metrics.update(pixels)
                 probabilities = self.extractor(pixels).probabilities
-                if probabilities.shape[1] == generator.num_classes:
+                knows = probabilities.shape[1] == generator.num_classes
+                if knows:
                     wanted = torch.tensor([labels[index] for index in indices])
                     right += int((probabilities.argmax(1).cpu() == wanted).sum())
         rate = judging.samples / (time.perf_counter() - start)
         found = {name: metrics.compute()["fid"], f"images_a_second_{scale:g}": rate}
-        return found | ({f"class_agreement_{scale:g}": right / judging.samples} if right else {})
+        return found | ({f"class_agreement_{scale:g}": right / judging.samples} if knows else {})

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from alitok.common.errors import BadInput
 from alitok.common.files import write_text
 
 # Seconds that a stage may take; all of them together are planned to take half of it.
@@ -35,6 +36,8 @@ TINY_LIMIT = 300  # of each stage, on a slow CPU
 
 def full(out: Path, device: str, only: Sequence[str] | None = None, tiny: bool = False) -> int:
     """Runs the stages and prints the table; the exit status."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file; name a folder.")
     out.mkdir(parents=True, exist_ok=True)
     outcomes = {}
     for stage in only or STAGES:

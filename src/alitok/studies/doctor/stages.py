@@ -9,7 +9,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -199,14 +198,16 @@ def profile(day: Day, generator: Any, batch: int) -> int:
     return sum(event.count for event in seen.key_averages())
 
 
-def train(day: Day, name: str, options: Options, part: str, size: str | None, batch: int, compiled: bool) -> None:
+def train(
+    day: Day, name: str, options: Options, part: str, size: str | None, batch: int, compiled: bool, tf32: bool = True
+) -> None:
     """Images a second of a training step in bf16, and its share of the peak."""
     bench_training.STEPS |= {"cuda": 10, "cpu": 1}
     bench_training.WARM_UP |= {"cpu": 1}
 
     def seconds(images: int) -> float:
         config = bench_training.training_config(options, part, size, "bfloat16", images)
-        config["model"]["init_args"]["compile_blocks"] = compiled
+        config["model"]["init_args"] |= {"compile_blocks": compiled, "tf32": tf32}
         return bench_training.step_seconds(config, options.machine.device)
 
     config = bench_training.training_config(options, part, size, "bfloat16", 2)
@@ -232,8 +233,7 @@ def stage1(day: Day) -> None:
     ):
         if channels_last:
             perceptual.load = lambda *words: load(*words).to(memory_format=torch.channels_last)
-        with float32_products(tf32=True) if tf32 else nullcontext():
-            train(day, f"stage 1, {name}", options, "tokenizer-stage1", None, batch, compiled)
+        train(day, f"stage 1, {name}", options, "tokenizer-stage1", None, batch, compiled, tf32)
         perceptual.load = load
 
 
