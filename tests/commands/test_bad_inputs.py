@@ -89,6 +89,8 @@ CASES = [
     (f"describe {BASE} --images BAD", NUMBERS, ""),
     ("bench BAD", ["²", "x"], ""),
     ("bench --batch BAD", NUMBERS, ""),
+    ("doctor --full --out BAD --device cpu --tiny --only setup", ["file"], ""),
+    ("doctor --full --out OUT/d --only BAD", ["²", "x", ""], ""),
 ]
 
 

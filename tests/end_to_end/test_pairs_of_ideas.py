@@ -1,7 +1,9 @@
 """Every two ideas of experiments/ideas/ that share a base, laid over it: both act, or a sentence refuses the pair."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.config import load_yaml
+from alitok.ideas.masked import MaskGIT
 from alitok.ideas.post_training import PairedDataModule
 from alitok.models.seams import Quantizer
-from alitok.sampling.generate import generate
+from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import guidance_of
+from alitok.training.generator import outputs_of
 from alitok.training.records import MicroBatch, StepRecord
 
 ORDERS = [pair for first, second in combinations(IDEAS, 2) for pair in ((first, second), (second, first))]
@@ -40,7 +44,9 @@ def leaves(value: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any
 def rivals(first: Path, second: Path) -> bool:
     """Whether both ideas set one key, to different values: the later file then replaces the earlier, as files do."""
     one, two = (dict(leaves(load_yaml(idea))) for idea in (first, second))
-    return any(one[key] != two[key] for key in one.keys() & two.keys())
+    # a value in one file and a block in the other
+    nested = any(a.startswith(f"{b}.") or b.startswith(f"{a}.") for a in one for b in two)
+    return nested or any(one[key] != two[key] for key in one.keys() & two.keys())
 
 
 def stack_of(first: Path, second: Path) -> tuple[Path, ...] | None:
@@ -56,6 +62,16 @@ def stack_of(first: Path, second: Path) -> tuple[Path, ...] | None:
 COMPOSED = [pair for pair in ORDERS if stack_of(*pair) is not None]
 REFUSED = {
     ("perturbation", "wetok"): "this quantizer's tokens have sub-codes: leave the perturbation",
+    ("fqgan", "perturbation"): "this quantizer's tokens have sub-codes: leave the perturbation",
+    ("perturbation", "token-bridge"): "set delta to 2 or more",  # a hundredth of its levels
+    ("fqgan", "post-training"): "Disentangling compares codebooks",
+    ("masked", "rear"): "CodeVector reads a causal generator",
+    **{
+        ("cca", name): "ConditionContrast compares log probabilities"
+        for name in ("masked", "masked-bits", "sub-code-head")
+    },
+    **{("distillation", name): "both generators need a head" for name in ("masked", "masked-bits", "sub-code-head")},
+    **{("autoguidance", name): "heads of both must have logits" for name in ("masked-bits", "sub-code-head")},
 }
 
 
@@ -240,6 +256,83 @@ def gft(pair: Pair, folder: Path) -> bool:
     return not torch.equal(mixed, plain) and len(rule.branches(model, labels, 0, range(IMAGES))) == 1
 
 
+def several_codebooks(pair: Pair, folder: Path) -> bool:
+    """Two ids a token, and the term that keeps them apart moves the adapters."""
+    term = pair.module.terms["apart"]
+    pair.model.zero_grad()
+    step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
+    outputs = pair.model.train()(pair.images, ids=pair.ids if pair.paired else None, step=step)
+    for _, one in outputs.get("decodings") or [(1.0, outputs)]:
+        value = term({"image": pair.images}, one)
+        if value.requires_grad:
+            value.backward(retain_graph=True)
+    learns = any(bool(p.grad.any()) for p in pair.model.quantizer.adapters.parameters() if p.grad is not None)
+    # where the quantizer is frozen there is nothing to move
+    return (learns or not any(p.requires_grad for p in pair.model.quantizer.parameters())) and pair.model.sub_codes == 2
+
+
+def bins(pair: Pair, folder: Path) -> bool:
+    """Fitted, the levels are those of the latents."""
+    quantizer = pair.model.quantizer
+    before = quantizer.mean.clone()
+    with torch.no_grad():
+        quantizer.fit(iter([pair.model.encode_latents(pair.images)]))
+    fitted = pair.module.schedule.phases["bins"].fit == 32
+    return fitted and not torch.equal(before, quantizer.mean) and pair.model.sub_codes == 8
+
+
+def reference_term(name: str) -> Callable[[Pair, Path], bool]:
+    """The term compares with another generator, moves the generator, and is all of the loss; or it says why not."""
+
+    def acts(pair: Pair, folder: Path) -> bool:
+        model, term, ids = pair.model, pair.module.terms[name], random_ids(pair)
+        torch.nn.init.normal_(next(p for n, p in model.output.named_parameters() if n.endswith("weight")), std=0.5)
+        labels, step = torch.zeros(IMAGES, dtype=torch.int64), Step(0, 0, 10, IMAGES, range(IMAGES))
+        read = {"ids": ids, "inputs": ids, "order": None, "step": step}
+        other = copy.deepcopy(model).eval()
+        torch.nn.init.normal_(other.embeddings.weight, std=0.5)
+        with torch.no_grad():
+            reference = outputs_of(other, read, False, labels)
+        model.zero_grad()
+        term({"label": labels}, {**outputs_of(model, read, False, labels), "reference": reference}, step).backward()
+        moved = any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+        return moved and pair.module.schedule.at(0).phase.weights["nats"] == 0
+
+    return acts
+
+
+def masked(pair: Pair, folder: Path) -> bool:
+    """It is drawn by the sampler of the configuration."""
+    draw = Draw.chosen(pair.module.recommended)
+    sampler = Sampler(pair.model.eval(), draw)
+    ids = sampler.sample(torch.arange(2))
+    return sampler.reveal == MaskGIT(16, 4.5, 2) and ids.shape == (2, *pair.model.id_shape)
+
+
+def guidance(name: str, branches: int) -> Callable[[Pair, Path], bool]:
+    """The card's rule has its branches, and what it draws is something else."""
+
+    def acts(pair: Pair, folder: Path) -> bool:
+        for parameter in pair.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        draw = Draw.chosen({**pair.module.recommended, "guidance": 3.0})
+        if name == "WeakerGenerator":
+            draw.schedule["init_args"]["checkpoint"] = str(folder / "weak")  # type: ignore[index]
+            save_artifact(folder / "weak", pair.model.block, module_of(pair.config).model, {"kind": "generator"})
+        labels, rule = torch.arange(10), guidance_of(draw)
+        model = pair.model.eval()
+        count = len(rule.branches(model, labels, 0, range(10)))
+        plain = generate(model, labels, 64.0, 1.0, schedule="power-cosine")
+        mine = generate(model, labels, replace(rule, scale=64.0))  # type: ignore[type-var]
+        return type(rule).__name__ == name and count == branches and not torch.equal(mine, plain)
+
+    return acts
+
+
+def sub_code_head(pair: Pair, folder: Path) -> bool:
+    return type(pair.model.output).__name__ == "SubCodeHead" and sub_codes(pair, folder)
+
+
 EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "binary": quantizer("BinaryQuantizer", 4096),
     "fsq": quantizer("FiniteScalarQuantizer", 4375),
@@ -263,6 +356,16 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "ort": random_order(weighted=True),
     "masked-bits": masked_bits,
     "gft": gft,
+    "bsq": quantizer("SphereQuantizer", 4096),
+    "bernoulli": quantizer("BernoulliQuantizer", 4096),
+    "fqgan": several_codebooks,
+    "token-bridge": bins,
+    "cca": reference_term("contrast"),
+    "distillation": reference_term("teacher"),
+    "masked": masked,
+    "vpg": guidance("BadPrefix", 4),
+    "autoguidance": guidance("WeakerGenerator", 2),
+    "sub-code-head": sub_code_head,
 }
 
 

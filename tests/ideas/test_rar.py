@@ -227,16 +227,17 @@ def test_the_loss_is_weighted_by_step(sub_codes: int, tmp_path: Path, monkeypatc
     seen: list[Any] = []
     plain = Generator.losses
 
-    def keep(self: Generator, *arguments: Any) -> Any:
-        seen.append((arguments, plain(self, *arguments)))
+    def keep(self: Generator, **arguments: Any) -> Any:
+        seen.append((arguments, plain(self, **arguments)))
         return seen[-1][1]
 
     monkeypatch.setattr(Generator, "losses", keep)
     config = configuration(tmp_path, sub_codes)
     config["model"]["init_args"] |= {"losses": None, "corruptions": None}
     module = train(config, 1)
-    (ids, _, inputs, places, step), outputs = seen[0]
-    ordering = module.order(20, 4, step)
+    arguments, outputs = seen[0]
+    ids, inputs, places = (arguments[name] for name in ("ids", "inputs", "order"))
+    ordering = module.order(20, 4, arguments["step"])
     assert ordering.weights is not None
     assert torch.equal(ids, inputs)
     assert torch.equal(places, ordering.places)

@@ -88,6 +88,8 @@ class CodeVector(LossTerm):
         """
         if not isinstance(model, Generator):
             raise BadInput(f"CodeVector is a term of a generator's training, not of {type(model).__name__}'s.")
+        if not model.causal:
+            raise BadInput(f"CodeVector reads a causal generator, and {type(model).__name__} is none: leave reAR out.")
         blocks = int(self.depth * len(model.blocks)) or int(self.depth > 0)
         self.taps = [f"blocks.{blocks - 1}" if blocks else "dropout"]
         width = model.embeddings.embedding_dim

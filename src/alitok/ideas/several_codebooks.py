@@ -150,7 +150,10 @@ class Disentangling(LossTerm):
     weight = 0.1
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
-        sentence = "Disentangling compares codebooks: take a quantizer that has several (experiments/ideas/fqgan.yaml)."
+        sentence = (
+            "Disentangling compares codebooks: take a quantizer that has several (experiments/ideas/fqgan.yaml), and"
+            " leave the term out where tokens are given."
+        )
         parts = required(outputs, "parts", sentence)
         pairs = list(combinations(parts, 2))
         return torch.stack([F.cosine_similarity(a.float(), b.float(), dim=-1).square().mean() for a, b in pairs]).mean()
