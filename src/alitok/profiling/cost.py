@@ -172,9 +172,8 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
         turns = _turns(module.schedule, config["trainer"].get("max_steps"))
         _rehearse(ledger, turns, module, networks, layout, precision, share, micro_batch)
         if _keeps_average(config):
-            average = _bytes([*model.parameters(), *model.buffers()])
             for turn in turns:
-                turn.memory["average of weights"] = average
+                turn.memory["average of weights"] = _bytes([*model.parameters(), *model.buffers()])
     return Cost(
         model=_name_of(module),
         parts=parts,
