@@ -71,6 +71,18 @@ def test_weights_and_biases_gets_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
+def test_names_that_are_no_utf8_are_escaped(tmp_path: Path) -> None:
+    logger = loggers.TensorBoard(str(tmp_path))
+    trainer: Any = SimpleNamespace(loggers=[logger], global_step=1)
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    loggers.show_picture(trainer, "samples", tmp_path / "a.png", name)
+    loggers.show_text(trainer, "card", name)
+    loggers.show_configuration(trainer, {"data": {"names": [name, 1]}})
+    logger.save()
+    assert "caf\\udce9" in (Path(logger.log_dir) / "hparams.yaml").read_text()
+
+
 def test_loggers_that_take_no_pictures_get_none(tmp_path: Path) -> None:
     trainer: Any = SimpleNamespace(loggers=[loggers.CSV(tmp_path)], global_step=1)
     loggers.show_picture(trainer, "a", tmp_path / "none.png", "")

@@ -231,7 +231,7 @@ def test_samples_of_a_run_follow_the_schedule_and_need_a_tokenizer_that_decodes_
 ) -> None:
     generator = load_generator(generator_of(tokenizer_of(), num_prefix=6, grid=[0, 0]))
     trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(token_cache=None, class_names=list(CLASSES)))
-    module: Any = SimpleNamespace(generator=generator, device=torch.device("cpu"))
+    module: Any = SimpleNamespace(generator=generator, device=torch.device("cpu"), recommended={})
     with pytest.raises(BadInput, match="decodes all 21 tokens, not the first 6"):
         SampleGrid(str(tmp_path / "tokenizer")).setup(trainer, module, "fit")
     grid = SampleGrid(str(tokenizer_of(bottleneck=NESTED)), guidance=3.0, schedule="softcfg")
@@ -244,7 +244,7 @@ def test_samples_of_a_run_follow_the_schedule_and_need_a_tokenizer_that_decodes_
 
     monkeypatch.setattr(pictures, "sample_images", spy)
     monkeypatch.setattr(pictures, "evaluated", lambda *_: generator)
-    trainer.is_global_zero, trainer.default_root_dir, trainer.global_step = True, tmp_path, 0
+    trainer.is_global_zero, trainer.default_root_dir, trainer.global_step, trainer.loggers = True, tmp_path, 0, []
     grid.on_validation_epoch_end(trainer, module)
     assert drawn == [Draw(3.0, schedule="softcfg")]
 

@@ -375,7 +375,14 @@ def test_every_idea_is_known_and_some_pair_of_it_composes() -> None:
     assert len(COMPOSED) > 40
 
 
-@pytest.mark.parametrize("pair", COMPOSED, ids=lambda pair: f"{pair[0].stem}-{pair[1].stem}")
+@pytest.mark.parametrize(
+    "pair",
+    [
+        # the order seldom matters: the other one is for the slow tests
+        pytest.param(pair, id=f"{pair[0].stem}-{pair[1].stem}", marks=pytest.mark.slow if pair[1] < pair[0] else [])
+        for pair in COMPOSED
+    ],
+)
 def test_both_ideas_act_or_the_pair_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     files = stack_of(*pair)
     assert files is not None

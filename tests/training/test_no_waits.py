@@ -67,7 +67,9 @@ STACKS = [
     pytest.param([EXPERIMENTS / "demo" / f"{part}.yaml"], id=f"demo-{part}")
     for part in ("tokenizer-stage1", "tokenizer-stage2", "generator")
 ]
-STACKS.append(pytest.param([EXPERIMENTS / "imagenet256" / "tokenizer-stage1.yaml"], id="imagenet256"))
+STACKS.append(
+    pytest.param([EXPERIMENTS / "imagenet256" / "tokenizer-stage1.yaml"], id="imagenet256", marks=pytest.mark.slow)
+)
 STACKS += [pytest.param(path, id=path.stem, marks=pytest.mark.slow) for path in IDEAS]
 
 

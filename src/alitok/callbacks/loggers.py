@@ -41,9 +41,9 @@ def show_picture(trainer: Trainer, name: str, path: Path, caption: str) -> None:
         if isinstance(logger, TensorBoardLogger):
             with Image.open(path) as image:
                 logger.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
-            logger.experiment.add_text(f"{name}/caption", caption, step)
+            logger.experiment.add_text(f"{name}/caption", _encodable(caption), step)
         elif isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(path)], step=step, caption=[caption])
+            logger.log_image(name, [str(path)], step=step, caption=[_encodable(caption)])
 
 
 def show_counts(trainer: Trainer, name: str, counts: Tensor) -> None:
@@ -60,6 +60,7 @@ def show_counts(trainer: Trainer, name: str, counts: Tensor) -> None:
 
 def show_text(trainer: Trainer, name: str, text: str) -> None:
     """Sends a text, e.g. the card of what was trained, with its final numbers."""
+    text = _encodable(text)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             block = text.replace("\n", "\n    ")  # four spaces in front keep the lines apart in TensorBoard
@@ -72,4 +73,17 @@ def show_configuration(trainer: Trainer, configuration: Mapping[str, Any]) -> No
     """Sends the run's configuration to the loggers that list hyperparameters."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger | WandbLogger):
-            logger.log_hyperparams(dict(configuration))
+            logger.log_hyperparams(_encodable_values(configuration))
+
+
+def _encodable(text: str) -> str:
+    """Names of classes and files need not be UTF-8; what is not is written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _encodable_values(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _encodable_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable_values(item) for item in value]
+    return _encodable(value) if isinstance(value, str) else value
