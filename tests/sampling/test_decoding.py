@@ -254,3 +254,17 @@ def test_a_device_of_any_other_kind_draws(small_generator_block, rule):
         branches = sampler.branches(torch.zeros(2, dtype=torch.int64), range(2))
         ids = sampler.ready(branches).run(branches, image_uniforms(0, range(2), generator.num_tokens))
     assert (ids.shape, ids.device.type) == ((2, generator.num_tokens), "meta")
+
+
+def test_broken_numbers_of_an_earlier_batch_are_gone_if_one_layout_holds_all_positions() -> None:
+    """Masked entries still count as 0 x NaN. Eight tokens are one layout on a CPU."""
+    torch.manual_seed(0)
+    generator = Generator(16, 3, 0, (2, 4), width=32, depth=1, heads=2).eval()
+    torch.nn.init.normal_(generator.output.weight, std=0.3)
+    sampler, labels = Sampler(generator, Draw(2.0)), torch.arange(3)
+    expected = sampler.sample(labels)
+    assert sampler.loop is not None
+    assert sampler.loop.cache.length == 8
+    with torch.inference_mode():
+        sampler.loop.cache.memory.fill_(torch.nan)
+    assert torch.equal(sampler.sample(labels), expected)

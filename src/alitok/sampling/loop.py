@@ -153,10 +153,10 @@ class TokenLoop:
         self.confidence.zero_()
         steps = self.generator.num_tokens
         room = -(-steps // (LAYOUTS.get(self.device.type, LAYOUTS["cpu"]) * 8)) * 8
-        if all(lane.cache.reads_filled for lane in self.lanes.values()):
-            room = steps
+        filled = all(lane.cache.reads_filled for lane in self.lanes.values())
+        room = steps if filled else room
         for step in range(keep or steps):
-            if step % room == 0 and not room == self.cache.length == steps:
+            if step % room == 0 and not (filled and self.cache.length == steps):
                 self.resize(min(step + room, steps))
             if self.graphs is None:
                 self.advance()
@@ -215,7 +215,7 @@ def works_on(device: torch.device, head_dim: int, dtype: torch.dtype, length: in
         if right := agrees(device, head_dim, dtype, length, room=max(70, 2 * length)):
             return right
         reason = "its numbers differ from the plain products'"
-    except Exception as error:  # whatever a compiler or driver may raise: the plain products serve
+    except Exception as error:  # of the compiler or the driver, of any kind: the plain products take over
         reason = f"{type(error).__name__}: {error}"
     print(f"alitok: the Triton kernel of decoding is not used: {reason[:200]}", file=sys.stderr)
     return False
@@ -230,7 +230,7 @@ def check_other(network: Generator, generator: Generator) -> None:
         )
     if network.causal != generator.causal:
         raise BadInput(
-            f"Guidance takes a branch from a {type(network).__name__} beside a {type(generator).__name__}: one is drawn"
+            f"Guidance takes a branch from a {type(network).__name__} for a {type(generator).__name__}: one is drawn"
             " token by token, the other is not. Give two of one kind."
         )
     if generator.causal and not (network.output.has_logits and generator.output.has_logits):
