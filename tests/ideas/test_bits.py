@@ -7,7 +7,8 @@ import torch
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.ideas.bits import BernoulliQuantizer, SphereQuantizer, bit_entropy
+from alitok.ideas.bits import BernoulliQuantizer, SphereQuantizer
+from alitok.ideas.shared.bits import bit_entropy
 
 STEP = Step(0, 1, 10, 4, range(4))
 

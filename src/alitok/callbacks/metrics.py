@@ -10,9 +10,8 @@ from torch import Tensor
 from alitok.artifacts.folder import load_tokenizer
 from alitok.callbacks.average import averaged, evaluated
 from alitok.callbacks.loggers import show_counts
-from alitok.callbacks.pictures import check_prefix
+from alitok.callbacks.pictures import check_prefix, draw_in_training
 from alitok.common.distributed import all_sum
-from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.common.images import to_uint8
 from alitok.evaluation.extractors import Extractor, open_extractor
@@ -193,8 +192,7 @@ class Generation(Callback):
         classes = len(trainer.datamodule.class_names)  # type: ignore[attr-defined]
         mine = range(trainer.global_rank, self.count, trainer.world_size)
         labels = [index % classes for index in mine]
-        card = {"sampler": pl_module.recommended.get("sampler"), **generator.card}  # type: ignore[union-attr, operator]
-        draw = Draw.chosen(card, **self.draw)
+        draw = draw_in_training(pl_module, self.draw)
         for indices, _, images in sample_images(generator, tokenizer, labels, draw, mine, self.batch):
             metrics.update(to_uint8(images), torch.tensor(indices))
         log_everywhere(pl_module, metrics.compute())

@@ -50,6 +50,11 @@ def check_prefix(module: Any, tokenizer: Tokenizer) -> None:
         tokenizer.check_length(module.generator.num_tokens)
 
 
+def draw_in_training(module: Any, given: dict[str, Any]) -> Draw:
+    """How a run's callbacks draw: as they are told, with the sampler that the run's artifact will recommend."""
+    return Draw.chosen({"sampler": module.recommended.get("sampler")}, **given)
+
+
 class SampleGrid(Callback):
     """Samples of the first classes, a column each, at each validation.
 
@@ -96,8 +101,7 @@ class SampleGrid(Callback):
         classes = min(self.classes, len(names) or generator.num_classes)
         labels = [index % classes for index in range(classes * self.rows)]
         tokenizer = load_tokenizer(self.tokenizer, device=pl_module.device)
-        card = {"sampler": pl_module.recommended.get("sampler"), **generator.card}  # type: ignore[union-attr, operator]
-        draw = Draw.chosen(card, **self.draw)
+        draw = draw_in_training(pl_module, self.draw)
         images = torch.cat([images for _, _, images in sample_images(generator, tokenizer, labels, draw)])
         path = picture_path(trainer, "samples")
         save_grid(images, path, classes, names)

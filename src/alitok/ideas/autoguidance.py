@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from alitok.artifacts.folder import load_generator, read_card
+from alitok.artifacts.folder import load_generator
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.sampling.guidance import Branch, PowerCosine
@@ -41,9 +40,16 @@ class WeakerGenerator(PowerCosine):
         if self.label not in ("same", "none"):
             raise BadInput(f"WeakerGenerator: label must be same or none, not {self.label!r}.")
 
+    @cached_property
+    def _networks(self) -> dict[str, Generator]:
+        """The weaker generator by device, read when it is first asked for."""
+        return {}
+
     def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
-        digest = str(read_card(Path(self.checkpoint), "generator")["digest"])
-        weak = _loaded(self.checkpoint, digest, str(labels.device))
+        device = str(labels.device)
+        if device not in self._networks:
+            self._networks[device] = load_generator(self.checkpoint, device)
+        weak = self._networks[device]
         if weak.num_classes != generator.num_classes:
             raise BadInput(
                 f"{self.checkpoint} has {weak.num_classes} classes, the generator that is sampled"
@@ -51,8 +57,3 @@ class WeakerGenerator(PowerCosine):
             )
         theirs = labels if self.label == "same" else torch.full_like(labels, weak.num_classes)
         return [Branch(labels=labels), Branch(labels=theirs, generator=weak)]
-
-
-@lru_cache(maxsize=2)
-def _loaded(checkpoint: str, digest: str, device: str) -> Generator:
-    return load_generator(checkpoint, device)

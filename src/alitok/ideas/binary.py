@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.shared.bits import bits_of, check_bits, ids_of
 from alitok.models.seams import Quantized, Quantizer
-
-MOST_BITS = 24
 
 
 class BinaryQuantizer(Quantizer):
@@ -27,10 +25,7 @@ class BinaryQuantizer(Quantizer):
 
     def __init__(self, code_dim: int) -> None:
         super().__init__()
-        if not 1 <= code_dim <= MOST_BITS:
-            raise BadInput(
-                f"Binary codes have 1 to {MOST_BITS} channels, a bit for each, not {code_dim}: set code_dim."
-            )
+        check_bits(code_dim)
         self.code_dim = code_dim
         self.codebook_size = 1 << code_dim
 
@@ -53,14 +48,8 @@ class BinaryQuantizer(Quantizer):
         Raises:
             BadInput: the latents have another number of channels.
         """
-        if latents.shape[-1] != self.code_dim:
-            raise BadInput(
-                f"Binary codes of {self.code_dim} bits take {self.code_dim} channels, the latents have"
-                f" {latents.shape[-1]}; set code_dim to {latents.shape[-1]}."
-            )
-        return ((latents > 0).long() << torch.arange(self.code_dim, device=latents.device)).sum(-1)
+        return ids_of(latents, self.code_dim)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N) -> codes (B, N, D) float32 of -1 and 1."""
-        bits = ids[..., None] >> torch.arange(self.code_dim, device=ids.device) & 1
-        return bits.float() * 2 - 1
+        return bits_of(ids, self.code_dim).float() * 2 - 1

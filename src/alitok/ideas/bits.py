@@ -1,8 +1,5 @@
 """Binary codes with losses or noise: BSQ's unit sphere, and Instella's Bernoulli bits."""
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,20 +7,8 @@ from torch import Tensor
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.shared.bits import ShareStatistics, bit_entropy, bits_of, check_bits, ids_of
 from alitok.models.seams import Quantized, Quantizer
-
-MOST_BITS = 24
-
-
-@dataclass
-class BitStatistics:
-    """Sums over latents of each bit's probability (D,), and how many latents there were."""
-
-    total: Tensor
-    count: Tensor
-
-    def merge(self, other: Self) -> Self:
-        return type(self)(self.total + other.total, self.count + other.count)
 
 
 class SphereQuantizer(Quantizer):
@@ -56,7 +41,7 @@ class SphereQuantizer(Quantizer):
         commitment: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_bits(code_dim)
+        check_bits(code_dim)
         self.code_dim, self.codebook_size = code_dim, 1 << code_dim
         self.tau, self.entropy, self.diversity, self.commitment = tau, entropy, diversity, commitment
         self.register_buffer("usage", torch.full((code_dim,), 0.5))
@@ -79,18 +64,18 @@ class SphereQuantizer(Quantizer):
         statistics = None
         if self.training:
             rows = share.detach().flatten(0, -2)
-            statistics = BitStatistics(rows.sum(0), rows.new_full((), len(rows)))
+            statistics = ShareStatistics(rows.sum(0), rows.new_full((), len(rows)))
         return Quantized(latents=unit, quantized=through, ids=ids, losses=losses, statistics=statistics)
 
     @torch.no_grad()
     def ids(self, latents: Tensor) -> Tensor:
-        return _ids(latents, self.code_dim)
+        return ids_of(latents, self.code_dim)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return (2 * _bits(ids, self.code_dim) - 1) / self.code_dim**0.5
+        return (2 * bits_of(ids, self.code_dim).float() - 1) / self.code_dim**0.5
 
     @torch.no_grad()
-    def update(self, statistics: BitStatistics) -> None:
+    def update(self, statistics: ShareStatistics) -> None:
         """Keeps E p of one global batch."""
         self.usage.copy_(statistics.total / statistics.count)
 
@@ -113,7 +98,7 @@ class BernoulliQuantizer(Quantizer):
 
     def __init__(self, code_dim: int, temperature: float = 0.1, saturation: float = 0.0) -> None:
         super().__init__()
-        _check_bits(code_dim)
+        check_bits(code_dim)
         if temperature <= 0:
             raise BadInput(f"BernoulliQuantizer: temperature must be above 0, not {temperature}.")
         self.code_dim, self.codebook_size = code_dim, 1 << code_dim
@@ -123,7 +108,7 @@ class BernoulliQuantizer(Quantizer):
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
             share = torch.sigmoid(latents)
-            bits = _bits(self.ids(latents), self.code_dim)
+            bits = bits_of(self.ids(latents), self.code_dim).float()
             if self.training and step is not None:
                 streams = [step.stream("bits", place) for place in step.places]
                 noise = torch.stack([torch.rand(latents.shape[1:], generator=each) for each in streams])
@@ -132,38 +117,11 @@ class BernoulliQuantizer(Quantizer):
                 bits = torch.where(latents.detach().isfinite(), drawn.float(), torch.nan)
             losses = {"saturation": self.saturation * (share * (1 - share)).mean()}
             through = share + (bits - share).detach()
-        places = torch.arange(self.code_dim, device=latents.device)
-        ids = ((bits > 0.5).long() << places).sum(-1)
-        return Quantized(latents=share, quantized=through, ids=ids, losses=losses)
+        return Quantized(latents=share, quantized=through, ids=ids_of(bits, self.code_dim), losses=losses)
 
     @torch.no_grad()
     def ids(self, latents: Tensor) -> Tensor:
-        return _ids(latents, self.code_dim)
+        return ids_of(latents, self.code_dim)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return _bits(ids, self.code_dim)
-
-
-def bit_entropy(logit: Tensor) -> Tensor:
-    """H of a bit with that logit, in nats, element by element; finite for every logit."""
-    size = logit.abs()
-    return F.softplus(-size) + size * torch.sigmoid(-size)
-
-
-def _check_bits(code_dim: int) -> None:
-    if not 1 <= code_dim <= MOST_BITS:
-        raise BadInput(f"Binary codes have 1 to {MOST_BITS} channels, a bit for each, not {code_dim}: set code_dim.")
-
-
-def _ids(latents: Tensor, bits: int) -> Tensor:
-    if latents.shape[-1] != bits:
-        raise BadInput(
-            f"Binary codes of {bits} bits take {bits} channels, the latents have {latents.shape[-1]}; set code_dim to"
-            f" {latents.shape[-1]}."
-        )
-    return ((latents > 0).long() << torch.arange(bits, device=latents.device)).sum(-1)
-
-
-def _bits(ids: Tensor, bits: int) -> Tensor:
-    """ids (...) -> (..., D) float32 of 0 and 1."""
-    return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1).float()
+        return bits_of(ids, self.code_dim).float()

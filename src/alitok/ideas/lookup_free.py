@@ -1,7 +1,5 @@
 """Codes without a table: the signs of a latent's channels, all in one id (LFQ) or in groups (WeTok)."""
 
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -10,25 +8,9 @@ from torch import Tensor
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.shared.bits import ShareStatistics, bit_entropy, bits_of
 from alitok.models.quantizer import BLOCK_ELEMENTS, check_codebook
 from alitok.models.seams import Quantized, Quantizer
-
-
-@dataclass
-class ShareStatistics:
-    """How much the latents of a set took of each code; sets merge in any grouping and order.
-
-    Attributes:
-        total: (S, V) sum over tokens of p(code | latent).
-        count: () number of tokens.
-    """
-
-    total: Tensor
-    count: Tensor
-
-    def merge(self, other: Self) -> Self:
-        """Statistics of both sets together."""
-        return type(self)(self.total + other.total, self.count + other.count)
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -126,14 +108,12 @@ class LookupFreeQuantizer(Quantizer):
 
     def _signs(self, ids: Tensor) -> Tensor:
         """ids (...) of a group -> (..., log2 V) of -1 and 1."""
-        bits = ids[..., None] >> torch.arange(self.bits, device=ids.device) & 1
-        return bits.float() * 2 - 1
+        return bits_of(ids, self.bits).float() * 2 - 1
 
     def _entropy(self, latents: Tensor) -> tuple[Tensor, ShareStatistics]:
         """E H(p) - gamma H(E p), summed over the groups, and what of each code these latents took."""
         # p is a product over bits: the entropy of a latent is the sum of its bits', sigmoid(4 tau z) each.
-        sharp = 4 * self.tau * latents.abs()
-        uncertainty = (F.softplus(-sharp) + sharp * torch.sigmoid(-sharp)).sum(-1).mean()
+        uncertainty = bit_entropy(4 * self.tau * latents).sum(-1).mean()
         groups = rearrange(latents.detach(), "b n (s d) -> s (b n) d", s=self.sub_codes)
         weights = self.usage.clamp_min(1e-3 / self.codebook_size).log()
         value, gradient, total = self._shares(groups, weights)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import Step, stream
+from alitok.ideas.shared.bits import bits_of
 from alitok.models.generator import Generator, RMSNorm, SwiGLU
 from alitok.models.seams import Guide, Head
 from alitok.models.transformer import init_weights
@@ -165,7 +166,7 @@ class MaskedBitHead(Head, nn.Module):
 
     def unpack(self, ids: Tensor) -> Tensor:
         """ids (...) -> their bits (..., k), the least significant first."""
-        return ids[..., None] >> torch.arange(self.bits, device=ids.device) & 1
+        return bits_of(ids, self.bits)
 
     def _masks(self, tokens: int, step: Step | None, device: torch.device) -> tuple[Tensor, Tensor]:
         """Which bits are masked (B, N, k), and the share (B, N) that is to be; B is 1 if there is no step."""

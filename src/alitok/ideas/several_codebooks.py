@@ -105,10 +105,13 @@ class SeveralCodebooks(ClusteredQuantizer):
             }
             through = whole + (chosen - whole).detach()
         kept = [own for _, own in found if own is not None]
-        names = ("count", "distance", "feature")
-        joined = (
-            ClusterStatistics(*(torch.cat([getattr(own, name) for own in kept]) for name in names)) if kept else None
-        )
+        joined = None
+        if kept:
+            count, distance, feature = (
+                torch.cat(parts)
+                for parts in zip(*((own.count, own.distance, own.feature) for own in kept), strict=True)
+            )
+            joined = ClusterStatistics(count, distance, feature)
         return Quantized(
             latents=whole.flatten(-2),
             quantized=through.flatten(-2),
@@ -117,11 +120,6 @@ class SeveralCodebooks(ClusteredQuantizer):
             statistics=joined,
             extra={"parts": through.unbind(-2)},
         )
-
-    @torch.no_grad()
-    def ids(self, latents: Tensor) -> Tensor:
-        ids: Tensor = self(latents).ids
-        return ids
 
     def lookup(self, ids: Tensor) -> Tensor:
         """ids (B, N, S) -> (B, N, S d) float32."""

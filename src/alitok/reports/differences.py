@@ -1,4 +1,4 @@
-"""Ideas beside their base: means over seeds, and what the seeds say of a difference."""
+"""Ideas and their base: means over seeds, and paired differences with a verdict."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class Difference:
-    """What the seeds say of an idea's distance to its base in one measure.
+    """An idea's distance to its base in one measure, paired over seeds.
 
     Attributes:
         mean: of idea less base, over the seeds that both have.

@@ -1,4 +1,4 @@
-"""What a trial measures of its generators, beside the numbers of their cards."""
+"""What a trial measures of its generators, in addition to the numbers of their cards."""
 
 import time
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.tokens import TokenAccuracy
 from alitok.reports.runs import read_json
+from alitok.sampling.guidance import guidance_of
 from alitok.sampling.images import sample_images
 
 FILE = "measures.json"  # in the run's folder, where `compare` and `trial` find it
@@ -87,8 +88,6 @@ class Judge:
         write_json(root / FILE, {**found, "decided": decided})
 
     def _rows(self, generator: Any) -> int:
-        from alitok.sampling.guidance import guidance_of
-
         label = torch.zeros(1, dtype=torch.int64, device=self.device)
         return len(guidance_of(self._draw(generator, max(self.judging.guidance))).branches(generator, label, 0, [0]))
 

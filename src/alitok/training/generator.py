@@ -184,12 +184,12 @@ class GeneratorTraining(TrainingModule):
         if self.reference_path is None:
             raise BadInput(f"losses.{asking[0]} compares with a frozen generator: set model.reference to its artifact.")
         model = load_generator(self.reference_path, self.trainer.strategy.root_device)
-        for what in ("id_shape", "codebook_size", "num_classes"):
-            if (theirs := getattr(model, what)) != (ours := getattr(self.generator, what)):
-                raise BadInput(
-                    f"model.reference {self.reference_path} has {what} {theirs}, the generator {ours}: give one of the"
-                    " same tokens and classes."
-                )
+        theirs, ours = ((one.id_shape, one.codebook_size, one.num_classes) for one in (model, self.generator))
+        if theirs != ours:
+            raise BadInput(
+                f"model.reference {self.reference_path} has tokens, codes and classes {theirs}, the generator {ours}:"
+                " give one with the same."
+            )
         self._reference = [model.requires_grad_(False).eval()]
         self.parents["reference"] = model.card["digest"]
 

@@ -73,7 +73,7 @@ def look(device: torch.device, folder: Path) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield from check()
-        except Exception as error:  # whatever a broken machine raises is what the user wants to see
+        except Exception as error:  # of any kind: the user wants to see it
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             yield Finding(name, "wrong", words, "see the error; ALITOK_DEBUG=1 shows where it comes from")
 
