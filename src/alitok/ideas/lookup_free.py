@@ -1,6 +1,5 @@
 """Codes without a table: the signs of a latent's channels, all in one id (LFQ) or in groups (WeTok)."""
 
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
