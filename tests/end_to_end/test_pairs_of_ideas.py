@@ -88,6 +88,9 @@ class Pair:
             self.images = torch.rand(IMAGES, 3, self.model.image_size, self.model.image_size, generator=generator)
             shape = (IMAGES, self.model.num_tokens, *([self.model.sub_codes] if self.model.sub_codes > 1 else []))
             self.ids = torch.randint(self.model.codebook_size, shape, generator=generator)
+            for parameter in self.model.decoder.parameters():  # what begins at zero would hide the tokens
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.2, generator=generator)
 
     @torch.no_grad()
     def image(self, paired: bool | None = None) -> Tensor:
@@ -240,6 +243,19 @@ def noise_decoder(pair: Pair, folder: Path) -> bool:
         return not torch.equal(decoder.decode(latents, 0), decoder.decode(latents, 1))
 
 
+def flow(name: str) -> Callable[[Pair, Path], bool]:
+    """The velocity moves the decoder, and another seed makes another image of the same latents."""
+
+    def acts(pair: Pair, folder: Path) -> bool:
+        decoder = pair.model.decoder
+        latents = torch.zeros(1, *pair.model.quantizer.lookup(pair.ids).shape[1:])
+        with torch.no_grad():
+            drawn = [decoder.decode(latents, seed) for seed in (0, 1)]
+        return type(decoder).__name__ == name and not torch.equal(*drawn) and term("flow")(pair, folder)
+
+    return acts
+
+
 def masked_bits(pair: Pair, folder: Path) -> bool:
     return type(pair.model.output).__name__ == "MaskedBitHead" and pair.model.output.rounds == [2, 2, 3, 5]
 
@@ -344,6 +360,8 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "titok": titok,
     "gram": term("gram"),
     "noise-decoder": noise_decoder,
+    "flow-decoder": flow("FlowDecoder"),
+    "patch-flow": flow("PatchFlow"),
     "semantic": term("semantic"),
     "post-training": post_training,
     "fsq-generator": codes(4375),
