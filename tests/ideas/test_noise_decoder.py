@@ -10,21 +10,24 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import module_of, tiny, train
+from tiny import DEMO, module_of, tiny, train
 from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer, save_artifact
 from alitok.cli import main
 from alitok.common.build import build
 from alitok.common.random import Step
+from alitok.config import compose_run
 from alitok.data import shapes
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.ideas.noise_decoder import NoiseDecoder
 from alitok.networks.classifier import Classifier
 from alitok.reports.curves import read_curves
+from alitok.studies import small
 from alitok.studies.processes import two_processes
 from alitok.training.launch import run
+from alitok.training.records import MicroBatch, StepRecord
 
 NOISE = ["--model.tokenizer.decoder.class_path", "alitok.ideas.noise_decoder.NoiseDecoder"]
 GAN = [
@@ -113,6 +116,28 @@ def test_a_step_draws_by_seed_number_and_place() -> None:
     torch.testing.assert_close(torch.cat([image([0, 1]), image([2, 3])]), whole)
     for other in (image(range(4), seed=1), image(range(4), number=6)):
         assert (other - whole).abs().flatten(1).amax(1).min() > 1e-3
+
+
+def test_the_loss_is_that_of_the_paper(tmp_path: Path) -> None:
+    """L1 of pixels in [-1, 1], LPIPS, and a tenth of the non-saturating term; hinge and LeCam for the discriminator."""
+    ideas = DEMO.parent / "ideas" / "noise-decoder.yaml"
+    config = compose_run([DEMO.parent / "imagenet256" / "tokenizer-stage2.yaml", ideas])["model"]["init_args"]
+    assert config["losses"].keys() == {"l1", "lpips"}
+    (phase,) = config["phases"].values()
+    assert phase["adversarial"]
+    assert phase["weights"] == {"l1": 2.0}  # and 1 for LPIPS
+    assert (phase["lr"], config["betas"], config["warmup_steps"]) == (1e-4, [0.5, 0.9], 0)
+
+    made = compose_run([DEMO / "tokenizer-stage2.yaml", ideas], ["--define.run", str(tmp_path)])
+    module = module_of(small.small(made))
+    images = torch.rand(4, 3, 64, 64)
+    part = MicroBatch({"image": images}, 1.0, Step(0, 0, 10, 4, range(4)), True)
+    loss = module._tokenizer_loss(part, module.schedule.at(0), StepRecord(0, False))
+    image = module.tokenizer(images, step=part.step)["image"]
+    logits = module.discriminator(image).flatten(1).mean(1)
+    expected = (2 * image - 2 * images).abs().mean() + 0.1 * (1 + (-logits).exp()).log().mean()
+    torch.testing.assert_close(loss, expected)
+    assert (module.adversarial.lecam, module.adversarial.decay) == (0.05, 0.999)
 
 
 def test_the_decoder_alone_trains_with_the_gan(tmp_path: Path) -> None:
