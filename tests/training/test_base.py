@@ -10,9 +10,13 @@ import torch
 from tiny import module_of, tiny, token_cache, train
 
 from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.losses.terms import LossTerm
 from alitok.training.launch import run
-from alitok.training.records import tapped
+from alitok.training.records import MicroBatch, StepRecord, tapped
+from alitok.training.schedule import Schedule
 from alitok.training.step import micro_batches
+from alitok.training.terms import Terms
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null"]
@@ -89,6 +93,24 @@ def test_each_decoding_gets_what_was_tapped_in_it(times: int) -> None:
         assert one["decoder"] is one["image"]
         assert (float(one["decoder"]), float(one["encoder"])) == (turn, 0)
     assert not model.decoder._forward_hooks
+
+
+class FromTheFirst(LossTerm):
+    """The distance of a decoding's value from the first one's; 10 for the first itself."""
+
+    def compute(self, batch: Any, outputs: Any, step: Any) -> torch.Tensor:
+        return outputs["value"] - outputs["first"]["value"] if "first" in outputs else torch.tensor(10.0)
+
+
+def test_a_term_compares_a_decoding_with_the_first() -> None:
+    schedule = Schedule({"main": {"steps": 1, "lr": 1.0}})
+    terms = Terms({"far": {"class_path": "test_base.FromTheFirst"}}, schedule, Model())
+    part = MicroBatch({"image": torch.zeros(1)}, 1.0, Step.alone(1), True)
+    decodings = [(weight, {"value": torch.tensor(value)}) for weight, value in ((1.0, 1.0), (0.5, 3.0), (2.0, 6.0))]
+    record = StepRecord(0, False)
+    loss = terms.loss(part, {**decodings[0][1], "decodings": decodings}, schedule.at(0), record)
+    assert float(loss) == float(record.notes["far"]) == 10 + 0.5 * (3 - 1) + 2 * (6 - 1)
+    assert all("first" not in one for _, one in decodings)
 
 
 def test_a_term_may_be_called_quantizer_but_not_loss(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ class LossTerm:
                 `statistics` for the quantizer's update. A generator gives `hidden` (B, N, width) at its head, `nats`
                 (B, N), `inputs`, the ids that it read, `labels`, and `logits` if its head has any; `with_labels`, a
                 function from other labels (B,) to the outputs for them; `reference`, the frozen generator's outputs if
-                `needs_reference`. Both: the `taps`.
+                `needs_reference`. Both: the `taps`. If a bottleneck makes several decodings, all but the first one get
+                `first`, the outputs of that one.
             step: of training; None in validation.
 
         Raises:

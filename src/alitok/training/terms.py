@@ -72,7 +72,10 @@ class Terms(dict[str, LossTerm]):
             weight = moment.phase.weights.get(name, term.weight)
             if not weight:
                 continue
-            for share, one in outputs.get("decodings") or [(1.0, outputs)]:
+            decodings = outputs.get("decodings") or [(1.0, outputs)]
+            for number, (share, one) in enumerate(decodings):
+                if number:
+                    one = {**one, "first": decodings[0][1]}
                 value, statistics = term.evaluate(part.batch, one, part.step)
                 if statistics is not None:
                     record.statistics.setdefault(f"losses.{name}", []).append(statistics)
