@@ -256,6 +256,20 @@ def flow(name: str) -> Callable[[Pair, Path], bool]:
     return acts
 
 
+def nestok(pair: Pair, folder: Path) -> bool:
+    """There are two decodings, of which the second is aligned with the first and moves the decoder."""
+    step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
+    part = MicroBatch({"image": pair.images}, 1.0, step, True)
+    if pair.paired:
+        part.batch["tokens"] = pair.ids
+    (_, whole), (_, prefix) = pair.module.train()._outputs(part, pair.module.schedule.at(0), StepRecord(0, False))[
+        "decodings"
+    ]
+    pair.module.terms["align"](part.batch, {**prefix, "first": whole}, step).backward()
+    moved = any(bool(p.grad.any()) for p in pair.model.decoder.parameters() if p.grad is not None)
+    return moved and not torch.equal(whole["image"], prefix["image"])
+
+
 def masked_bits(pair: Pair, folder: Path) -> bool:
     return type(pair.model.output).__name__ == "MaskedBitHead" and pair.model.output.rounds == [2, 2, 3, 5]
 
@@ -362,6 +376,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "noise-decoder": noise_decoder,
     "flow-decoder": flow("FlowDecoder"),
     "patch-flow": flow("PatchFlow"),
+    "nestok": nestok,
     "semantic": term("semantic"),
     "post-training": post_training,
     "fsq-generator": codes(4375),

@@ -1,0 +1,68 @@
+"""NesTok: each step decodes all latents and the first of them, and the first layer treats both alike.
+
+The paper is named at huggingface.co/Jiawei804/NesTok.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.losses.terms import Batch, LossTerm, Outputs
+from alitok.models import seams
+from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
+from alitok.models.tokenizer import Tokenizer
+
+
+class AllAndPrefix(Bottleneck):
+    """A bottleneck with two decodings, of all N tokens and of the first r, r uniform in 1..N (NesTok).
+
+    The losses of both are summed. One r is drawn for a global batch, from seed and step alone. Tokens after the first r
+    are removed, so the decoder must take sequences of any length. The GAN sees the decoding of all tokens.
+    """
+
+    shortens = True
+    any_length = True
+
+    def forward(self, tokens: Quantized, quantizer: Quantizer, step: Step) -> list[Decoding]:
+        """(B, N, D) and (B, r, D)."""
+        given = tokens.decodable
+        kept = 1 + step.derive("prefix") % given.shape[1]
+        return [Decoding(latents=given), Decoding(latents=given[:, :kept])]
+
+    def complete(self, prefix: Tensor, total: int) -> Tensor:
+        """(B, k, D) as it is."""
+        return prefix
+
+
+class FirstLayer(LossTerm):
+    """1 - cos(h_r, h), the mean over patches: what the decoder's first block gives for a prefix and for all tokens.
+
+    The gradient goes to the prefix's decoding alone. The term is 0 for the first decoding of a step, and in validation.
+
+    Args:
+        weight: of the term in phases that name none.
+
+    Raises:
+        BadInput: once attached, the decoder has no blocks, or does not say which of their outputs are patches.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def attach(self, model: nn.Module) -> None:
+        decoder = model.decoder if isinstance(model, Tokenizer) else None
+        known = decoder is not None and type(decoder).at_image is not seams.Decoder.at_image
+        if not known or "blocks" not in dict(model.decoder.named_children()):  # type: ignore[union-attr, operator]
+            raise BadInput(
+                f"FirstLayer reads the first block of a tokenizer's decoder, and {type(decoder or model).__name__} has"
+                " no `blocks`, or no `at_image` that finds the patches in them."
+            )
+        self.taps = ("decoder.blocks.0",)
+        self._decoder = decoder
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        if "first" not in outputs:
+            return batch["image"].new_zeros(()).float()
+        prefix, whole = (self._decoder.at_image(one[self.taps[0]]).float() for one in (outputs, outputs["first"]))
+        return 1 - F.cosine_similarity(prefix, whole.detach(), dim=-1).mean()
