@@ -270,6 +270,20 @@ def nestok(pair: Pair, folder: Path) -> bool:
     return moved and not torch.equal(whole["image"], prefix["image"])
 
 
+def stacked(pair: Pair, folder: Path) -> bool:
+    return [block.attention.causal for block in pair.model.decoder.blocks] == [True, False] and term("causal")(
+        pair, folder
+    )
+
+
+def shift(pair: Pair, folder: Path) -> bool:
+    return pair.model.decoder.shift == 1 and changes(pair, patch.object(pair.model.decoder, "shift", 0))
+
+
+def holistic(pair: Pair, folder: Path) -> bool:
+    return pair.model.num_tokens == 16 + 64 and pair.model.decoder.prefix_head is None
+
+
 def masked_bits(pair: Pair, folder: Path) -> bool:
     return type(pair.model.output).__name__ == "MaskedBitHead" and pair.model.output.rounds == [2, 2, 3, 5]
 
@@ -377,6 +391,9 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "flow-decoder": flow("FlowDecoder"),
     "patch-flow": flow("PatchFlow"),
     "nestok": nestok,
+    "stacked": stacked,
+    "shift": shift,
+    "holistic": holistic,
     "semantic": term("semantic"),
     "post-training": post_training,
     "fsq-generator": codes(4375),

@@ -3,6 +3,8 @@
 The paper is named at huggingface.co/Jiawei804/NesTok.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,9 +53,9 @@ class FirstLayer(LossTerm):
         self.weight = weight
 
     def attach(self, model: nn.Module) -> None:
-        decoder = model.decoder if isinstance(model, Tokenizer) else None
+        decoder: Any = model.decoder if isinstance(model, Tokenizer) else None
         known = decoder is not None and type(decoder).at_image is not seams.Decoder.at_image
-        if not known or "blocks" not in dict(model.decoder.named_children()):  # type: ignore[union-attr, operator]
+        if not known or "blocks" not in dict(decoder.named_children()):
             raise BadInput(
                 f"FirstLayer reads the first block of a tokenizer's decoder, and {type(decoder or model).__name__} has"
                 " no `blocks`, or no `at_image` that finds the patches in them."
