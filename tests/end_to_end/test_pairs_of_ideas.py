@@ -284,6 +284,13 @@ def holistic(pair: Pair, folder: Path) -> bool:
     return pair.model.num_tokens == 16 + 64 and pair.model.decoder.prefix_head is None
 
 
+def hieratok(pair: Pair, folder: Path) -> bool:
+    """Both halves have the scales of 8 x 8 patches; the decoder's buffer token is in the first."""
+    kinds = [type(part).__name__ for part in (pair.model.encoder, pair.model.decoder)]
+    ends = [block.attention.ends for block in (pair.model.encoder.blocks[-1], pair.model.decoder.blocks[0])]
+    return kinds == ["HieraEncoder", "HieraDecoder"] and ends == [[1, 5, 21, 85], [2, 6, 22, 86]]
+
+
 def masked_bits(pair: Pair, folder: Path) -> bool:
     return type(pair.model.output).__name__ == "MaskedBitHead" and pair.model.output.rounds == [2, 2, 3, 5]
 
@@ -394,6 +401,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "stacked": stacked,
     "shift": shift,
     "holistic": holistic,
+    "hieratok": hieratok,
     "semantic": term("semantic"),
     "post-training": post_training,
     "fsq-generator": codes(4375),
