@@ -256,6 +256,17 @@ def flow(name: str) -> Callable[[Pair, Path], bool]:
     return acts
 
 
+def token_schedule(name: str) -> Callable[[Pair, Path], bool]:
+    """Some tokens are not there at every time, and the flow moves the decoder."""
+
+    def acts(pair: Pair, folder: Path) -> bool:
+        schedule = pair.model.decoder.tokens
+        seen = schedule.visible(torch.tensor([0.05, 0.95]), pair.model.num_tokens)
+        return type(schedule).__name__ == name and not seen[0].all() and flow("FlowDecoder")(pair, folder)
+
+    return acts
+
+
 def nestok(pair: Pair, folder: Path) -> bool:
     """There are two decodings, of which the second is aligned with the first and moves the decoder."""
     step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
@@ -397,6 +408,8 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "noise-decoder": noise_decoder,
     "flow-decoder": flow("FlowDecoder"),
     "patch-flow": flow("PatchFlow"),
+    "flow-groups": token_schedule("Groups"),
+    "flow-first": token_schedule("FirstTokens"),
     "nestok": nestok,
     "stacked": stacked,
     "shift": shift,

@@ -15,7 +15,8 @@ from alitok.common.random import Step
 from alitok.config import compose_run
 from alitok.ideas.flow_decoder import FlowDecoder
 from alitok.ideas.patch_flow import PatchFlow
-from alitok.ideas.shared.flow import Flow, FlowMatching, FlowSampler, TimeLaw
+from alitok.ideas.shared.flow import Flow, FlowMatching, TimeLaw
+from alitok.ideas.shared.flow_sampler import FlowSampler
 from alitok.studies import small
 
 KINDS = ["flow", "patch"]

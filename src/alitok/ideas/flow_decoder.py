@@ -6,7 +6,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
-from alitok.ideas.shared.flow import Flow, FlowSampler, TimeEmbedding, TimeLaw
+from alitok.ideas.shared.flow import Flow, TimeEmbedding, TimeLaw, TokenSchedule
+from alitok.ideas.shared.flow_sampler import FlowSampler
 from alitok.models.transformer import Init, attend, init_weights, position_std
 
 
@@ -61,6 +62,7 @@ class FlowDecoder(Flow):
         width, depth, heads: of the transformer; FlexTok has width 64 x depth and heads of 64 channels.
         init: of the weights, see `init_weights`.
         times, sampler, scale, null: see `Flow`.
+        tokens: which latents are there at which time; in place of the others is a learned one. None for all of them.
     """
 
     any_length = True
@@ -79,6 +81,7 @@ class FlowDecoder(Flow):
         sampler: FlowSampler | None = None,
         scale: float = 1.0,
         null: float = 0.0,
+        tokens: TokenSchedule | None = None,
     ) -> None:
         super().__init__(image_size, code_dim, times, sampler, scale, null)
         self.patch_size = patch_size
@@ -89,6 +92,8 @@ class FlowDecoder(Flow):
         self.patch_positions = nn.Parameter(torch.randn(self.patches, width) * std)
         self.embed = nn.Linear(code_dim, width)
         self.latent_positions = nn.Parameter(torch.randn(num_latents, width) * std)
+        self.tokens = tokens
+        self.absent = None if tokens is None else nn.Parameter(torch.randn(width) * std)
         self.time = TimeEmbedding(width)
         self.blocks = nn.ModuleList(FlowBlock(width, heads) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
@@ -111,7 +116,10 @@ class FlowDecoder(Flow):
         return embedded + self.latent_positions[:count]
 
     def velocity(self, noised: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        size = self.patch_size
+        size, count = self.patch_size, condition.shape[1]
+        if self.tokens is not None and self.absent is not None:
+            visible = self.tokens.visible(t, len(self.latent_positions))[:, :count, None]
+            condition = torch.where(visible, condition, self.absent + self.latent_positions[:count])
         patches = rearrange(noised, "b c (h p) (w q) -> b (h w) (p q c)", p=size, q=size)
         x = torch.cat([self.patch_embed(patches) + self.patch_positions, condition], dim=1)
         time = F.silu(self.time(t))

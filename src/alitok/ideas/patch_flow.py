@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from alitok.ideas.shared.flow import Flow, FlowSampler, TimeEmbedding, TimeLaw
+from alitok.ideas.shared.flow import Flow, TimeEmbedding, TimeLaw
+from alitok.ideas.shared.flow_sampler import FlowSampler
 from alitok.models.decoder import Decoder
 from alitok.models.transformer import Init, init_weights
 
