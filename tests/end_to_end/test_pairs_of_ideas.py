@@ -267,6 +267,12 @@ def token_schedule(name: str) -> Callable[[Pair, Path], bool]:
     return acts
 
 
+def splat(pair: Pair, folder: Path) -> bool:
+    """Gaussians that move change the image."""
+    head = pair.model.decoder.image_head
+    return type(head).__name__ == "SplatHead" and changes(pair, patch.object(head, "shape", None))
+
+
 def nestok(pair: Pair, folder: Path) -> bool:
     """There are two decodings, of which the second is aligned with the first and moves the decoder."""
     step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
@@ -410,6 +416,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "patch-flow": flow("PatchFlow"),
     "flow-groups": token_schedule("Groups"),
     "flow-first": token_schedule("FirstTokens"),
+    "splat": splat,
     "nestok": nestok,
     "stacked": stacked,
     "shift": shift,
