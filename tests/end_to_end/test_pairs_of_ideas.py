@@ -65,6 +65,15 @@ REFUSED = {
     ("fqgan", "perturbation"): "this quantizer's tokens have sub-codes: leave the perturbation",
     ("perturbation", "token-bridge"): "set delta to 2 or more",  # a hundredth of its levels
     ("fqgan", "post-training"): "Disentangling compares codebooks",
+    **{
+        tuple(sorted(("codebook-entropy", name))): "has none: take a"
+        for name in ("bernoulli", "binary", "bsq", "fsq", "lfq", "token-bridge", "wetok")
+    },
+    **{
+        tuple(sorted((name, other))): "a square grid of latents, not 24"
+        for name in ("latent-repa", "vf")
+        for other in ("titok", "nested-dropout", "tail-drop")  # all by TiTok's decoder
+    },
     ("masked", "rear"): "CodeVector reads a causal generator",
     **{
         ("cca", name): "ConditionContrast compares log probabilities"
@@ -169,21 +178,22 @@ def softcfg(pair: Pair, folder: Path) -> bool:
     return generator.card["schedule"] == "softcfg" and not torch.equal(*drawn)
 
 
-def term(name: str) -> Callable[[Pair, Path], bool]:
-    """The loss term has a value for what the model makes in training, and moves the decoder."""
+def term(name: str, part: str = "decoder") -> Callable[[Pair, Path], bool]:
+    """The loss term has a value for what the model makes in training, and moves that part of it."""
 
     def acts(pair: Pair, folder: Path) -> bool:
         kind = pair.module.terms[name]
         kind.setup("cpu")
         step = Step(0, 0, 10, 10 * IMAGES, range(IMAGES))
-        part = MicroBatch({"image": pair.images}, 1.0, step, True)
+        batch = MicroBatch({"image": pair.images}, 1.0, step, True)
         if pair.paired:
-            part.batch["tokens"] = pair.ids
+            batch.batch["tokens"] = pair.ids
         pair.model.zero_grad()
-        outputs = pair.module.train()._outputs(part, pair.module.schedule.at(0), StepRecord(0, False))
+        outputs = pair.module.train()._outputs(batch, pair.module.schedule.at(0), StepRecord(0, False))
         for _, one in outputs.get("decodings") or [(1.0, outputs)]:
-            kind(part.batch, one, step).backward(retain_graph=True)
-        return any(bool(p.grad.any()) for p in pair.model.decoder.parameters() if p.grad is not None)
+            kind(batch.batch, one, step).backward(retain_graph=True)
+        moved = pair.model.get_submodule(part).parameters()
+        return any(bool(p.grad.any()) for p in moved if p.grad is not None)
 
     return acts
 
@@ -345,6 +355,9 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "gram": term("gram"),
     "noise-decoder": noise_decoder,
     "semantic": term("semantic"),
+    "vf": term("vf", "encoder"),
+    "latent-repa": term("repa", "encoder"),
+    "codebook-entropy": term("entropy", "encoder"),
     "post-training": post_training,
     "fsq-generator": codes(4375),
     "lfq-generator": codes(4096),
