@@ -2,7 +2,8 @@
 
 Each --idea is a YAML laid over the base (several with commas between: laid in order). Stopped at any point, the same
 command goes on where it stopped. Differences are paired over the seeds, and the table says which of them are decided.
-With --judge generators also get a FID by that extractor and their accuracy in a noisy context.
+With --judge generators also get a FID by that extractor and their accuracy in a noisy context; tokenizers get rFID, a
+probe of their tokens, linear probes of their features, and how stable their ids are.
 """
 
 import argparse
@@ -32,12 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", default="0,1", metavar="N,...", help="(default 0,1)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for runs, table and page")
-    parser.add_argument("--judge", metavar="WHAT", help="extractor for FIDs of generators, e.g. of train-classifier")
+    parser.add_argument("--judge", metavar="WHAT", help="extractor for FIDs, e.g. the folder of train-classifier")
     parser.add_argument("--data", metavar="SPEC", help="with --judge: the real pictures")
-    parser.add_argument("--tokenizer", metavar="DIR", help="with --judge: the artifact that decodes the samples")
-    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="with --judge: of each FID (2000)")
+    parser.add_argument("--tokenizer", metavar="DIR", help="with --judge, for generators: the artifact that decodes")
+    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="with --judge: of each gFID (2000)")
     parser.add_argument(
-        "--guidance", default="0,2", metavar="S,...", help="with --judge: scales, a FID for each (default 0,2)"
+        "--guidance", default="0,2", metavar="S,...", help="with --judge: scales, a gFID for each (default 0,2)"
+    )
+    parser.add_argument(
+        "--probe-steps", type=int, default=400, metavar="N", help="with --judge: of a tokenizer's probe (default 400)"
     )
     parser.epilog = (
         "example: alitok trial -c experiments/demo/tokenizer-stage1.yaml --idea experiments/ideas/perturbation.yaml"
@@ -58,14 +62,15 @@ def run(args: argparse.Namespace) -> None:
     from alitok.reports.runs import open_runs, parse_seeds, training_seconds
     from alitok.training.launch import run as launch
 
-    judging = _judging(args)
     plans = compose_all(args.config, args.idea, parse_seeds(args.seeds), args.out, args.overrides)
+    tokenizers = "tokenizer" in plans[0][2]["model"]["init_args"]
+    judging = _judging(args, tokenizers)
     with alone_in(args.out):
         for number, (name, seed, config) in enumerate(plans, start=1):
             print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
             launch("fit", copy.deepcopy(config))
         if judging is not None:
-            _judge(judging, plans)
+            _judge(judging, plans, tokenizers)
     folders = [Path(config["trainer"]["default_root_dir"]) for _, _, config in plans]
     rows = [
         {"name": name, "seed": seed, "seconds": training_seconds(folder), **measures(run)}
@@ -82,15 +87,24 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: trial.md, trial.json, compare.html of {len(folders)} runs")
 
 
-def _judging(args: argparse.Namespace) -> "Judging | None":
+def _judging(args: argparse.Namespace, tokenizers: bool) -> "Judging | None":
     """The options of --judge, looked at before anything is trained."""
+    generators = {"tokenizer": None, "samples": 2000, "guidance": "0,2"}
+    usual = {"data": None, "probe_steps": 400, **generators}
+    given = [name for name, value in usual.items() if getattr(args, name) != value]
     if args.judge is None:
-        for name, usual in (("data", None), ("tokenizer", None), ("samples", 2000), ("guidance", "0,2")):
-            if getattr(args, name) != usual:
-                raise BadInput(f"--{name} belongs to --judge: give that too.")
+        for name in given:
+            raise BadInput(f"--{name.replace('_', '-')} belongs to --judge: give that too.")
         return None
-    if args.data is None or args.tokenizer is None:
-        raise BadInput("--judge measures samples: give --data SPEC of real pictures and --tokenizer DIR too.")
+    for name in given:
+        if name == "probe_steps" and not tokenizers:
+            raise BadInput("--probe-steps is of a tokenizer's probe, and these are generators: leave it out.")
+        if name in generators and tokenizers:
+            raise BadInput(f"--{name} is of a generator's samples, and these are tokenizers: leave it out.")
+    if args.data is None or (args.tokenizer is None and not tokenizers):
+        raise BadInput("--judge needs --data SPEC of real pictures and, for generators, --tokenizer DIR.")
+    if args.probe_steps < 1:
+        raise BadInput(f"--probe-steps must be at least 1, not {args.probe_steps}.")
     try:
         scales = tuple(float(word) for word in args.guidance.split(","))
     except ValueError as error:
@@ -102,21 +116,22 @@ def _judging(args: argparse.Namespace) -> "Judging | None":
     from alitok.evaluation.extractors import open_extractor
     from alitok.studies.trial import Judging
 
-    read_card(Path(args.tokenizer), "tokenizer")
+    if not tokenizers:
+        read_card(Path(args.tokenizer), "tokenizer")
     open_extractor(args.judge, "cpu")
     open_source(args.data, "train")
-    return Judging(args.judge, args.data, args.tokenizer, args.samples, scales)
+    return Judging(args.judge, args.data, args.tokenizer, args.samples, scales, probe_steps=args.probe_steps)
 
 
-def _judge(judging: "Judging", plans: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
+def _judge(judging: "Judging", plans: Sequence[tuple[str, int, dict[str, Any]]], tokenizers: bool) -> None:
     from alitok.common.devices import pick_device
     from alitok.studies.trial import Judge
+    from alitok.studies.trial_tokenizers import TokenizerJudge
 
-    judge = Judge(judging, pick_device("auto"))
+    judge = (TokenizerJudge if tokenizers else Judge)(judging, pick_device("auto"))
     for number, (name, seed, config) in enumerate(plans, start=1):
-        if "generator" in config["model"]["init_args"]:
-            print(f"{number} of {len(plans)}: measuring {name}, seed {seed}", flush=True)
-            judge.measure(config, Path(config["trainer"]["default_root_dir"]))
+        print(f"{number} of {len(plans)}: measuring {name}, seed {seed}", flush=True)
+        judge.measure(config, Path(config["trainer"]["default_root_dir"]))
 
 
 def compose_all(

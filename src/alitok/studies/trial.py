@@ -17,8 +17,9 @@ from alitok.common.progress import counter
 from alitok.common.random import stream
 from alitok.data.reading import read_all
 from alitok.data.sources import open_source
+from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.extractors import open_extractor
-from alitok.evaluation.fid import FeatureStatistics
+from alitok.evaluation.fid import FeatureStatistics, frechet_parts
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.tokens import TokenAccuracy
 from alitok.reports.runs import read_json
@@ -32,23 +33,25 @@ REFERENCE_PICTURES = 10_000
 
 @dataclass(frozen=True)
 class Judging:
-    """How generators are measured after their training.
+    """How generators or tokenizers are measured after their training.
 
     Attributes:
         extractor: anything `open_extractor` takes.
-        data: spec of the real pictures; their training split is the reference.
-        tokenizer: artifact that decodes the samples.
-        samples: for each FID, classes cycling.
-        guidance: scales, 0 for none; a FID for each.
-        batch: images drawn together.
+        data: spec of the real pictures; generators are compared with their training split.
+        tokenizer: artifact that decodes the samples of generators; None for tokenizers.
+        samples: for each FID of generators, classes cycling.
+        guidance: scales of generators, 0 for none; a FID for each.
+        batch: images drawn or reconstructed together.
+        probe_steps: of the small generator that learns the tokens of tokenizers.
     """
 
     extractor: str
     data: str
-    tokenizer: str
+    tokenizer: str | None = None
     samples: int = 2000
     guidance: tuple[float, ...] = (0.0, 2.0)
     batch: int = 100
+    probe_steps: int = 400
 
 
 class Judge:
@@ -56,6 +59,7 @@ class Judge:
 
     def __init__(self, judging: Judging, device: torch.device) -> None:
         self.judging, self.device = judging, device
+        assert judging.tokenizer is not None
         self.tokenizer = load_tokenizer(judging.tokenizer, device)
         self.extractor = open_extractor(judging.extractor, device)
         size = self.tokenizer.image_size
@@ -64,6 +68,10 @@ class Judge:
         images, _ = read_all(source, size)
         for part in images.split(500):
             self.reference.update(self.extractor(part).pooled)
+        self.codes = CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
+        with torch.inference_mode():
+            for part in images[: judging.samples].split(judging.batch):
+                self.codes.update(self.tokenizer.encode(part.to(device).float() / 255))
 
     def measure(self, config: Mapping[str, Any], root: Path) -> None:
         """Writes the measures of a run, if they are not there already.
@@ -118,9 +126,12 @@ class Judge:
         return {"noisy_token_accuracy": found["token_accuracy"], "noisy_token_nats": found["token_nats"]}
 
     def _fid(self, generator: Any, scale: float) -> dict[str, float]:
-        """FID, share of samples that show their class if the extractor knows the classes, images a second."""
+        """FID and its parts, CHD, images a second, and the share of samples that show their class.
+
+        The share is there if the extractor knows the classes.
+        """
         judging, metrics, right = self.judging, GenerationMetrics(self.extractor, self.reference), 0
-        knows = False
+        knows, codes = False, CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
         labels = [index % generator.num_classes for index in range(judging.samples)]
         name, start = f"gfid_{scale:g}", time.perf_counter()
         with counter(
@@ -130,7 +141,8 @@ class Judge:
             drawn = sample_images(
                 generator, self.tokenizer, labels, draw, batch=judging.batch, on_step=lambda step: advance(1)
             )
-            for indices, _, images in drawn:
+            for indices, ids, images in drawn:
+                codes.update(ids)
                 pixels = to_uint8(images)
                 metrics.update(pixels)
                 probabilities = self.extractor(pixels).probabilities
@@ -139,5 +151,6 @@ class Judge:
                     wanted = torch.tensor([labels[index] for index in indices])
                     right += int((probabilities.argmax(1).cpu() == wanted).sum())
         rate = judging.samples / (time.perf_counter() - start)
-        found = {name: metrics.compute()["fid"], f"images_a_second_{scale:g}": rate}
+        found = frechet_parts(metrics.statistics, self.reference, name)
+        found |= {f"chd_{scale:g}": codes.distance(self.codes), f"images_a_second_{scale:g}": rate}
         return found | ({f"class_agreement_{scale:g}": right / judging.samples} if knows else {})
