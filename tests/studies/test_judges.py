@@ -48,9 +48,9 @@ def words(place: Path, out: Path, *more: str) -> list[str]:
 def test_generators_are_judged(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alitok.studies import trial
+    from alitok.studies import judges
 
-    monkeypatch.setattr(trial, "REFERENCE_PICTURES", 12)
+    monkeypatch.setattr(judges, "REFERENCE_PICTURES", 12)
     assert len(Shapes("train")) >= 12
     out = tmp_path / "trial"
     run(words(place, out, "--seeds", "0,1", "--guidance", "0,1.5"))
@@ -78,7 +78,7 @@ def test_generators_are_judged(
 @torch.inference_mode()
 def test_a_tenth_of_the_context_is_replaced(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tokens for every generator; the targets stay."""
-    from alitok.studies.trial import Judge
+    from alitok.studies.judges import GeneratorJudge
 
     config = small.small(compose_run([DEMO / "generator.yaml"], ["--define.run", str(place)]))
     block = config["model"]["init_args"]["generator"]
@@ -92,7 +92,7 @@ def test_a_tenth_of_the_context_is_replaced(place: Path, tmp_path: Path, monkeyp
         return losses(ids, labels, inputs)
 
     monkeypatch.setattr(generator, "losses", noted)
-    judge = Judge.__new__(Judge)
+    judge = GeneratorJudge.__new__(GeneratorJudge)
     judge.device = torch.device("cpu")
     config["data"]["init_args"] |= {"val_fraction": 0.5, "val_count": None}
     first, second = (judge._noisy_accuracy(config, generator) for _ in range(2))
@@ -154,10 +154,10 @@ def tokenizer_words(place: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_tokenizers_are_judged(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alitok.studies import trial_tokenizers
+    from alitok.studies import judges
 
     for name, value in (("TRAIN", 24), ("VAL", 8), ("WIDTH", 64), ("DEPTH", 1)):
-        monkeypatch.setattr(trial_tokenizers, name, value)
+        monkeypatch.setattr(judges, name, value)
     out = tmp_path / "trial"
     run(tokenizer_words(place, out, "--probe-steps", "2"))
     rows = json.loads((out / "trial.json").read_text())["rows"]
