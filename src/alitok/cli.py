@@ -30,6 +30,7 @@ VERBS = {
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",
     "train-classifier": "the network behind FIDs of your own, where Inception's file is not at hand",
     "trial": "ideas against their base over several seeds: trained, measured, one table",
+    "league": "many ideas against their bases at a laptop's size: one table of what each changed",
     "check-idea": "hold an idea of your own to the contract that the other parts rely on",
     "compare": "configurations, curves, pictures and numbers of several runs on one page",
     "ablation": "the ladder of the paper's ablation: train, measure and compare its rungs",

@@ -53,6 +53,8 @@ CASES = [
     (CLASSIFIER.replace("PETS", "BAD"), FILES, ""),
     ("compare BAD --out OUT/page.html", FILES, ""),
     ("check-idea BAD", FILES, ".yaml"),
+    ("league --data BAD --out OUT/l", FILES, ""),
+    ("league --data PETS --league BAD --out OUT/l", FILES, ".yaml"),
     ("probe BAD", FILES, ""),
     ("probe --tokenizer BAD --data PETS", ARTIFACTS, ""),
     ("probe --tokenizer TOK --data BAD", FILES, ""),
