@@ -71,7 +71,7 @@ REFUSED = {
     },
     **{
         tuple(sorted((name, other))): "a square grid of latents, not 24"
-        for name in ("latent-repa", "vf")
+        for name in ("latent-repa", "token-flow", "vf")
         for other in ("titok", "nested-dropout", "tail-drop")  # all by TiTok's decoder
     },
     ("masked", "rear"): "CodeVector reads a causal generator",
@@ -281,6 +281,11 @@ def several_codebooks(pair: Pair, folder: Path) -> bool:
     return (learns or not any(p.requires_grad for p in pair.model.quantizer.parameters())) and pair.model.sub_codes == 2
 
 
+def shared_index(pair: Pair, folder: Path) -> bool:
+    """One id a token; the semantic half moves the encoder."""
+    return quantizer("SharedIndexQuantizer", 1024)(pair, folder) and term("semantic_half", "encoder")(pair, folder)
+
+
 def bins(pair: Pair, folder: Path) -> bool:
     """Fitted, the levels are those of the latents."""
     quantizer = pair.model.quantizer
@@ -372,6 +377,7 @@ EFFECTS: dict[str, Callable[[Pair, Path], bool]] = {
     "bsq": quantizer("SphereQuantizer", 4096),
     "bernoulli": quantizer("BernoulliQuantizer", 4096),
     "fqgan": several_codebooks,
+    "token-flow": shared_index,
     "token-bridge": bins,
     "cca": reference_term("contrast"),
     "distillation": reference_term("teacher"),

@@ -85,5 +85,5 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="the latents have 4 channels, not 5"):
         term({"image": images}, module.tokenizer(images))
     ids = torch.zeros(1, 20, dtype=torch.int64)
-    with pytest.raises(BadInput, match="leave it out if the tokens are given"):
+    with pytest.raises(BadInput, match="reads 'latents' of an encoder and its quantizer: leave it out"):
         term({"image": images}, module.tokenizer(images, ids=ids))

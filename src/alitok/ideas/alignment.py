@@ -1,75 +1,13 @@
-"""Latents held to a frozen encoder's features: VA-VAE's VF loss, and REPA's form of it."""
+"""Latents held to a frozen encoder's features: VA-VAE's VF loss, and REPA's form of it.
 
-import math
+The latents are those that the quantizer quantizes, so the terms move the encoder; `Semantic` reads the decoder.
+"""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alitok.common.errors import BadInput
-from alitok.common.random import Step
+from alitok.ideas.shared.latent_alignment import LatentAlignment
 from alitok.ideas.shared.teachers import Teacher
-from alitok.losses.terms import Batch, LossTerm, Outputs, required
-from alitok.models.tokenizer import Tokenizer
-
-
-class LatentAlignment(LossTerm):
-    """Compares what a head makes of each image latent with the teacher's feature at its place.
-
-    The latents are those that the quantizer quantizes, so the term moves the encoder; `Semantic` reads the decoder.
-    The head trains along and is no part of the artifact.
-
-    Args:
-        teacher: a `Teacher`.
-        channels: of a latent.
-        prefix: latents in front of the square grid.
-
-    Raises:
-        BadInput: `teacher` is no Teacher, or (once attached) the other latents are no square grid.
-    """
-
-    def __init__(self, teacher: Teacher, channels: int, prefix: int) -> None:
-        if not isinstance(teacher, Teacher):
-            raise BadInput(
-                f"{type(self).__name__}: teacher must be a {Teacher.__module__}.Teacher, not a"
-                f" {type(teacher).__name__}."
-            )
-        self.teacher = teacher
-        self.channels = channels
-        self.prefix = prefix
-
-    def make_head(self) -> nn.Module:
-        """(..., channels) -> (..., channels of the teacher)."""
-        raise NotImplementedError
-
-    def distance(self, projected: Tensor, features: Tensor) -> Tensor:
-        """(B, M, C) each, for the M patches -> ()."""
-        raise NotImplementedError
-
-    def attach(self, model: nn.Module) -> None:
-        places = model.num_tokens - self.prefix if isinstance(model, Tokenizer) else 0
-        if places < 1 or math.isqrt(places) ** 2 != places:
-            raise BadInput(
-                f"{type(self).__name__} compares latents with a map: without its prefix of {self.prefix} the model must"
-                f" have a square grid of latents, not {places}. Set prefix, or leave the term out."
-            )
-        self.head = self.make_head()
-
-    def check(self) -> None:
-        self.teacher.check()
-
-    def setup(self, device: torch.device | str) -> None:
-        self.teacher.setup(device)
-
-    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
-        assert self.head is not None
-        name = type(self).__name__
-        sentence = f"{name} needs an encoder's latents: leave it out if the tokens are given."
-        latents = required(outputs, "latents", sentence)[:, self.prefix :].float()
-        if latents.shape[-1] != self.channels:
-            raise BadInput(f"{name}: the latents have {latents.shape[-1]} channels, not {self.channels}; set channels.")
-        features = self.teacher.features(batch["image"].float(), math.isqrt(latents.shape[1]))
-        return self.distance(self.head(latents), features)
 
 
 class VF(LatentAlignment):
