@@ -27,6 +27,7 @@ VERBS = {
     "pairs": "what a generator writes along real images, for the post-training of a decoder",
     "sample": "draw pictures from a generator",
     "reconstruct": "send pictures through a tokenizer and back",
+    "app": "look at models in a browser: generate, reconstruct, compare (needs alitok[app])",
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",
     "train-classifier": "the network behind FIDs of your own, where Inception's file is not at hand",
     "trial": "ideas against their base over several seeds: trained, measured, one table",
