@@ -39,6 +39,8 @@ CASES = [
     (SAMPLE.replace("GEN", "BAD"), ARTIFACTS, ""),
     (SAMPLE.replace("TOK", "BAD"), ARTIFACTS, ""),
     ("reconstruct --device cpu --tokenizer BAD PETS --out OUT/r", ARTIFACTS, ""),
+    ("app --generator BAD --tokenizer TOK", ARTIFACTS, ""),
+    ("app --generator GEN --tokenizer TOK --port BAD", NUMBERS, ""),
     ("reconstruct --device cpu --tokenizer TOK BAD --out OUT/r", FILES, ".png"),
     (TOKENIZE.replace("TOK", "BAD"), ARTIFACTS, ""),
     (TOKENIZE.replace("PETS", "BAD"), FILES, ""),

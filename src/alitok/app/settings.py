@@ -75,9 +75,9 @@ class Settings:
         pairs: list[tuple[str, Any]] = [("tab", self.tab)]
         if self.generator:
             pairs += [("generator", self.generator), ("class", self.label)]
-            pairs += [] if self.guidance is None else [("guidance", f"{self.guidance:g}")]
-            pairs += [("power", f"{self.power:g}"), ("schedule", self.schedule)]
-            pairs += [("temperature", f"{self.temperature:g}"), ("seed", self.seed)]
+            pairs += [] if self.guidance is None else [("guidance", _short(self.guidance))]
+            pairs += [("power", _short(self.power)), ("schedule", self.schedule)]
+            pairs += [("temperature", _short(self.temperature)), ("seed", self.seed)]
         pairs += [("tokenizer", self.tokenizer)]
         if self.tokens:
             pairs.append(("tokens", ",".join(f"{place}:{'.'.join(map(str, ids))}" for place, ids in self.tokens)))
@@ -91,11 +91,11 @@ class Settings:
         words = ["alitok", "sample", "--generator", self.generator, "--tokenizer", self.tokenizer]
         # a name may be a number or hold a comma
         words += ["--classes", str(self.class_number(opened)), "--per-class", "1"]
-        words += [] if self.guidance is None else ["--guidance", f"{self.guidance:g}"]
-        words += ["--power", f"{self.power:g}"]
+        words += [] if self.guidance is None else ["--guidance", _short(self.guidance)]
+        words += ["--power", _short(self.power)]
         if self.schedule != OF_CARD:
             words += ["--schedule", self.schedule]
-        words += ["--temperature", f"{self.temperature:g}", "--seed", str(self.seed)]
+        words += ["--temperature", _short(self.temperature), "--seed", str(self.seed)]
         words += [] if device == "auto" else ["--device", device]
         return shlex.join([*words, "--out", "picture"])
 
@@ -167,6 +167,11 @@ def read_query(query: str, opened: Opened) -> Settings:
 def changed_tokens(tokens: Sequence[tuple[int, Ids]], place: int, ids: Ids) -> tuple[tuple[int, Ids], ...]:
     """The chosen tokens up to a place, and then its new one: what was chosen behind it belonged to another picture."""
     return (*((own, old) for own, old in tokens if own < place), (place, ids))
+
+
+def _short(number: float) -> str:
+    """The number without a needless .0, and with every digit that it has."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 def _one_of(given: dict[str, str], key: str, choices: Sequence[str]) -> str | None:
