@@ -38,6 +38,7 @@ VERBS = {
     "reproduce": "published weights -> samples -> the published number, pass or fail",
     "tune-guidance": "search for the guidance scale and power with the least FID",
     "bench": "how fast the parts are, against a plain baseline and this machine's own limit",
+    "publish": "upload an artifact to the Hugging Face hub, with a model card",
     "import-release": "turn a published weight file into an artifact",
     "export-release": "turn an artifact into a file in the published form",
 }
