@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -192,6 +193,14 @@ def test_reconstruct(address: str, browser: Any, tmp_path: Path) -> None:
     assert source(browser, "#rebuilt .over img") != before
     assert "replaced tokens" in all_of(browser, "#rebuilt figcaption")[2].text
 
+    all_of(browser, "#rebuilt .token")[9].click()  # the same cell again
+    until(lambda: len(all_of(browser, "#rebuilt .about button[data-ids]")) == 8)
+    field = all_of(browser, "#rebuilt .about input")[0]
+    field.clear()
+    field.send_keys("999")
+    next(button for button in all_of(browser, "#rebuilt .about button") if button.text == "Replace").click()
+    until(lambda: "999 is no token: give an id of 0 to 23" in all_of(browser, "body")[0].text)
+
 
 def test_compare_and_reload(address: str, browser: Any, tmp_path: Path) -> None:
     browser.get(address)
@@ -219,6 +228,14 @@ def test_a_narrow_window_needs_no_scrolling_to_the_side(address: str, browser: A
     until(lambda: all_of(browser, "button[role=tab][aria-selected=true]"))
     time.sleep(1)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+def test_another_name_of_this_machine_is_refused(address: str) -> None:
+    port = urlsplit(address).port
+    for host, status in ((f"127.0.0.1:{port}", 200), ("evil.example", 400)):
+        connection = HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status
 
 
 def test_an_address_that_asks_for_what_is_not_there(address: str, browser: Any) -> None:

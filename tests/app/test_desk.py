@@ -67,26 +67,28 @@ def test_reconstructions_and_a_file_that_is_no_picture(desk: Desk, opened: Opene
     broken.write_bytes(b"no picture")
     settings = Settings("reconstruct", "", next(iter(opened.tokenizers)))
     told: list[tuple[int, int, str]] = []
-    html = desk.rebuilt([red, broken], settings, {}, lambda *step: told.append(step))
+    html, command = desk.rebuilt([red, broken], settings, {}, lambda *step: told.append(step))
     assert told == [(0, 2, "red.png"), (1, 2, "<b>.png")]
     assert len(sources(html)) == 3
     assert "PSNR" in html
     assert "Cannot read the image &lt;b&gt;.png: its format is not known; replace or remove it." in html
     assert "<b>.png" not in html
-    changed = desk.rebuilt([red], settings, {0: {6: (2,)}})
+    assert "red.png" in command
+    assert "<b>.png" not in command  # the verb would refuse all for one
+    assert desk.rebuilt([broken, red], settings, {})[1] == command
+    changed, _ = desk.rebuilt([red], settings, {0: {6: (2,)}})
     assert tokens(changed)[6]["ids"] == [2]
     assert "what the replaced tokens change" in changed
-    many = desk.rebuilt([red] * (MOST_PICTURES + 1), settings, {})
+    many, _ = desk.rebuilt([red] * (MOST_PICTURES + 1), settings, {})
     assert f"Only the first {MOST_PICTURES} of {MOST_PICTURES + 1} pictures" in many
-    assert desk.rebuilt([], settings, {}) == ""
+    assert desk.rebuilt([], settings, {}) == ("", "")
 
 
-def test_the_command_is_there_if_the_verb_gives_the_same(desk: Desk, opened: Opened, red: Path) -> None:
-    settings = Settings("reconstruct", "", next(iter(opened.tokenizers)))
-    assert desk.command(settings, []) == ""
-    assert "red.png" in desk.command(settings, [red])
-    assert "--keep" not in desk.command(replace(settings, keep=21), [red])
-    assert desk.command(replace(settings, keep=4), [red]) == ""  # the verb refuses first tokens of this one
+def test_first_tokens_that_the_verb_refuses_have_no_command(desk: Desk, opened: Opened, red: Path) -> None:
+    settings = Settings("reconstruct", "", next(iter(opened.tokenizers)), keep=4)
+    html, command = desk.rebuilt([red], settings, {})
+    assert command == ""
+    assert "first tokens only" in html
 
 
 def test_comparisons(desk: Desk, opened: Opened, red: Path) -> None:

@@ -102,7 +102,11 @@ def test_the_same_painter_draws_without_choices_again(painter: Painter) -> None:
 
 @pytest.mark.parametrize(
     ("chosen", "sentence"),
-    [((21, (1,)), "no token 21: positions are 0 to 20"), ((0, (24,)), "24 is no token: give an id of 0 to 23")],
+    [
+        ((21, (1,)), "no token 21: positions are 0 to 20"),
+        ((0, (24,)), "24 is no token: give an id of 0 to 23"),
+        ((0, (None,)), "no token"),
+    ],
 )
 def test_a_chosen_token_that_is_not_there(painter: Painter, chosen: Any, sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):

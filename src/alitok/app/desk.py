@@ -1,7 +1,6 @@
 """What the page asks for: settings in, HTML out. Nothing here needs gradio."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -62,41 +61,40 @@ class Desk:
         settings: Settings,
         replaced: Mapping[int, Mapping[int, Ids]],
         report: Report = no_report,
-    ) -> str:
+    ) -> tuple[str, str]:
         """Original, reconstruction and difference of every picture; a file that is no picture gets a sentence.
 
         Args:
             replaced: by number of the picture, tokens by position.
+
+        Returns:
+            The HTML, and the command that reconstructs the same pictures; it is empty if none does.
         """
         tokenizer, layout = self._tokenizer(settings.tokenizer)
-        rows = []
+        rows: list[str] = []
+        names: list[str] = []  # of what could be read
         for number, path in enumerate(paths[:MOST_PICTURES]):
-            report(number, len(paths), Path(path).name)
+            name = Path(path).name
+            report(number, len(paths), name)
             try:
                 original = open_picture(path, tokenizer.image_size)
-                made = rebuild(tokenizer, original, settings.keep, replaced.get(number), number)
+                made = rebuild(tokenizer, original, settings.keep, replaced.get(number), len(names))
             except BadInput as error:
                 rows.append(markup.message(str(error)))
                 continue
-            rows.append(_row(made, layout, Path(path).name, number, tuple(replaced.get(number, ()))))
+            names.append(name)
+            rows.append(_row(made, layout, name, number, tuple(replaced.get(number, ()))))
         if len(paths) > MOST_PICTURES:
             rows.append(markup.message(f"Only the first {MOST_PICTURES} of {len(paths)} pictures are shown."))
         if not rows:
-            return ""
-        return f'<div data-tokenizer="{escape(settings.tokenizer)}">{"".join(rows)}{markup.ABOUT}</div>'
+            return "", ""
+        html = f'<div data-tokenizer="{escape(settings.tokenizer)}">{"".join(rows)}{markup.ABOUT}</div>'
+        refused = settings.keep not in (None, tokenizer.num_tokens) and not tokenizer.any_length
+        return html, settings.reconstruct_command(names) if names and not refused else ""
 
     def neighbors(self, name: str, code: int) -> tuple[list[int], list[int]]:
         """The codes of a tokenizer nearest to one and farthest from it; raises BadInput if there is none."""
         return neighbors(self._tokenizer(name)[0], code)
-
-    def command(self, settings: Settings, paths: Sequence[str | Path]) -> str:
-        """The command that reconstructs the same pictures; empty if none does."""
-        tokenizer, _ = self._tokenizer(settings.tokenizer)
-        if not paths or (settings.keep not in (None, tokenizer.num_tokens) and not tokenizer.any_length):
-            return ""
-        if settings.keep == tokenizer.num_tokens:
-            settings = replace(settings, keep=None)
-        return settings.reconstruct_command([Path(path).name for path in paths[:MOST_PICTURES]])
 
     def compared_generators(
         self, names: Sequence[str], label: str, seed: int, guidance: float | None, report: Report = no_report
@@ -118,7 +116,7 @@ class Desk:
             settings = Settings("compare", generator, tokenizer, label)
             image = self.paint_with(generator, tokenizer, draw).picture(settings.class_number(self.opened)).image
             figures.append(markup.figure(image, name, "truncate", f"{label}, guidance {draw.guidance:g}, seed {seed}"))
-        return f'<div class="row">{"".join(figures)}</div>' if figures else markup.message("Choose a generator.")
+        return f'<div class="pictures">{"".join(figures)}</div>' if figures else markup.message("Choose a generator.")
 
     def compared_tokenizers(self, names: Sequence[str], path: str | Path, report: Report = no_report) -> str:
         """The same picture through several tokenizers, each at its own size."""
@@ -131,7 +129,7 @@ class Desk:
                 figures.append(markup.figure(made.original, Path(path).name))
             detail = f"{measures(made)}, {tokenizer.num_tokens} tokens"
             figures.append(markup.figure(made.image, name, detail=detail))
-        return f'<div class="row">{"".join(figures)}</div>' if figures else markup.message("Choose a tokenizer.")
+        return f'<div class="pictures">{"".join(figures)}</div>' if figures else markup.message("Choose a tokenizer.")
 
     def pair_names(self) -> list[str]:
         """Generators with the tokenizers that decode for them, as names of one model each."""
@@ -159,4 +157,4 @@ def _row(made: Rebuilt, layout: Layout, name: str, number: int, replaced: tuple[
     middle = markup.token_figure(
         made.image, layout, tokens, "reconstruction", detail=measures(made), chosen=replaced, picture=number
     )
-    return f'<div class="row">{markup.figure(made.original, name)}{middle}{markup.figure(*last)}</div>'
+    return f'<div class="pictures">{markup.figure(made.original, name)}{middle}{markup.figure(*last)}</div>'

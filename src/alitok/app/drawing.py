@@ -189,9 +189,9 @@ def likely_tokens(ids: list[list[int]], logits: Tensor) -> list[Token]:
 
 
 def check_token(place: int, ids: Ids, tokens: int, codes: int, sub_codes: int) -> None:
-    """Raises BadInput for a token that is not there."""
-    if not 0 <= place < tokens:
+    """Raises BadInput for a token that is not there, or is no number: it comes from the page."""
+    if not (isinstance(place, int) and 0 <= place < tokens):
         raise BadInput(f"There is no token {place}: positions are 0 to {tokens - 1}.")
-    if len(ids) != sub_codes or not all(0 <= code < codes for code in ids):
+    if len(ids) != sub_codes or not all(isinstance(code, int) and 0 <= code < codes for code in ids):
         form = f"{sub_codes} ids of" if sub_codes > 1 else "an id of"
         raise BadInput(f"{'.'.join(map(str, ids))} is no token: give {form} 0 to {codes - 1}.")

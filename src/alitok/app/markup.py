@@ -36,6 +36,7 @@ def token_figure(
     detail: str = "",
     chosen: Collection[int] = (),
     picture: int = 0,
+    count: int = 0,
 ) -> str:
     """A picture with its tokens over it: the prefix as cells in front, the others as a grid on the image.
 
@@ -43,10 +44,12 @@ def token_figure(
         tokens: those there are; a picture that forms has none yet.
         chosen: positions of tokens that somebody put there.
         picture: number among the pictures of the page, which a choice names.
+        count: tokens of a picture that forms.
     """
     cells = [_cell(place, token, place in chosen) for place, token in enumerate(tokens)]
     columns = layout.rows or 16
-    front = "".join(cells[: layout.prefix])
+    empty = [f"<i{' class=known' if place < count else ''}></i>" for place in range(layout.prefix)]
+    front = "".join(cells[: layout.prefix] or empty)
     front = f'<div class="prefix" style="--columns:{columns}">{front}</div>' if front else ""
     grid = "".join(cells[layout.prefix :])
     grid = f'<div class="grid" style="--columns:{layout.rows}">{grid}</div>' if grid else ""

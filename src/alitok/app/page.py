@@ -1,13 +1,15 @@
 """The page in gradio: three tabs over `Desk`. What a click does is here; what it shows is made elsewhere."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from alitok.app.desk import Desk
 from alitok.app.opened import Opened
@@ -68,13 +70,13 @@ class Page:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.picture = pictures(elem_id="picture")
+                undo = gr.Button("Undo choices", elem_id="undo", size="sm")
                 self.command = gr.Textbox(label="The same picture as a command", buttons=["copy"], lines=2)
             with gr.Column(scale=2, min_width=300, elem_classes="controls"):
                 self.label = gr.Dropdown(class_names(opened.generators[first.generator]), label="Class")
                 with gr.Row():
                     draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=90)
                     another = gr.Button("Next seed", elem_id="next", min_width=90)
-                    undo = gr.Button("Undo choices", elem_id="undo", min_width=90)
                 self.guidance = gr.Slider(0, 20, step=0.05, label="Guidance", info="0 = none")
                 self.schedule = gr.Dropdown(opened.schedules(first.generator), label="Schedule of the guidance")
                 with gr.Row():
@@ -139,7 +141,7 @@ class Page:
             return self.desk.neighbors(asked["tokenizer"], asked["code"])
 
         self.rebuilt = pictures(elem_id="rebuilt", server_functions=[neighbors])
-        self.back = gr.Button("Undo replaced tokens", size="sm")
+        self.back = gr.Button("Undo replaced tokens", elem_id="back", size="sm")
         self.again = gr.Textbox(label="The same pictures as a command", buttons=["copy"])
         self.replaced = gr.State({})
         inputs, shown = [self.files, self.tokenizer, self.keep], [self.rebuilt, self.again, self.query, self.replaced]
@@ -151,10 +153,10 @@ class Page:
             total = self.opened.tokenizers[tokenizer].num_tokens
             count = None if keep >= total else int(keep)
             settings = Settings("reconstruct", "", tokenizer, keep=count)
-            html = self.desk.rebuilt(
+            html, command = self.desk.rebuilt(
                 files or [], settings, replaced or {}, lambda done, all_, name: progress((done, all_), desc=name)
             )
-            return html, self.desk.command(settings, files or []), settings.query(), replaced or {}
+            return html, command, settings.query(), replaced or {}
 
         def other_files(files: Any, tokenizer: str, keep: int, progress: Any = PROGRESS) -> tuple[Any, ...]:
             return rebuilt(files, tokenizer, keep, None, progress)
@@ -189,7 +191,7 @@ class Page:
             with gr.Row():
                 label = gr.Dropdown(names, value=self.first.label, label="Class", min_width=120)
                 seed = gr.Number(self.first.seed, label="Seed", precision=0, min_width=90)
-                guidance = gr.Number(None, label="Guidance", placeholder="each card's own", min_width=90)
+                guidance = gr.Number(None, label="Guidance", placeholder="card's", min_width=90)
             go = gr.Button("Draw all", variant="primary", elem_id="compare")
             drawn = gr.HTML("", apply_default_css=False, elem_id="compared")
             self.comparing = [self.pairs, label, seed, guidance]
@@ -273,8 +275,12 @@ class Page:
             painted.then(all_if_open, [tab, *self.comparing], self.redrawn, **MODEL)
 
 
-def serve(opened: Opened, host: str, port: int | None) -> None:
+def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("*",)) -> None:
     """Shows the page until Ctrl-C.
+
+    Args:
+        names: by which the page may be asked for. Under another name, a site that points its own name at this machine
+            could read it.
 
     Raises:
         BadInput: the port is taken.
@@ -295,6 +301,7 @@ def serve(opened: Opened, host: str, port: int | None) -> None:
             ssr_mode=False,
             max_file_size="50mb",
             theme=theme,
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(names))]},
             css=STYLE,
             head="<script>window.opened = location.search</script>",  # tabs write theirs before the page is loaded
             enable_monitoring=False,

@@ -6,7 +6,7 @@ What is uploaded lies in a temporary folder, which goes when the app ends. Needs
 
 import argparse
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="alitok-app-") as folder:
         # read when gradio is imported
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": folder}
         from alitok.app.page import serve
 
-        serve(opened, args.host, args.port)
+        serve(opened, args.host, args.port, LOOPBACK if args.host in LOOPBACK else ("*",))
