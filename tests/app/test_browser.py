@@ -202,6 +202,18 @@ def test_reconstruct(address: str, browser: Any, tmp_path: Path) -> None:
     until(lambda: "999 is no token: give an id of 0 to 23" in all_of(browser, "body")[0].text)
 
 
+def test_first_tokens_stay_in_the_address(address: str, browser: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "red.png")
+    browser.get(address + "?tab=reconstruct&keep=7")
+    until(lambda: all_of(browser, "#keep input[type=number]")[0].get_attribute("value") == "7")
+    all_of(browser, "#files input[type=file]")[0].send_keys(str(tmp_path / "red.png"))
+    until(lambda: "first tokens only" in all_of(browser, "#rebuilt figcaption")[1].text)
+    slider = all_of(browser, "#keep input[type=range]")[0]
+    slider.send_keys("\ue010")  # End
+    until(lambda: "PSNR" in all_of(browser, "#rebuilt figcaption")[1].text)
+    until(lambda: "keep" not in settings(browser))
+
+
 def test_compare_and_reload(address: str, browser: Any, tmp_path: Path) -> None:
     browser.get(address)
     until(lambda: all_of(browser, "#picture .token"))

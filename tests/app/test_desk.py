@@ -14,7 +14,7 @@ from alitok.app.desk import MOST_PICTURES, Desk
 from alitok.app.layout import Layout
 from alitok.app.markup import data_uri, figure, token_figure
 from alitok.app.opened import Opened
-from alitok.app.settings import Settings, first_settings
+from alitok.app.settings import Settings, first_settings, read_query
 from alitok.common.errors import BadInput
 
 
@@ -107,6 +107,15 @@ def test_comparisons(desk: Desk, opened: Opened, red: Path) -> None:
     assert through.count("PSNR") == 2
     with pytest.raises(BadInput, match="Tokenizer x is not open here"):
         desk.compared_tokenizers(["x"], red)
+
+
+def test_a_comparison_comes_back_from_the_address(desk: Desk, opened: Opened) -> None:
+    stranger = list(opened.tokenizers)[1]
+    settings = desk.comparison(desk.pair_names(), "star", 9, None, [stranger])
+    assert settings.models == (*desk.pair_names(), stranger)
+    assert read_query(settings.query(), opened) == settings
+    alone = Desk(Opened({}, opened.tokenizers, [], opened.device))
+    assert alone.comparison([], "", 0, None, [stranger]).models == (stranger,)
 
 
 def test_names_from_elsewhere_are_no_html() -> None:

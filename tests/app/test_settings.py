@@ -77,7 +77,7 @@ def test_a_tokenizer_that_does_not_decode_for_the_generator(opened: Opened) -> N
 
 
 def test_without_a_generator_the_page_reconstructs(opened: Opened) -> None:
-    alone = Opened({}, opened.tokenizers, [])
+    alone = Opened({}, opened.tokenizers, [], opened.device)
     assert first_settings(alone).tab == "reconstruct"
     assert read_query("tab=compare&seed=3&class=star", alone).tab == "compare"
 
@@ -93,7 +93,7 @@ def test_the_command_draws_the_same_picture(
     image = painter.picture(settings.class_number(opened)).image
     encoded = data_uri(image, "truncate").removeprefix("data:image/png;base64,")
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(settings.sample_command(opened, "cpu"))
+    words = shlex.split(settings.sample_command(opened))
     assert words[0] == "alitok"
     run(words[1:])
     (drawn,) = (tmp_path / "picture").glob("*.png")

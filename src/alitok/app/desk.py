@@ -1,6 +1,7 @@
 """What the page asks for: settings in, HTML out. Nothing here needs gradio."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from alitok.app.drawing import Painter, Token
 from alitok.app.layout import Layout
 from alitok.app.opened import Opened
 from alitok.app.rebuilding import GAIN, Rebuilt, difference, neighbors, open_picture, rebuild
-from alitok.app.settings import Ids, Settings
+from alitok.app.settings import Ids, Settings, first_settings
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.tokenizer import Tokenizer
@@ -130,6 +131,16 @@ class Desk:
             detail = f"{measures(made)}, {tokenizer.num_tokens} tokens"
             figures.append(markup.figure(made.image, name, detail=detail))
         return f'<div class="pictures">{"".join(figures)}</div>' if figures else markup.message("Choose a tokenizer.")
+
+    def comparison(
+        self, pairs: Sequence[str], label: str, seed: int, guidance: float | None, tokenizers: Sequence[str]
+    ) -> Settings:
+        """The settings of a comparison, for the address. The class is one of the first pair's generator."""
+        generators = {
+            name: generator for name, (generator, _) in zip(self.pair_names(), self.opened.pairs, strict=True)
+        }
+        base = first_settings(self.opened, generators.get(pairs[0]) if pairs else None)
+        return replace(base, tab="compare", label=label, seed=seed, guidance=guidance, models=(*pairs, *tokenizers))
 
     def pair_names(self) -> list[str]:
         """Generators with the tokenizers that decode for them, as names of one model each."""

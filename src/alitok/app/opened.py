@@ -24,11 +24,13 @@ class Opened:
 
     Attributes:
         pairs: (generator, tokenizer) names that belong together, the first one the app's first.
+        device: on which they are.
     """
 
     generators: dict[str, Generator]
     tokenizers: dict[str, Tokenizer]
     pairs: list[tuple[str, str]]
+    device: torch.device
 
     def partners(self, generator: str) -> list[str]:
         """Names of the tokenizers that decode the generator's tokens."""
@@ -72,6 +74,7 @@ def open_models(generators: Sequence[str], tokenizers: Sequence[str], device: to
         {name: load_generator(name, device) for name in generators},
         {name: load_tokenizer(name, device) for name in tokenizers},
         [],
+        device,
     )
     for generator, network in opened.generators.items():
         reasons = []

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -179,38 +178,46 @@ class Page:
         switched = self.tokenizer.input(length, self.tokenizer, self.keep, show_progress="hidden")
         switched.then(other_files, inputs, shown, **MODEL).then(**address)
         quiet: dict[str, Any] = {"show_progress": "hidden", **MODEL}
-        self.keep.release(same_files, [*inputs, self.replaced], shown, **quiet).then(**address)
+        moved = self.keep.input(same_files, [*inputs, self.replaced], shown, trigger_mode="always_last", **quiet)
+        moved.then(**address)
         self.rebuilt.select(chosen, [*inputs, self.replaced], shown, **quiet).then(**address)
 
     def compare(self) -> None:
         opened, pairs = self.opened, self.desk.pair_names()
+        names = list(opened.tokenizers)
+        self.through = gr.CheckboxGroup(names, value=names, label="Tokenizers", elem_id="tokenizers", render=False)
+        self.comparing: list[Any] = []
         if pairs:
             gr.Markdown("### Generators: the same class and seed")
-            names = list(dict.fromkeys(name for own in opened.generators.values() for name in class_names(own)))
-            self.pairs = gr.CheckboxGroup(pairs, value=pairs, label="Generator + tokenizer", elem_id="pairs")
+            classes = list(dict.fromkeys(name for own in opened.generators.values() for name in class_names(own)))
+            chosen = gr.CheckboxGroup(pairs, value=pairs, label="Generator + tokenizer", elem_id="pairs")
             with gr.Row():
-                label = gr.Dropdown(names, value=self.first.label, label="Class", min_width=120)
+                label = gr.Dropdown(classes, value=self.first.label, label="Class", min_width=120)
                 seed = gr.Number(self.first.seed, label="Seed", precision=0, min_width=90)
                 guidance = gr.Number(None, label="Guidance", placeholder="card's", min_width=90)
             go = gr.Button("Draw all", variant="primary", elem_id="compare")
             drawn = gr.HTML("", apply_default_css=False, elem_id="compared")
-            self.comparing = [self.pairs, label, seed, guidance]
+            self.comparing = [chosen, label, seed, guidance]
 
             @in_one_sentence
             def generators(
-                chosen: list[str], label: str, seed: int, guidance: float | None, progress: Any = PROGRESS
+                names: list[str],
+                label: str,
+                seed: int | None,
+                guidance: float | None,
+                tokenizers: list[str],
+                progress: Any = PROGRESS,
             ) -> tuple[str, str]:
                 html = self.desk.compared_generators(
-                    chosen, label, int(seed or 0), guidance, lambda done, all_, name: progress((done, all_), desc=name)
+                    names, label, seed or 0, guidance, lambda done, all_, name: progress((done, all_), desc=name)
                 )
-                asked = replace(self.first, tab="compare", label=label, seed=int(seed or 0), guidance=guidance)
-                return html, replace(asked, models=tuple(chosen)).query()
+                return html, self.desk.comparison(names, label, seed or 0, guidance, tokenizers).query()
 
-            go.click(generators, self.comparing, [drawn, self.query], **MODEL).then(None, [self.query], js=ADDRESS)
             self.redraw_all, self.redrawn = generators, [drawn, self.query]
+            clicked = go.click(generators, [*self.comparing, self.through], self.redrawn, **MODEL)
+            clicked.then(None, [self.query], js=ADDRESS)
         gr.Markdown("### Tokenizers: the same picture")
-        names = list(opened.tokenizers)
-        chosen = gr.CheckboxGroup(names, value=names, label="Tokenizers", elem_id="tokenizers")
+        self.through.render()
         file = gr.File(label="Picture", height=130, elem_id="file")
         shown = gr.HTML("", apply_default_css=False, elem_id="through")
 
@@ -222,8 +229,8 @@ class Page:
                 names, path, lambda done, all_, name: progress((done, all_), desc=name)
             )
 
-        for event in (file.change, chosen.input):
-            event(tokenizers, [chosen, file], shown, **MODEL)
+        for event in (file.change, self.through.input):
+            event(tokenizers, [self.through, file], shown, **MODEL)
 
     def shown_settings(self, settings: Settings) -> list[Any]:
         """Values of the controls of Generate."""
@@ -245,7 +252,7 @@ class Page:
         """Takes the settings of the address when the page is loaded, and draws."""
         opened, has_generator = self.opened, bool(self.opened.generators)
         tab = gr.State("")
-        outputs = [tab, self.tabs, self.tokenizer, self.keep]
+        outputs = [tab, self.tabs, self.tokenizer, self.keep, self.through]
         outputs += [*self.controls, self.tokens, *self.comparing] if has_generator else []
 
         def restored(query: str) -> list[Any]:
@@ -254,13 +261,14 @@ class Page:
             except BadInput as error:
                 gr.Warning(str(error), duration=None)
                 settings = self.first
-            names = [name for name in settings.models if name in self.desk.pair_names()]
+            pairs = [name for name in settings.models if name in self.desk.pair_names()]
+            through = [name for name in settings.models if name in opened.tokenizers] or list(opened.tokenizers)
             total = opened.tokenizers[settings.tokenizer].num_tokens
             keep = gr.Slider(1, total, settings.keep or total, step=1)
-            values = [settings.tab, gr.Tabs(selected=settings.tab), settings.tokenizer, keep]
+            values = [settings.tab, gr.Tabs(selected=settings.tab), settings.tokenizer, keep, through]
             if not has_generator:
                 return values
-            compared = [names or self.desk.pair_names(), settings.label, settings.seed]
+            compared = [pairs or self.desk.pair_names(), settings.label, settings.seed]
             compared.append(settings.guidance if settings.tab == "compare" else None)
             return [*values, *self.shown_settings(settings), settings.tokens, *compared]
 
@@ -272,7 +280,7 @@ class Page:
             painted = loaded.then(
                 self.repaint, [self.tokens, *self.controls], self.repainted, show_progress="hidden", **MODEL
             )
-            painted.then(all_if_open, [tab, *self.comparing], self.redrawn, **MODEL)
+            painted.then(all_if_open, [tab, *self.comparing, self.through], self.redrawn, **MODEL)
 
 
 def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("*",)) -> None:

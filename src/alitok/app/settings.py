@@ -86,7 +86,7 @@ class Settings:
         pairs += [("model", name) for name in self.models]
         return urlencode(pairs)
 
-    def sample_command(self, opened: Opened, device: str = "auto") -> str:
+    def sample_command(self, opened: Opened) -> str:
         """The command that draws the same picture, before tokens were chosen, as the only PNG of a folder."""
         words = ["alitok", "sample", "--generator", self.generator, "--tokenizer", self.tokenizer]
         # a name may be a number or hold a comma
@@ -96,7 +96,8 @@ class Settings:
         if self.schedule != OF_CARD:
             words += ["--schedule", self.schedule]
         words += ["--temperature", _short(self.temperature), "--seed", str(self.seed)]
-        words += [] if device == "auto" else ["--device", device]
+        # on a GPU another batch rounds otherwise
+        words += ["--batch", "1", "--device", str(opened.device)]
         return shlex.join([*words, "--out", "picture"])
 
     def reconstruct_command(self, pictures: Sequence[str]) -> str:
