@@ -101,7 +101,7 @@ class Painter:
         """
         given, mask = self._given(chosen)
         total = self.generator.num_tokens
-        shown = {-(-total * part // most) - 1 for part in range(1, most)} if most > 1 else set()
+        shown = {-(-total * part // most) - 1 for part in range(1, most)} - {total - 1}
         results: SimpleQueue[Any] = SimpleQueue()
         stop = Event()
 
@@ -109,7 +109,9 @@ class Painter:
             if stop.is_set():
                 raise Stopped
             if step in shown and self.sampler.loop is not None:
-                results.put(self.sampler.loop.ids[0, : step + 1].clone())
+                # decoded here: on a GPU another thread's work would spoil the capture of the next step
+                image = decode_first(self.tokenizer, self.layout, self.sampler.loop.ids[0, : step + 1])
+                results.put(Frame(image.cpu(), step + 1, total))
 
         def draw() -> None:
             try:
@@ -127,12 +129,9 @@ class Painter:
                 result = results.get()
                 if isinstance(result, BaseException):
                     raise result
-                if isinstance(result, Frame):
-                    yield result
+                yield result
+                if result.count == total:
                     return
-                with torch.inference_mode():
-                    image = decode_first(self.tokenizer, self.layout, result).cpu()
-                yield Frame(image, len(result), total)
         finally:
             stop.set()
             thread.join()
