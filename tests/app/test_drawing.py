@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from alitok.app.drawing import OTHERS, Painter, likely_tokens
+from alitok.app.drawing import OTHERS, WORK, Painter, likely_tokens
 from alitok.app.layout import GREY, Layout
 from alitok.app.opened import Opened
 from alitok.common.build import build
@@ -122,6 +122,18 @@ def test_nobody_waits_any_more(painter: Painter) -> None:
     frames.close()
     assert threading.active_count() == before
     assert painter.picture(STAR).count == 21
+
+
+def test_one_work_at_a_time(painter: Painter) -> None:
+    painter.picture(STAR)
+    with WORK:
+        frames = painter.frames(STAR)
+        waiting = threading.Thread(target=lambda: next(frames), daemon=True)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert not waiting.is_alive()
 
 
 def test_an_error_of_drawing_arrives(painter: Painter) -> None:

@@ -171,7 +171,7 @@ def test_a_dry_run_writes_what_would_be_uploaded(artifacts: Path, record: Path, 
     assert (arguments["protocol"], arguments["images"]) == ("adm", 300)
     assert arguments["reference"] == f"val.npz ({'b' * 12})"
     text = (out / "README.md").read_text()
-    assert "![Samples](samples.png)" in text
+    assert "](samples.png)" in text
     assert "300 images instead of the 50,000" in text
     assert "secret" not in text
     assert 'alitok.load_tokenizer("me/shapes")' in text

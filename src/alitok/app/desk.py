@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from alitok.app import markup
-from alitok.app.drawing import Painter, Token
+from alitok.app.drawing import WORK, Painter, Token
 from alitok.app.layout import Layout
 from alitok.app.opened import Opened
 from alitok.app.rebuilding import GAIN, Rebuilt, difference, neighbors, open_picture, rebuild
@@ -79,7 +79,8 @@ class Desk:
             report(number, len(paths), name)
             try:
                 original = open_picture(path, tokenizer.image_size)
-                made = rebuild(tokenizer, original, settings.keep, replaced.get(number), len(names))
+                with WORK:
+                    made = rebuild(tokenizer, original, settings.keep, replaced.get(number), len(names))
             except BadInput as error:
                 rows.append(markup.message(str(error)))
                 continue
@@ -95,7 +96,8 @@ class Desk:
 
     def neighbors(self, name: str, code: int) -> tuple[list[int], list[int]]:
         """The codes of a tokenizer nearest to one and farthest from it; raises BadInput if there is none."""
-        return neighbors(self._tokenizer(name)[0], code)
+        with WORK:
+            return neighbors(self._tokenizer(name)[0], code)
 
     def compared_generators(
         self, names: Sequence[str], label: str, seed: int, guidance: float | None, report: Report = no_report
@@ -125,7 +127,9 @@ class Desk:
         for number, name in enumerate(names):
             tokenizer, _ = self._tokenizer(name)
             report(number, len(names), name)
-            made = rebuild(tokenizer, open_picture(path, tokenizer.image_size))
+            original = open_picture(path, tokenizer.image_size)
+            with WORK:
+                made = rebuild(tokenizer, original)
             if not number:
                 figures.append(markup.figure(made.original, Path(path).name))
             detail = f"{measures(made)}, {tokenizer.num_tokens} tokens"

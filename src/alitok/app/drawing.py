@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from alitok.sampling.guidance import Branch, Guidance, guidance_of
 
 OTHERS = 8  # of the most probable tokens, for each token
 FRAMES = 24  # of a picture that forms
+WORK = Lock()  # one work at a time: on a GPU another thread's would spoil the capture of a step
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,14 @@ class Painter:
             if stop.is_set():
                 raise Stopped
             if step in shown and self.sampler.loop is not None:
-                # decoded here: on a GPU another thread's work would spoil the capture of the next step
                 image = decode_first(self.tokenizer, self.layout, self.sampler.loop.ids[0, : step + 1])
                 results.put(Frame(image.cpu(), step + 1, total))
 
         def draw() -> None:
             try:
-                ids = self.sampler.sample(torch.tensor([label]), [0], given, mask, on_step)[0]
-                results.put(self._finished(ids))
+                with WORK:
+                    ids = self.sampler.sample(torch.tensor([label]), [0], given, mask, on_step)[0]
+                    results.put(self._finished(ids))
             except Stopped:
                 return
             except BaseException as error:  # raised again where the picture is waited for

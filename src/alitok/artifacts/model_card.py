@@ -126,7 +126,7 @@ def model_card(
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {name.partition('/')[2]}", _what(card)]
     if grid:
-        parts.append(f"![Samples]({GRID})")
+        parts.append(f"![Pictures of its run]({GRID})")
     load = LOAD[kind].format(name=name, tokenizer=json.dumps(tokenizer or "the tokenizer named below"))
     parts += ["## Load it", f"It needs the Python package `alitok`.\n\n```python\n{load}\n```"]
     parts += ["## Training", _training(card)]
