@@ -40,6 +40,7 @@ def sources(html: str) -> list[str]:
 def test_a_picture_forms_and_then_has_its_tokens(desk: Desk, opened: Opened) -> None:
     *forming, last = desk.drawn(first_settings(opened))
     assert all("<progress" in html and not tokens(html) for html in forming)
+    assert [html.count("class=known") for html in forming] == [min(place, 5) for place in range(1, 21)]  # of the prefix
     assert len(tokens(last)) == 21
     assert "<progress" not in last
     chosen = list(desk.drawn(replace(first_settings(opened), tokens=((4, (1,)),))))[-1]

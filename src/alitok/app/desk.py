@@ -52,7 +52,9 @@ class Desk:
         title = f"{settings.label}, seed {settings.seed}"
         for frame in painter.frames(number, settings.tokens):
             detail = f"{len(chosen)} chosen" if chosen and frame.tokens else ""
-            picture = markup.token_figure(frame.image, painter.layout, frame.tokens, title, "truncate", detail, chosen)
+            picture = markup.token_figure(
+                frame.image, painter.layout, frame.tokens, title, "truncate", detail, chosen, count=frame.count
+            )
             below = markup.ABOUT if frame.tokens else markup.progress(frame.count, frame.total)
             yield f'<div class="generated">{picture}{below}</div>'
 
