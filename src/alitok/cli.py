@@ -27,6 +27,7 @@ VERBS = {
     "pairs": "what a generator writes along real images, for the post-training of a decoder",
     "sample": "draw pictures from a generator",
     "reconstruct": "send pictures through a tokenizer and back",
+    "app": "look at models in a browser: generate, reconstruct, compare (needs alitok[app])",
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",
     "train-classifier": "the network behind FIDs of your own, where Inception's file is not at hand",
     "trial": "ideas against their base over several seeds: trained, measured, one table",
@@ -38,6 +39,7 @@ VERBS = {
     "reproduce": "published weights -> samples -> the published number, pass or fail",
     "tune-guidance": "search for the guidance scale and power with the least FID",
     "bench": "how fast the parts are, against a plain baseline and this machine's own limit",
+    "publish": "upload an artifact to the Hugging Face hub, with a model card",
     "import-release": "turn a published weight file into an artifact",
     "export-release": "turn an artifact into a file in the published form",
 }
