@@ -28,7 +28,7 @@ TRAINER := --define.run $(HERE) --trainer.devices $(DEVICES) --trainer.num_nodes
 OVERLAY := $(if $(STRATEGY),-c experiments/strategies/$(STRATEGY).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid bench ablation known-size
+.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid bench ablation league known-size
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -45,7 +45,7 @@ demo: setup  ## the whole line on embedded data: twelve minutes on a CPU, ends i
 	$(BIN)/alitok demo --out $(RUN)/demo $(ARGS)
 
 test: setup  ## the tests, on CPU without network
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-slow: setup  ## the long tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -77,6 +77,10 @@ eval-fid: known-size setup  ## rFID of TOKENIZER (validation images of DATA) and
 
 bench: setup  ## how fast sampling, training, tokenising, data and evaluation are here (under five minutes on a CPU)
 	$(BIN)/alitok bench $(ARGS)
+
+league: DATA := $(if $(filter file,$(origin DATA)),uoft-cs/cifar10,$(DATA))
+league: setup  ## every idea against its base at a laptop's size, on DATA (default uoft-cs/cifar10): hours, goes on where it stopped
+	$(BIN)/alitok league --data $(DATA) --out $(RUN)/league --results docs/results/league $(ARGS)
 
 ablation: DATA := $(if $(filter file,$(origin DATA)),uoft-cs/cifar10,$(DATA))
 ablation: setup  ## the ladder of the paper's ablation on DATA (default uoft-cs/cifar10): hours, goes on where it stopped

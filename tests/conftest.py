@@ -171,3 +171,11 @@ def artifacts(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a module's fixture go to one worker, else each worker makes it: `pytest --dist loadgroup`."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        if any(definition.scope == "module" for found in fixtures.values() for definition in found):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -21,6 +21,7 @@ from alitok.common.images import to_uint8
 from alitok.common.random import stream
 from alitok.data.shapes import Shapes
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
+from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -339,6 +340,8 @@ def test_wrong_usage(sets: Path) -> None:
         (["shapes", "--reconstruction", "--tokenizer", "t", "--data", "shapes"], "leave SAMPLES out"),
         (["shapes", "--reference", "shapes", "--pfid"], "--pfid perturbs the codes of a tokenizer"),
         (["shapes", "--reference", "shapes", "--picture", "x.png"], "--picture shows reconstructions"),
+        (["shapes", "--chd", "t", "--save-statistics", "x.npz"], "--chd compares SAMPLES with REF"),
+        (["--reconstruction", "--chd", "t"], "leave --chd out"),
     ):
         with pytest.raises(BadInput, match=message):
             evaluate(sets, *words)
@@ -352,6 +355,8 @@ def test_reconstruction_is_measured_against_its_own_images(
     assert capsys.readouterr().out.startswith("Data shapes: drawn shapes; images: 20 of val; 10 classes: circle,")
     assert record["measure"] == "rFID"
     assert record["rfid"] > 0
+    assert record["rfid_mean"] > 0
+    assert record["rfid_mean"] + record["rfid_covariance"] == pytest.approx(record["rfid"])
     assert record["fid"] is None
     assert 0 < record["psnr"] < 100
     assert 0 < record["codebook_usage"] <= 1
@@ -382,6 +387,26 @@ def test_reconstruction_is_measured_against_its_own_images(
     evaluate(sets, "shapes", "--count", 20, "--size", 24, "--save-statistics", other)
     with pytest.raises(BadInput, match="of 24 pixels, the reconstructions have 32"):
         evaluate(sets, *words, "--reference", other)
+
+
+def test_chd_is_of_the_codes_of_both_sets(sets: Path, artifacts: Path) -> None:
+    codes = ["--chd", artifacts / "tokenizer"]
+    record = against(sets, "shapes.npz", "others.npz", *codes, "--batch", 5)
+    tokenizer, histograms = load_tokenizer(artifacts / "tokenizer"), []
+    for split in ("train", "val"):
+        histograms.append(CodeHistograms(tokenizer.codebook_size, tokenizer.sub_codes))
+        pixels = torch.from_numpy(shapes(split, 12)).permute(0, 3, 1, 2).float() / 255
+        histograms[-1].update(tokenizer.encode(pixels))
+    assert record["chd"] == pytest.approx(histograms[0].distance(histograms[1]))
+    assert 0 < record["chd"] < 1
+    assert against(sets, "shapes.npz", "shapes.npz", *codes)["chd"] == pytest.approx(0, abs=1e-6)
+    assert against(sets, "shapes.npz", "others.npz")["chd"] is None
+    assert record["fid_mean"] + record["fid_covariance"] == pytest.approx(record["fid"])
+    for samples, reference in (("statistics.npz", "statistics.npz"), ("shapes.npz", "statistics.npz")):
+        with pytest.raises(BadInput, match="which have no codes: leave --chd out"):
+            against(sets, samples, reference, *codes)
+    with pytest.raises(BadInput, match="has images of 24 pixels, and the tokenizer of CHD takes 32"):
+        evaluate(sets, "shapes", "--count", 4, "--size", 24, "--reference", "shapes", *codes)
 
 
 def test_pfid_is_of_perturbed_codes(sets: Path, artifacts: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from tiny import DEMO, SMALL
 
 from alitok.cli import run
-from alitok.commands.trial import compose_all
 from alitok.common.errors import BadInput
 from alitok.reports.differences import BASE, table
+from alitok.studies.trial import plan
 
 STEPS = ["--model.phases.continuous.steps", "2", "--model.phases.main.steps", "3", "--trainer.callbacks.grid", "null"]
 
@@ -40,6 +40,8 @@ def test_every_run_is_trained_and_measured_at_its_end(
     for row in content["rows"]:
         assert row["psnr"] > 0
         assert 0 < row["codebook_usage"] <= 1
+        assert row["parameters"] > 10_000
+        assert row["flops_a_step"] > row["parameters"]
     # the same seed draws the same start, and the idea changed what came of it
     assert content["rows"][0]["psnr"] != content["rows"][1]["psnr"]
     text = (out / "trial.md").read_text()
@@ -62,11 +64,15 @@ def test_the_table_says_mean_spread_and_distance_to_the_base() -> None:
             ("a", 1, 19.5, {}),
         ]
     ]
-    head, _, psnr, extra, seconds = table(rows).splitlines()
+    costs = {"parameters": 1234.0, "flops_a_step": 2.5e12}
+    head, _, psnr, extra, parameters, flops, seconds = table([{**row, **costs} for row in rows]).splitlines()
     assert head == "| 2 seeds | base | a |"
     assert psnr == "| psnr | 21 dB ± 1.414 dB | 19.25 dB ± 0.3536 dB (-1.75 dB) |"
     assert extra.startswith("| extra | — |")
+    assert parameters == "| parameters | 1,234 | 1,234 |"
+    assert flops == "| FLOPs a step | 2.5e+12 | 2.5e+12 |"
     assert seconds.startswith("| wall time a run |")
+    assert "parameters" not in table(rows)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +82,12 @@ def test_the_table_says_mean_spread_and_distance_to_the_base() -> None:
         (["--idea", "{idea}", "--seeds", "0,x"], "--seeds takes whole numbers"),
         (["--idea", "{nothing}"], "changes nothing of the base's model or data"),
         (["--idea", "{missing}"], "Cannot read configuration"),
+        ([], "give --idea FILE or --sweep KEY=A,B"),
+        (["--sweep", "model.codebook_lr"], "--sweep takes KEY=A,B,... and not 'model.codebook_lr'"),
+        (["--sweep", "model.codebook_lr=1,,2"], "--sweep takes KEY=A,B,..."),
+        (["--sweep", "model.codebook_lr=2.0,2.0"], "there is a 'codebook_lr=2.0' already"),
+        (["--sweep", "model.codebook_lr=10.0"], "--sweep model.codebook_lr=10.0 changes nothing of the base"),
+        (["--sweep", "model.codebok_lr=10.0"], "Unknown configuration key"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(
@@ -89,12 +101,27 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     assert not (tmp_path / "trial").exists()
 
 
+def test_each_value_of_a_sweep_is_an_idea(tmp_path: Path, idea: Path) -> None:
+    base = [str(DEMO / "tokenizer-stage1.yaml")]
+    sweeps = ["model.codebook_lr=1.0,2.0", "--model.losses.vq.class_path=a/b.C"]
+    with pytest.raises(BadInput, match="a/b"):
+        plan(base, [], sweeps, [0], tmp_path, [])
+    plans = plan(base, [str(idea)], sweeps[:1], [0, 3], tmp_path, ["--model.codebook_lr=7.0"])
+    found = {(name, seed): config["model"]["init_args"]["codebook_lr"] for name, seed, config in plans}
+    assert found == {
+        (name, seed): rate
+        for name, rate in ((BASE, 7.0), ("no-prefix-loss", 7.0), ("codebook_lr=1.0", 1.0), ("codebook_lr=2.0", 2.0))
+        for seed in (0, 3)
+    }
+    assert plans[2][2]["trainer"]["default_root_dir"] == str(tmp_path / "codebook_lr=1.0" / "seed-0")
+
+
 PERTURBED = str(DEMO.parent / "ideas" / "perturbation.yaml")
 
 
 def plans(out: Path, *overrides: str) -> dict[str, dict]:
     base = [str(DEMO / "tokenizer-stage1.yaml")]
-    return {name: config for name, _, config in compose_all(base, [PERTURBED], [0], out, overrides)}
+    return {name: config for name, _, config in plan(base, [PERTURBED], [], [0], out, overrides)}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +147,7 @@ def test_a_value_that_only_an_idea_defines_changes_that_idea(tmp_path: Path) -> 
         "define: {f: 3.0}\nmodel: {init_args: {losses: {prefix: {init_args: {mse_weight: '${define.f}'}}}}}\n"
     )
     base = [str(DEMO / "tokenizer-stage1.yaml")]
-    configs = [config for _, _, config in compose_all(base, [str(file)], [0], tmp_path, ["--define.f", "4"])]
+    configs = [config for _, _, config in plan(base, [str(file)], [], [0], tmp_path, ["--define.f", "4"])]
     weights = [config["model"]["init_args"]["losses"]["prefix"].get("init_args") for config in configs]
     assert "f" not in configs[0]["define"]
     assert (weights[0] or {}).get("mse_weight", 1.0) == 1.0

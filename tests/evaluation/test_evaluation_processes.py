@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
+from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.inception_score import InceptionScore
@@ -27,11 +28,14 @@ def results(rows: torch.Tensor) -> dict[str, float]:
 
     reconstruction = ReconstructionMetrics(extractor)
     generation = GenerationMetrics(extractor, reference, split_size=4)
+    codes, others = CodeHistograms(8), CodeHistograms(8)
+    others.update(ids.flip(0) // 2)
     codebook, accuracy, seldom = CodebookUsage(8), TokenAccuracy(5), InceptionScore()
     if len(rows):
         reconstruction.update(images[rows], images[rows] + noise[rows])
         generation.update((images[rows] * 255).to(torch.uint8), rows)
         codebook.update(ids[rows])
+        codes.update(ids[rows])
         accuracy.update(logits[rows], ids[rows])
     if 0 in rows.tolist():
         seldom.update(logits[0].softmax(dim=-1), torch.arange(5))
@@ -43,6 +47,7 @@ def results(rows: torch.Tensor) -> dict[str, float]:
         **generation.compute(),
         **codebook.compute(),
         **accuracy.compute(),
+        "chd": codes.reduce().distance(others),
         "seldom": seldom.compute()["inception_score"],
         "mean": float(statistics.mean.sum()),
         "covariance": float(statistics.covariance.square().sum()),
@@ -72,5 +77,5 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     expected = results(torch.arange(10))
     for split in first:
         assert split == pytest.approx(expected, rel=1e-4)
-        for name in ("psnr", "token_nats", "codebook_perplexity", "mean", "positions", "seldom"):
+        for name in ("psnr", "token_nats", "codebook_perplexity", "mean", "positions", "seldom", "chd"):
             assert split[name] == pytest.approx(expected[name], rel=1e-7)

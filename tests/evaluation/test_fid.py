@@ -6,7 +6,7 @@ import torch
 from scipy import linalg
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.fid import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance, frechet_parts
 
 
 def features(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
@@ -80,6 +80,16 @@ def test_frechet_distance_of_known_gaussians() -> None:
     a = FeatureStatistics.from_dict({"mu": np.zeros(2), "sigma": np.diag([1.0, 4.0])})
     b = FeatureStatistics.from_dict({"mu": np.array([3.0, 0.0]), "sigma": np.diag([9.0, 4.0])})
     assert frechet_distance(a, b) == pytest.approx(9 + (3 - 1) ** 2, rel=1e-12)
+
+
+def test_its_parts() -> None:
+    a, b = of(features(200)), of(features(150) * 1.5 + 0.3)
+    parts = frechet_parts(a, b, "rfid")
+    assert parts["rfid"] == frechet_distance(a, b) == pytest.approx(parts["rfid_mean"] + parts["rfid_covariance"])
+    assert parts["rfid_mean"] == pytest.approx(float((a.mean - b.mean).square().sum()))
+    moved = frechet_parts(a, of(features(200) + 0.5))
+    assert moved["fid_mean"] == pytest.approx(24 * 0.25)
+    assert moved["fid_covariance"] == pytest.approx(0, abs=1e-6)
 
 
 def test_frechet_distance_of_a_set_with_itself_is_zero_also_where_singular() -> None:

@@ -10,7 +10,8 @@ from tiny import module_of, tiny
 from torch import nn
 
 from alitok.common.errors import BadInput
-from alitok.ideas.semantic import ClassifierMap, DINOv2, Semantic, Teacher, VGG16Map
+from alitok.ideas.semantic import Semantic
+from alitok.ideas.shared.teachers import ClassifierMap, DINOv2, Teacher, VGG16Map
 from alitok.models.encoder import Encoder
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.seams import Decoder

@@ -123,3 +123,6 @@ def test_a_term_may_be_called_quantizer_but_not_loss(tmp_path: Path) -> None:
     assert float(module.tokenizer.quantizer.usage.sum()) > 0
     with pytest.raises(BadInput, match=r"losses\.loss: the logs use this name"):
         module_of(tiny("tokenizer-stage1", tmp_path, "--model.losses.loss", vq))
+    for name in ("half", "type", "keys"):  # of nn.Module and nn.ModuleDict
+        with pytest.raises(BadInput, match=rf"losses\.{name}: torch takes no module of this name"):
+            module_of(tiny("tokenizer-stage1", tmp_path, f"--model.losses.{name}", vq))

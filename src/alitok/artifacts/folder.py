@@ -238,7 +238,7 @@ def _write(folder: Path, config: str, weights: str, block: Block, module: nn.Mod
 
 def _read(folder: Path, config: str, weights: str, from_hub: bool) -> tuple[dict[str, Any], nn.Module]:
     """The block and the module, in eval mode, its weights taken from the file without a copy."""
-    block = _read_block(folder / config)
+    block = read_block(folder / config)
     _check_classes(block, folder / config, from_hub)
     module = _construct(block, "meta", folder / config)
     if any(buffer.is_meta and name not in module.state_dict() for name, buffer in module.named_buffers()):
@@ -260,7 +260,8 @@ def _read(folder: Path, config: str, weights: str, from_hub: bool) -> tuple[dict
     return block, module.eval()
 
 
-def _read_block(path: Path) -> dict[str, Any]:
+def read_block(path: Path) -> dict[str, Any]:
+    """The class block of a YAML file of an artifact; raises BadInput if it is none."""
     try:
         block = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (yaml.YAMLError, OSError, ValueError) as error:
@@ -272,7 +273,7 @@ def _read_block(path: Path) -> dict[str, Any]:
 
 def _check_classes(block: Block, source: Path, from_hub: bool) -> None:
     """Refuses everything but torch modules, and of the hub's everything but ours, before it is imported if possible."""
-    for class_path in _class_paths(block):
+    for class_path in class_paths(block):
         package = class_path.partition(".")[0]
         if from_hub and package != "alitok":  # importing a module runs it
             raise BadInput(
@@ -293,15 +294,16 @@ def _construct(block: Block, device: str, source: Path) -> nn.Module:
         raise BadInput(f"{source} cannot be built: {reason}; it was made for another version.") from error
 
 
-def _class_paths(value: Any) -> Iterator[str]:
+def class_paths(value: Any) -> Iterator[str]:
+    """Every class path in a class block, at any depth."""
     if is_class_block(value):
         yield str(value["class_path"])
     if isinstance(value, Mapping):
         for item in value.values():
-            yield from _class_paths(item)
+            yield from class_paths(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _class_paths(item)
+            yield from class_paths(item)
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

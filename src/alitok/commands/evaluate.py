@@ -19,11 +19,16 @@ T = TypeVar("T")
 PROTOCOLS = ("adm", "clean", "legacy_tensorflow", "legacy_pytorch")
 ROWS = {
     "fid": "FID (gFID)",
+    "fid_mean": "  by the means",
+    "fid_covariance": "  by the covariances",
     "sfid": "sFID",
     "inception_score": "Inception Score",
     "precision": "precision",
     "recall": "recall",
+    "chd": "distance of the codes (CHD)",
     "rfid": "FID (rFID)",
+    "rfid_mean": "  by the means",
+    "rfid_covariance": "  by the covariances",
     "pfid": "FID of perturbed codes (pFID)",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
@@ -54,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--save-statistics", type=Path, metavar="FILE", help="keep mu and sigma of SAMPLES, as a later --reference"
+    )
+    parser.add_argument(
+        "--chd", metavar="DIR", help="also CHD: the distance of SAMPLES and REF in the codes of this tokenizer artifact"
     )
     parser.add_argument("--reconstruction", action="store_true", help="rFID, PSNR and SSIM of --tokenizer on --data")
     parser.add_argument("--pfid", action="store_true", help="with --reconstruction: also pFID, of perturbed codes")
@@ -96,7 +104,8 @@ def run(args: argparse.Namespace) -> None:
             tokenizer, extra = load_tokenizer(args.tokenizer, device), PerturbedFID if args.pfid else None
             record = evaluate_reconstructions(taken(Reconstructions, args), tokenizer, device, extra)
         else:
-            record = evaluate_samples(taken(Samples, args), device)
+            codes = None if args.chd is None else load_tokenizer(args.chd, device)
+            record = evaluate_samples(taken(Samples, args), device, codes)
         if rank() == 0:
             if args.json:
                 record.save(args.json)
@@ -124,6 +133,7 @@ def check_options(args: argparse.Namespace) -> None:
             (args.save_statistics, "--save-statistics"),
             (args.size, "--size"),
             (args.split, "--split"),
+            (args.chd, "--chd"),
         ):
             if given is not None:
                 raise BadInput(f"--reconstruction makes its own images from --tokenizer and --data: leave {words} out.")
@@ -132,6 +142,8 @@ def check_options(args: argparse.Namespace) -> None:
         if args.reference_split == "train":
             raise BadInput("rFID is measured against validation images, not --reference-split train: leave it out.")
         return
+    if args.chd is not None and args.reference is None:
+        raise BadInput("--chd compares SAMPLES with REF: give --reference REF.")
     if args.pfid:
         raise BadInput("--pfid perturbs the codes of a tokenizer: it belongs to --reconstruction.")
     if args.picture is not None:

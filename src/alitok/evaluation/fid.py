@@ -191,3 +191,16 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if not all(torch.isfinite(part).all() for part in moments):
         raise BadInput("The features hold NaN or infinity: check the images and the extractor.")
     return max(0.0, float(_compute_fid(*moments)))
+
+
+def frechet_parts(a: FeatureStatistics, b: FeatureStatistics, name: str = "fid") -> dict[str, float]:
+    """The Frechet distance by `name`, and of it `NAME_mean`, |mu_a - mu_b|^2, and `NAME_covariance`, the rest.
+
+    Which part falls says what a change did: AToken (arXiv 2509.14476) finds 87 % of its rFID in the covariance.
+
+    Raises:
+        BadInput: as `frechet_distance`.
+    """
+    whole = frechet_distance(a, b)
+    mean = min(whole, float((a.mean.cpu() - b.mean.cpu()).square().sum()))  # rounding, where the rest is 0
+    return {name: whole, f"{name}_mean": mean, f"{name}_covariance": whole - mean}

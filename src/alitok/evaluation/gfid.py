@@ -10,6 +10,7 @@ import torch
 from alitok.common.distributed import all_or_none, rank
 from alitok.common.errors import BadInput
 from alitok.common.progress import bar
+from alitok.evaluation.code_distance import code_histograms
 from alitok.evaluation.image_sets import ImageSet, open_images
 from alitok.evaluation.measure import Measured, distances, measure
 from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
@@ -25,6 +26,7 @@ from alitok.evaluation.reference import (
     set_reference,
 )
 from alitok.evaluation.sidecar import KEYS, TOLD, read_sidecar, sidecar_labels, sidecar_path
+from alitok.models.tokenizer import Tokenizer
 
 NOT_TOLD = ("generator", "tokenizer", "guidance", "temperature", "seed", "quantisation")
 
@@ -56,14 +58,19 @@ class Samples:
     batch: int = 32
 
 
-def evaluate_samples(args: Samples, device: torch.device) -> EvaluationRecord:
+def evaluate_samples(args: Samples, device: torch.device, codes: Tokenizer | None = None) -> EvaluationRecord:
     """gFID and the rest of the ADM protocol; a collective.
+
+    Args:
+        codes: a tokenizer, for CHD in its codes.
 
     Raises:
         BadInput: anything that cannot be read or does not fit.
     """
     check_outputs(args)
     if not is_spec(args.samples) and only_statistics(Path(args.samples)):
+        if codes is not None:
+            raise BadInput(f"{args.samples} holds statistics, not images, which have no codes: leave --chd out.")
         return compare_statistics(args, device)
     samples: ImageSet | None = None if is_spec(args.samples) else open_images(Path(args.samples))
     known: dict[str, Any] = dict.fromkeys(KEYS)
@@ -103,6 +110,12 @@ def evaluate_samples(args: Samples, device: torch.device) -> EvaluationRecord:
         reference = reference.measured(extractor, args.batch, wanted, bar("Reference"))
         assert reference.pooled is not None
         results = distances(measured, reference.pooled, reference.spatial, reference.features, device)
+        if codes is not None:
+            if reference.images is None:
+                raise BadInput(f"{reference.name} holds statistics, not images, which have no codes: leave --chd out.")
+            sets = (samples, reference.images)
+            own, theirs = (code_histograms(images, codes, args.batch, bar("Codes")) for images in sets)
+            results["chd"] = own.distance(theirs)
     labels = sidecar_labels(known, samples.count)
     reasons = reasons_against(
         samples=samples.count,

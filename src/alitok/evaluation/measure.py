@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alitok.common.distributed import all_or_none, all_sum
 from alitok.evaluation.extractors import Extractor
-from alitok.evaluation.fid import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance, frechet_parts
 from alitok.evaluation.image_sets import Batch, ImageSet, Reader
 from alitok.evaluation.inception_score import InceptionScore
 
@@ -92,7 +92,7 @@ def distances(
     features: Tensor | None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float | None]:
-    """`fid`, `sfid`, `precision` and `recall` of samples against a reference, `inception_score` of the samples.
+    """`fid` with its parts, `sfid`, `precision` and `recall` of samples against a reference, and `inception_score`.
 
     None where one of the two sides lacks what it needs. A collective.
 
@@ -106,7 +106,7 @@ def distances(
     from alitok.evaluation.precision_recall import precision_recall
 
     result: dict[str, float | None] = dict.fromkeys(("fid", "sfid", "inception_score", "precision", "recall"))
-    result["fid"] = frechet_distance(samples.pooled, pooled)
+    result |= frechet_parts(samples.pooled, pooled)
     result["inception_score"] = samples.score
     if samples.spatial is not None and spatial is not None:
         result["sfid"] = frechet_distance(samples.spatial, spatial)

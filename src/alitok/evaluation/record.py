@@ -45,11 +45,16 @@ class EvaluationRecord:
     resize: str
     quantisation: str | None
     fid: float | None = None
+    fid_mean: float | None = None
+    fid_covariance: float | None = None
     sfid: float | None = None
     inception_score: float | None = None
     precision: float | None = None
     recall: float | None = None
+    chd: float | None = None
     rfid: float | None = None
+    rfid_mean: float | None = None
+    rfid_covariance: float | None = None
     pfid: float | None = None
     pfid_by_setting: dict[str, float] | None = None
     psnr: float | None = None

@@ -16,7 +16,7 @@ from alitok.common.progress import bar
 from alitok.data.found import announce
 from alitok.data.sources import NoValidation, open_source
 from alitok.evaluation.extractors import Extractor
-from alitok.evaluation.fid import FeatureStatistics
+from alitok.evaluation.fid import FeatureStatistics, frechet_parts
 from alitok.evaluation.image_sets import Reader, SourceImages
 from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
 from alitok.evaluation.reconstruction import ReconstructionMetrics
@@ -131,9 +131,10 @@ def evaluate_reconstructions(
         save_grid(torch.cat(shown[:SHOWN]), args.picture, len(titles), titles)
     digest = reader.digest()
     results: dict[str, Any] = {**metrics.compute(), **codebook.compute()}
+    real = metrics.real.reduce() if metrics.reference is None else metrics.reference
+    results |= frechet_parts(real, metrics.reconstructed.reduce(), "rfid")
     reasons = [] if measure is None else list(measure.reasons)
     if measure is not None:
-        real = metrics.real.reduce() if metrics.reference is None else metrics.reference
         results |= measure.compute(real)
     return EvaluationRecord(
         measure="rFID",

@@ -12,6 +12,7 @@ from alitok.reports.comparison import UNITS
 from alitok.reports.runs import ABSENT, spread
 
 BASE = "base"
+COSTS = ("parameters", "flops_a_step", "seconds")  # of a run: below the measures, and not judged
 CONFIDENCE = 0.95
 MOST_SEEDS = 100
 
@@ -74,7 +75,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """
 
     names = list(dict.fromkeys(row["name"] for row in rows))
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", "seconds")]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", *COSTS)]
     count = len({row["seed"] for row in rows})
     lines = [f"| {count} seeds | {' | '.join(names)} |" if count > 1 else f"| one seed | {' | '.join(names)} |"]
     lines.append(f"|{'---|' * (len(names) + 1)}")
@@ -93,16 +94,27 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 cell += f" ({'+' if mean >= base else '-'}{said(abs(mean - base), unit)})"
             cells.append(cell)
         lines.append(f"| {key.replace('_', ' ')} | {' | '.join(cells)} |")
-    took = [[row["seconds"] for row in rows if row["name"] == name and row["seconds"] is not None] for name in names]
-    lines.append(f"| wall time a run | {' | '.join(duration(spread(s)[0]) if s else ABSENT for s in took)} |")
+    for label, key in (("parameters", "parameters"), ("FLOPs a step", "flops_a_step"), ("wall time a run", "seconds")):
+        found = [[row[key] for row in rows if row["name"] == name and row.get(key) is not None] for name in names]
+        if key == "seconds" or any(found):
+            lines.append(f"| {label} | {' | '.join(_cost(key, values) for values in found)} |")
     return "\n".join(lines)
+
+
+def _cost(key: str, values: Sequence[float]) -> str:
+    if not values:
+        return ABSENT
+    mean, deviation = spread(values)
+    if key == "seconds":
+        return duration(mean) + (f" ± {duration(deviation)}" if deviation else "")
+    return f"{mean:,.0f}" if key == "parameters" else f"{mean:.3g}"
 
 
 def verdict_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row for each idea and measure, with the paired difference to the base and whether it is decided."""
 
     names = list(dict.fromkeys(row["name"] for row in rows))
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", "seconds")]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", *COSTS)]
     values = {(row["name"], row["seed"], key): row[key] for row in rows for key in keys if row.get(key) is not None}
     lines = []
     for name in names:

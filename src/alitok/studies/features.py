@@ -1,6 +1,5 @@
 """What a tokenizer's features and ids are worth beyond reconstruction: linear probes, and how stable the ids are."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,52 +27,41 @@ def measure_features(tokenizer: Any, train: Images, held_out: Images, generator:
     """
     device = next(tokenizer.parameters()).device
     classes = int(max(train[1].max(), held_out[1].max())) + 1
-
-    def probe(features: Callable[[Tensor], Tensor]) -> float:
-        seen, unseen = (
-            torch.cat([features(_pixels(part, device)).float().cpu() for part in images.split(BATCH)])
-            for images, _ in (train, held_out)
-        )
-        return ridge_accuracy(seen, train[1], unseen, held_out[1], classes)[0]
-
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed("random encoder"))
-        block = tokenizer.block["init_args"]["encoder"]
-        untrained: Any = build(block).eval().to(device)
+        untrained: Any = build(tokenizer.block["init_args"]["encoder"]).eval().to(device)
 
-    def encoder(network: Any) -> Callable[[Tensor], Tensor]:
-        def features(pixels: Tensor) -> Tensor:
-            if "norm_out" not in dict(network.named_children()):
-                return network(pixels).float().mean(1)
-            with tapped(network, ["norm_out"]) as seen:
-                network(pixels)
-            return seen["norm_out"][0].mean(1)
+    def features(pixels: Tensor) -> dict[str, Tensor]:
+        latents, found = _with_norm(tokenizer.encoder, pixels)
+        ids = tokenizer.ids_of(latents.float())
+        codes = tokenizer.quantizer.lookup(ids)
+        means = {"probe_encoder": found, "probe_decoder": _with_norm(tokenizer.decoder, codes, codes)[1]}
+        means["probe_random_encoder"] = _with_norm(untrained, pixels)[1]
+        if generator is not None:
+            path = f"blocks.{max(0, len(generator.blocks) // 2 - 1)}"
+            with tapped(generator, [path]) as seen:
+                generator.hidden(ids, torch.full((len(ids),), generator.num_classes, device=device))
+            means["probe_generator"] = seen[path][0]
+        return {name: part.float().mean(1).cpu() for name, part in means.items()}
 
-        return features
-
-    def decoder(pixels: Tensor) -> Tensor:
-        latents = tokenizer.quantizer.lookup(tokenizer.encode(pixels))
-        if "norm_out" not in dict(tokenizer.decoder.named_children()):
-            return latents.mean(1)
-        with tapped(tokenizer.decoder, ["norm_out"]) as seen:
-            tokenizer.decoder(latents)
-        return seen["norm_out"][0].mean(1)
-
-    def generated(pixels: Tensor) -> Tensor:
-        ids = tokenizer.encode(pixels)
-        path = f"blocks.{len(generator.blocks) // 2 - 1}" if len(generator.blocks) > 1 else "blocks.0"
-        with tapped(generator, [path]) as seen:
-            generator.hidden(ids, torch.full((len(ids),), generator.num_classes, device=device))
-        return seen[path][0].mean(1)
-
-    found = {
-        "probe_encoder": probe(encoder(tokenizer.encoder)),
-        "probe_decoder": probe(decoder),
-        "probe_random_encoder": probe(encoder(untrained)),
-    }
-    if generator is not None:
-        found["probe_generator"] = probe(generated)
+    seen, unseen = (
+        [features(_pixels(part, device)) for part in images.split(BATCH)] for images, _ in (train, held_out)
+    )
+    found = {}
+    for name in seen[0]:
+        sets = [torch.cat([part[name] for part in parts]) for parts in (seen, unseen)]
+        found[name] = ridge_accuracy(sets[0], train[1], sets[1], held_out[1], classes)[0]
     return found | stability(tokenizer, held_out[0])
+
+
+def _with_norm(part: Any, given: Tensor, otherwise: Tensor | None = None) -> tuple[Any, Tensor]:
+    """What a part makes, and its last norm's output (B, N, width); without one `otherwise`, or what it makes."""
+    if "norm_out" not in dict(part.named_children()):
+        made = part(given)
+        return made, made if otherwise is None else otherwise
+    with tapped(part, ["norm_out"]) as seen:
+        made = part(given)
+    return made, seen["norm_out"][0]
 
 
 @torch.inference_mode()

@@ -1,143 +1,146 @@
-"""What a trial measures of its generators, in addition to the numbers of their cards."""
+"""Ideas against their base: all are trained over the same seeds and measured in the same way."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import copy
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from alitok.common.ends import alone_in
+from alitok.common.errors import BadInput
+from alitok.common.files import write_json, write_text
+from alitok.config import compose_run, has_place, parse_overrides
+from alitok.reports.differences import BASE, table, verdict_table
 
-from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, read_card
-from alitok.common.build import import_class
-from alitok.common.draw import Draw
-from alitok.common.files import write_json
-from alitok.common.images import to_uint8
-from alitok.common.progress import counter
-from alitok.common.random import stream
-from alitok.data.reading import read_all
-from alitok.data.sources import open_source
-from alitok.evaluation.extractors import open_extractor
-from alitok.evaluation.fid import FeatureStatistics
-from alitok.evaluation.generation import GenerationMetrics
-from alitok.evaluation.tokens import TokenAccuracy
-from alitok.reports.runs import read_json
-from alitok.sampling.guidance import guidance_of
-from alitok.sampling.images import sample_images
+if TYPE_CHECKING:
+    from alitok.reports.runs import Run
+    from alitok.studies.judges import Judging
 
-FILE = "measures.json"  # in the run's folder, where `compare` and `trial` find it
-REPLACED = 0.1  # of the tokens that a generator reads, for its accuracy in a noisy context
-REFERENCE_PICTURES = 10_000
+Plan = tuple[str, int, dict[str, Any]]  # name, seed, configuration
 
 
-@dataclass(frozen=True)
-class Judging:
-    """How generators are measured after their training.
+def plan(
+    base: Sequence[str],
+    ideas: Sequence[str],
+    sweeps: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    overrides: Sequence[str],
+) -> list[Plan]:
+    """Every run, so that what does not compose is said before anything is trained.
 
-    Attributes:
-        extractor: anything `open_extractor` takes.
-        data: spec of the real pictures; their training split is the reference.
-        tokenizer: artifact that decodes the samples.
-        samples: for each FID, classes cycling.
-        guidance: scales, 0 for none; a FID for each.
-        batch: images drawn together.
+    Args:
+        base: configuration files.
+        ideas: "FILE,...", laid over the base together.
+        sweeps: "KEY=A,B,..."; each value is an idea by itself.
+        overrides: --key value, of base and ideas alike; a key that only some have changes these.
+
+    Raises:
+        BadInput: a configuration that does not compose, two ideas of one name, or an idea that changes nothing.
     """
+    files: dict[str, list[str]] = {BASE: []}
+    own: dict[str, list[str]] = {BASE: []}
+    for words in ideas:
+        overlay = words.split(",")
+        name = "+".join(Path(file).stem for file in overlay)
+        if name in files:
+            raise BadInput(f"--idea {words}: there is a {name!r} already; runs are named by their files.")
+        files[name], own[name] = overlay, []
+    for words in sweeps:
+        key, equals, values = words.removeprefix("--").partition("=")
+        if not (key and equals and all(values.split(","))):
+            raise BadInput(f"--sweep takes KEY=A,B,... and not {words!r}.")
+        for setting in values.split(","):
+            name = re.sub(r"[^\w.+=-]", "_", f"{key.rpartition('.')[2]}={setting}")
+            if name in files:
+                raise BadInput(f"--sweep {words}: there is a {name!r} already; give each value once.")
+            files[name], own[name] = [], [f"--{key}={setting}"]
+    for key, value in parse_overrides(overrides):
+        takers = [name for name in files if has_place([*base, *files[name]], key)] or list(files)
+        if len(takers) < len(files):
+            print(f"--{key} concerns {', '.join(takers)} only: the others have no such key.", flush=True)
+        for name in takers:
+            own[name].insert(0, f"--{key}={'null' if value is None else value}")
+    plans = []
+    for seed in seeds:
+        configs: dict[str, dict[str, Any]] = {}
+        for name, overlay in files.items():
+            place = ["--seed_everything", str(seed), "--trainer.default_root_dir", str(out / name / f"seed-{seed}")]
+            configs[name] = compose_run([*base, *overlay], [*own[name], *place])
+            measure_the_end(configs[name])
+            if name != BASE and all(configs[name][part] == configs[BASE][part] for part in ("model", "data")):
+                what = f"--idea {','.join(overlay)}" if overlay else f"--sweep {own[name][-1].removeprefix('--')}"
+                raise BadInput(f"{what} changes nothing of the base's model or data.")
+        plans += [(name, seed, config) for name, config in configs.items()]
+    return plans
 
-    extractor: str
-    data: str
-    tokenizer: str
-    samples: int = 2000
-    guidance: tuple[float, ...] = (0.0, 2.0)
-    batch: int = 100
+
+def measure_the_end(config: dict[str, Any]) -> None:
+    """Where validations would miss the last step, there is one only, at the end."""
+    from alitok.training.launch import total_steps
+
+    total, trainer = total_steps(config), config["trainer"]
+    if not isinstance(trainer.get("val_check_interval"), int) or total % trainer["val_check_interval"]:
+        trainer["val_check_interval"] = total
 
 
-class Judge:
-    """Measures generators that were trained on the same tokens, all by the same pictures, seeds and scales."""
+def trains_tokenizers(plans: Sequence[Plan]) -> bool:
+    """Whether the runs are tokenizers; else they are generators."""
+    return "tokenizer" in plans[0][2]["model"]["init_args"]
 
-    def __init__(self, judging: Judging, device: torch.device) -> None:
-        self.judging, self.device = judging, device
-        self.tokenizer = load_tokenizer(judging.tokenizer, device)
-        self.extractor = open_extractor(judging.extractor, device)
-        size = self.tokenizer.image_size
-        source = open_source(judging.data, "train", size=size, count=REFERENCE_PICTURES)
-        self.reference = FeatureStatistics(self.extractor.num_features)
-        images, _ = read_all(source, size)
-        for part in images.split(500):
-            self.reference.update(self.extractor(part).pooled)
 
-    def measure(self, config: Mapping[str, Any], root: Path) -> None:
-        """Writes the measures of a run, if they are not there already.
+def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None) -> tuple[str, list[str]]:
+    """Trains and measures what is missing; writes trial.json, trial.md and compare.html into `out`.
 
-        Args:
-            config: the run's.
-            root: its folder, with its artifact.
-        """
-        decided = asdict(self.judging) | {
-            "artifact": read_card(root / "artifact")["digest"],
-            "tokenizer_digest": self.tokenizer.card["digest"],
-            "extractor_digest": self.extractor.digest,
-        }
-        decided["guidance"] = list(self.judging.guidance)
-        if (root / FILE).is_file() and read_json(root / FILE).get("decided") == decided:
-            return
-        generator = load_generator(root / "artifact", self.device)
-        check_pair(generator, self.tokenizer)
-        found = self._noisy_accuracy(config, generator) | {"rows_an_image": float(self._rows(generator))}
-        for scale in self.judging.guidance:
-            found |= self._fid(generator, scale)
-        write_json(root / FILE, {**found, "decided": decided})
+    Returns:
+        the tables in Markdown, and what the page could not show.
+    """
+    from alitok.reports.comparison import write_page
+    from alitok.reports.provenance import command, machine
+    from alitok.reports.runs import open_runs, training_seconds
+    from alitok.training.launch import run as launch
 
-    def _rows(self, generator: Any) -> int:
-        label = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return len(guidance_of(self._draw(generator, max(self.judging.guidance))).branches(generator, label, 0, [0]))
+    costs = {name: cost_of(config) for name, seed, config in plans if seed == plans[0][1]}
+    with alone_in(out):
+        for number, (name, seed, config) in enumerate(plans, start=1):
+            print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
+            launch("fit", copy.deepcopy(config))
+        if judging is not None:
+            judge_all(judging, plans)
+    folders = [Path(config["trainer"]["default_root_dir"]) for _, _, config in plans]
+    rows = [
+        {"name": name, "seed": seed, "seconds": training_seconds(folder), **measures(run), **costs[name]}
+        for (name, seed, _), folder, run in zip(plans, folders, open_runs(folders), strict=True)
+    ]
+    write_json(out / "trial.json", {"rows": rows, "command": command(), "machine": machine()})
+    text = table(rows)
+    if verdicts := verdict_table(rows):
+        text += f"\n\n{verdicts}"
+    write_text(out / "trial.md", f"{text}\n\nCommand: `{command()}`. Machine: {machine()}.\n")
+    return text, write_page(folders, out / "compare.html")
 
-    @staticmethod
-    def _draw(generator: Any, scale: float) -> Draw:
-        """By the card, but for the scale; a scale of 0 turns any rule off."""
-        return Draw.chosen(generator.card, guidance=scale, seed=0)
 
-    @torch.inference_mode()
-    def _noisy_accuracy(self, config: Mapping[str, Any], generator: Any) -> dict[str, float]:
-        """Accuracy and nats on the run's validation split, with a tenth of the tokens that are read replaced."""
-        if not generator.output.has_logits:
-            return {}
-        data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
-        data.setup("validate")
-        accuracy = TokenAccuracy(generator.num_tokens)
-        for batch in data.val_dataloader():
-            tokens, masks, codes = batch["tokens"].to(self.device), [], []
-            for index in batch["index"].tolist():
-                noise = stream("trial noise", index)
-                masks.append(torch.rand(tokens.shape[1], generator=noise) < REPLACED)
-                codes.append(torch.randint(generator.codebook_size, tokens.shape[1:], generator=noise))
-            mask = torch.stack(masks).view(*tokens.shape[:2], *[1] * (tokens.ndim - 2)).to(self.device)
-            read = torch.where(mask, torch.stack(codes).to(self.device), tokens)
-            outputs = generator.losses(tokens, batch["label"].to(self.device), inputs=read)
-            accuracy.update(outputs["logits"], tokens)
-        found = accuracy.compute()
-        return {"noisy_token_accuracy": found["token_accuracy"], "noisy_token_nats": found["token_nats"]}
+def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
+    """Measures the finished runs that are not measured yet."""
+    from alitok.common.devices import pick_device
+    from alitok.studies.judges import GeneratorJudge, TokenizerJudge
 
-    def _fid(self, generator: Any, scale: float) -> dict[str, float]:
-        """FID, share of samples that show their class if the extractor knows the classes, images a second."""
-        judging, metrics, right = self.judging, GenerationMetrics(self.extractor, self.reference), 0
-        knows = False
-        labels = [index % generator.num_classes for index in range(judging.samples)]
-        name, start = f"gfid_{scale:g}", time.perf_counter()
-        with counter(
-            f"Samples, scale {scale:g}", -(-judging.samples // judging.batch) * generator.num_tokens
-        ) as advance:
-            draw = self._draw(generator, scale)
-            drawn = sample_images(
-                generator, self.tokenizer, labels, draw, batch=judging.batch, on_step=lambda step: advance(1)
-            )
-            for indices, _, images in drawn:
-                pixels = to_uint8(images)
-                metrics.update(pixels)
-                probabilities = self.extractor(pixels).probabilities
-                knows = probabilities.shape[1] == generator.num_classes
-                if knows:
-                    wanted = torch.tensor([labels[index] for index in indices])
-                    right += int((probabilities.argmax(1).cpu() == wanted).sum())
-        rate = judging.samples / (time.perf_counter() - start)
-        found = {name: metrics.compute()["fid"], f"images_a_second_{scale:g}": rate}
-        return found | ({f"class_agreement_{scale:g}": right / judging.samples} if knows else {})
+    judge = (TokenizerJudge if trains_tokenizers(plans) else GeneratorJudge)(judging, pick_device("auto"))
+    for number, (name, seed, config) in enumerate(plans, start=1):
+        print(f"{number} of {len(plans)}: measuring {name}, seed {seed}", flush=True)
+        judge.measure(config, Path(config["trainer"]["default_root_dir"]))
+
+
+def cost_of(config: dict[str, Any]) -> dict[str, float]:
+    """`parameters` of the model that is trained, and `flops_a_step` of the global batch."""
+    from alitok.profiling.cost import cost
+    from alitok.profiling.record import as_record, hardware_of, images_of, layout_of
+
+    images = images_of(config["data"].get("init_args") or {})
+    record = as_record(cost(config, layout_of(config["trainer"], None)), hardware_of(None), 0.4, images)
+    return {"parameters": record["parameters"]["total"], "flops_a_step": record["flops_per_step"]}
+
+
+def measures(run: "Run") -> dict[str, float]:
+    """What the run's card measures, without the name of its part."""
+    return {key.rpartition(": ")[2]: value for key, value in run.numbers.items()}

@@ -30,6 +30,8 @@ class Terms(dict[str, LossTerm]):
     def __init__(self, blocks: Mapping[str, Any], schedule: Schedule, model: nn.Module) -> None:
         if taken := TAKEN & blocks.keys():
             raise BadInput(f"losses.{min(taken)}: the logs use this name for something else; name the term otherwise.")
+        if taken := {name for name in blocks if "." in name or hasattr(nn.ModuleDict, name)}:
+            raise BadInput(f"losses.{min(taken)}: torch takes no module of this name; name the term otherwise.")
         super().__init__({name: build_a(LossTerm, block) for name, block in blocks.items() if schedule.uses(name)})
         self.model = model
         self.heads = nn.ModuleDict()

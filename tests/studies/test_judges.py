@@ -48,9 +48,9 @@ def words(place: Path, out: Path, *more: str) -> list[str]:
 def test_generators_are_judged(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alitok.studies import trial
+    from alitok.studies import judges
 
-    monkeypatch.setattr(trial, "REFERENCE_PICTURES", 12)
+    monkeypatch.setattr(judges, "REFERENCE_PICTURES", 12)
     assert len(Shapes("train")) >= 12
     out = tmp_path / "trial"
     run(words(place, out, "--seeds", "0,1", "--guidance", "0,1.5"))
@@ -58,6 +58,8 @@ def test_generators_are_judged(
     for row in rows:
         assert row["gfid_0"] > 0
         assert row["gfid_1.5"] > 0
+        assert row["gfid_0_mean"] + row["gfid_0_covariance"] == pytest.approx(row["gfid_0"])
+        assert 0 < row["chd_0"] <= 1
         assert row["rows_an_image"] == 2
         assert 0 <= row["noisy_token_accuracy"] <= 1
         assert row["noisy_token_nats"] > 0
@@ -76,7 +78,7 @@ def test_generators_are_judged(
 @torch.inference_mode()
 def test_a_tenth_of_the_context_is_replaced(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tokens for every generator; the targets stay."""
-    from alitok.studies.trial import Judge
+    from alitok.studies.judges import GeneratorJudge
 
     config = small.small(compose_run([DEMO / "generator.yaml"], ["--define.run", str(place)]))
     block = config["model"]["init_args"]["generator"]
@@ -90,7 +92,7 @@ def test_a_tenth_of_the_context_is_replaced(place: Path, tmp_path: Path, monkeyp
         return losses(ids, labels, inputs)
 
     monkeypatch.setattr(generator, "losses", noted)
-    judge = Judge.__new__(Judge)
+    judge = GeneratorJudge.__new__(GeneratorJudge)
     judge.device = torch.device("cpu")
     config["data"]["init_args"] |= {"val_fraction": 0.5, "val_count": None}
     first, second = (judge._noisy_accuracy(config, generator) for _ in range(2))
@@ -106,6 +108,7 @@ def test_a_tenth_of_the_context_is_replaced(place: Path, tmp_path: Path, monkeyp
         (["--samples", "1"], "--samples must be at least 2"),
         (["--tokenizer", "nowhere"], "is not an artifact"),
         (["--judge", "nowhere"], "nowhere"),
+        (["--probe-steps", "5"], "these are generators: leave it out"),
     ],
 )
 def test_wrong_options_come_before_any_training(place: Path, tmp_path: Path, more: list[str], sentence: str) -> None:
@@ -124,6 +127,55 @@ def test_options_of_the_judge_alone(place: Path, tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "t"),
     ]
-    for more in (["--samples", "5"], ["--data", "shapes"], ["--tokenizer", "t"], ["--guidance", "1"]):
+    for more in (
+        ["--samples", "5"],
+        ["--data", "x"],
+        ["--tokenizer", "t"],
+        ["--guidance", "1"],
+        ["--probe-steps", "3"],
+    ):
         with pytest.raises(BadInput, match=f"{more[0]} belongs to --judge"):
             run([*base, *more])
+
+
+def tokenizer_words(place: Path, out: Path, *more: str) -> list[str]:
+    (place / "l1.yaml").write_text("model: {losses: {mse: null, l1: {class_path: alitok.losses.terms.L1}}}\n")
+    base = ["trial", "-c", str(DEMO / "tokenizer-stage1.yaml"), "--idea", str(place / "l1.yaml"), "--out", str(out)]
+    sizes = [
+        f"--model.tokenizer.{part}.{key}" for part in ("encoder", "decoder") for key in ("width", "depth", "heads")
+    ]
+    for place_of, value in zip(range(1, 12, 2), ("32", "1", "2") * 2, strict=True):
+        sizes.insert(place_of, value)
+    phases = ["--model.phases.continuous.steps", "1", "--model.phases.main.steps", "1"]
+    steps = [*phases, "--data.global_batch", "4", "--data.count", "8", "--data.val_count", "4"]
+    callbacks = ["--trainer.callbacks.grid", "null", "--trainer.logger", "null", "--model.warmup_steps", "0"]
+    judge = ["--judge", str(place / "judge"), "--data", "shapes"]
+    return [*base, *sizes, *steps, *callbacks, *judge, "--seeds", "0", *more]
+
+
+def test_tokenizers_are_judged(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alitok.studies import judges
+
+    for name, value in (("TRAIN", 24), ("VAL", 8), ("WIDTH", 64), ("DEPTH", 1)):
+        monkeypatch.setattr(judges, name, value)
+    out = tmp_path / "trial"
+    run(tokenizer_words(place, out, "--probe-steps", "2"))
+    rows = json.loads((out / "trial.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["base", "l1"]
+    for row in rows:
+        assert row["rfid"] == pytest.approx(row["rfid_mean"] + row["rfid_covariance"])
+        assert 0 < row["psnr"] < 50
+        assert row["probe_nats_a_picture"] == pytest.approx(72 * row["probe_nats"], rel=1e-4)
+        assert 0 <= row["probe_accuracy"] <= 1
+        assert 0 < row["probe_codebook_usage"] <= 1
+        assert 0 <= row["ids_same_noisy"] <= 1
+        assert {"probe_encoder", "probe_decoder", "probe_random_encoder"} <= row.keys()
+    file = out / "l1" / "seed-0" / "measures.json"
+    kept = file.stat().st_mtime_ns
+    run(tokenizer_words(place, out, "--probe-steps", "2"))
+    assert file.stat().st_mtime_ns == kept
+    for more in (["--samples", "5"], ["--tokenizer", "t"], ["--guidance", "1"]):
+        with pytest.raises(BadInput, match=f"{more[0]} is of a generator's samples"):
+            run(tokenizer_words(place, out, *more))
+    with pytest.raises(BadInput, match="--probe-steps must be at least 1, not 0"):
+        run(tokenizer_words(place, out, "--probe-steps", "0"))

@@ -1,0 +1,177 @@
+"""What the page asks for: settings in, HTML out. Nothing here needs gradio."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+from torch import Tensor
+
+from alitok.app import markup
+from alitok.app.drawing import WORK, Painter, Token
+from alitok.app.layout import Layout
+from alitok.app.opened import Opened
+from alitok.app.rebuilding import GAIN, Rebuilt, difference, neighbors, open_picture, rebuild
+from alitok.app.settings import Ids, Settings, first_settings
+from alitok.common.draw import Draw
+from alitok.common.errors import BadInput
+from alitok.models.tokenizer import Tokenizer
+
+MOST_PICTURES = 8  # that are reconstructed together
+
+Report = Callable[[int, int, str], None]  # done, total, what
+
+
+def no_report(done: int, total: int, what: str) -> None:
+    """For whoever shows no progress."""
+
+
+class Desk:
+    """Draws, reconstructs and compares with the opened models; for one caller at a time."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.painter: tuple[tuple[str, str, Draw], Painter] | None = None
+
+    def paint_with(self, generator: str, tokenizer: str, draw: Draw) -> Painter:
+        """The painter of these settings: the last one, or a new one."""
+        if tokenizer not in self.opened.partners(generator):
+            raise BadInput(f"{tokenizer} does not decode the tokens of {generator}; choose its own tokenizer.")
+        wanted = (generator, tokenizer, draw)
+        if self.painter is None or self.painter[0] != wanted:
+            self.painter = None  # its copy of the weights goes first
+            painter = Painter(self.opened.generators[generator], self.opened.tokenizers[tokenizer], draw)
+            self.painter = wanted, painter
+        return self.painter[1]
+
+    def drawn(self, settings: Settings) -> Iterator[str]:
+        """The picture of the settings as it forms; the last one has its tokens."""
+        number = settings.class_number(self.opened)
+        painter = self.paint_with(settings.generator, settings.tokenizer, settings.draw(self.opened))
+        chosen = [place for place, _ in settings.tokens]
+        title = f"{settings.label}, seed {settings.seed}"
+        for frame in painter.frames(number, settings.tokens):
+            detail = f"{len(chosen)} chosen" if chosen and frame.tokens else ""
+            picture = markup.token_figure(
+                frame.image, painter.layout, frame.tokens, title, "truncate", detail, chosen, count=frame.count
+            )
+            below = markup.ABOUT if frame.tokens else markup.progress(frame.count, frame.total)
+            yield f'<div class="generated">{picture}{below}</div>'
+
+    def rebuilt(
+        self,
+        paths: Sequence[str | Path],
+        settings: Settings,
+        replaced: Mapping[int, Mapping[int, Ids]],
+        report: Report = no_report,
+    ) -> tuple[str, str]:
+        """Original, reconstruction and difference of every picture; a file that is no picture gets a sentence.
+
+        Args:
+            replaced: by number of the picture, tokens by position.
+
+        Returns:
+            The HTML, and the command that reconstructs the same pictures; it is empty if none does.
+        """
+        tokenizer, layout = self._tokenizer(settings.tokenizer)
+        rows: list[str] = []
+        names: list[str] = []  # of what could be read
+        for number, path in enumerate(paths[:MOST_PICTURES]):
+            name = Path(path).name
+            report(number, len(paths), name)
+            try:
+                original = open_picture(path, tokenizer.image_size)
+                with WORK:
+                    made = rebuild(tokenizer, original, settings.keep, replaced.get(number), len(names))
+            except BadInput as error:
+                rows.append(markup.message(str(error)))
+                continue
+            names.append(name)
+            rows.append(_row(made, layout, name, number, tuple(replaced.get(number, ()))))
+        if len(paths) > MOST_PICTURES:
+            rows.append(markup.message(f"Only the first {MOST_PICTURES} of {len(paths)} pictures are shown."))
+        if not rows:
+            return "", ""
+        html = f'<div data-tokenizer="{escape(settings.tokenizer)}">{"".join(rows)}{markup.ABOUT}</div>'
+        refused = settings.keep not in (None, tokenizer.num_tokens) and not tokenizer.any_length
+        return html, settings.reconstruct_command(names) if names and not refused else ""
+
+    def neighbors(self, name: str, code: int) -> tuple[list[int], list[int]]:
+        """The codes of a tokenizer nearest to one and farthest from it; raises BadInput if there is none."""
+        with WORK:
+            return neighbors(self._tokenizer(name)[0], code)
+
+    def compared_generators(
+        self, names: Sequence[str], label: str, seed: int, guidance: float | None, report: Report = no_report
+    ) -> str:
+        """The same class and seed drawn by several pairs, each as its card recommends.
+
+        Args:
+            names: of `pair_names`.
+            guidance: scale for all; None for each card's own.
+        """
+        pairs = dict(zip(self.pair_names(), self.opened.pairs, strict=True))
+        figures = []
+        for number, name in enumerate(names):
+            if name not in pairs:
+                raise BadInput(f"{name} is not open here; choose among {', '.join(pairs)}.")
+            report(number, len(names), name)
+            generator, tokenizer = pairs[name]
+            draw = Draw.chosen(self.opened.generators[generator].card, seed=seed, guidance=guidance)
+            settings = Settings("compare", generator, tokenizer, label)
+            image = self.paint_with(generator, tokenizer, draw).picture(settings.class_number(self.opened)).image
+            figures.append(markup.figure(image, name, "truncate", f"{label}, guidance {draw.guidance:g}, seed {seed}"))
+        return f'<div class="pictures">{"".join(figures)}</div>' if figures else markup.message("Choose a generator.")
+
+    def compared_tokenizers(self, names: Sequence[str], path: str | Path, report: Report = no_report) -> str:
+        """The same picture through several tokenizers, each at its own size."""
+        figures = []
+        for number, name in enumerate(names):
+            tokenizer, _ = self._tokenizer(name)
+            report(number, len(names), name)
+            original = open_picture(path, tokenizer.image_size)
+            with WORK:
+                made = rebuild(tokenizer, original)
+            if not number:
+                figures.append(markup.figure(made.original, Path(path).name))
+            detail = f"{measures(made)}, {tokenizer.num_tokens} tokens"
+            figures.append(markup.figure(made.image, name, detail=detail))
+        return f'<div class="pictures">{"".join(figures)}</div>' if figures else markup.message("Choose a tokenizer.")
+
+    def comparison(
+        self, pairs: Sequence[str], label: str, seed: int, guidance: float | None, tokenizers: Sequence[str]
+    ) -> Settings:
+        """The settings of a comparison, for the address. The class is one of the first pair's generator."""
+        generators = {
+            name: generator for name, (generator, _) in zip(self.pair_names(), self.opened.pairs, strict=True)
+        }
+        base = first_settings(self.opened, generators.get(pairs[0]) if pairs else None)
+        return replace(base, tab="compare", label=label, seed=seed, guidance=guidance, models=(*pairs, *tokenizers))
+
+    def pair_names(self) -> list[str]:
+        """Generators with the tokenizers that decode for them, as names of one model each."""
+        return [f"{generator} + {tokenizer}" for generator, tokenizer in self.opened.pairs]
+
+    def _tokenizer(self, name: str) -> tuple[Tokenizer, Layout]:
+        if name not in self.opened.tokenizers:
+            raise BadInput(f"Tokenizer {name} is not open here; choose among {', '.join(self.opened.tokenizers)}.")
+        tokenizer = self.opened.tokenizers[name]
+        return tokenizer, Layout.of(tokenizer)
+
+
+def measures(made: Rebuilt) -> str:
+    """PSNR and SSIM in words."""
+    if made.psnr is None:
+        return "first tokens only: the others are zeros, their cells grey"
+    return f"PSNR {made.psnr:.2f} dB, SSIM {made.ssim:.3f}"
+
+
+def _row(made: Rebuilt, layout: Layout, name: str, number: int, replaced: tuple[int, ...]) -> str:
+    tokens = [Token(ids) for ids in made.ids]
+    last: tuple[Tensor, str] = (difference(made.image, made.original), f"difference x {GAIN}")
+    if made.change is not None:
+        last = made.change, f"what the replaced tokens change, x {GAIN}"
+    middle = markup.token_figure(
+        made.image, layout, tokens, "reconstruction", detail=measures(made), chosen=replaced, picture=number
+    )
+    return f'<div class="pictures">{markup.figure(made.original, name)}{middle}{markup.figure(*last)}</div>'

@@ -1,0 +1,197 @@
+"""One picture drawn token by token, with what each token was drawn from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alitok.app.layout import Layout, decode_first
+from alitok.app.settings import Ids
+from alitok.common.draw import Draw
+from alitok.common.errors import BadInput
+from alitok.models.generator import Generator
+from alitok.models.tokenizer import Tokenizer
+from alitok.sampling.generate import Sampler
+from alitok.sampling.guidance import Branch, Guidance, guidance_of
+
+OTHERS = 8  # of the most probable tokens, for each token
+FRAMES = 24  # of a picture that forms
+WORK = Lock()  # one work at a time: on a GPU another thread's would spoil the capture of a step
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a picture; without a probability if the generator's head has no logits, or it is not causal."""
+
+    ids: Ids
+    probability: float | None = None
+    others: list[tuple[Ids, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture (3, H, W) in [0, 1] on the CPU, after `count` of its `total` tokens.
+
+    Attributes:
+        tokens: all of them, in the last frame.
+    """
+
+    image: Tensor
+    count: int
+    total: int
+    tokens: list[Token] = field(default_factory=list)
+
+
+class Recorder(Guidance):
+    """Another guidance, which notes the logits that each token of the first image is drawn from.
+
+    They are written at the position, on the device, so that a captured step writes those of every later batch too.
+
+    Args:
+        rule: what combines the branches.
+        logits: (N, V) or (N, S, V), where they go.
+    """
+
+    def __init__(self, rule: Guidance, logits: Tensor) -> None:
+        self.rule, self.logits = rule, logits
+
+    def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
+        return self.rule.branches(generator, labels, seed, indices)
+
+    def combine(self, logits: Sequence[Tensor], positions: Tensor, steps: int) -> Tensor:
+        combined = self.rule.combine(logits, positions, steps)
+        self.logits.index_copy_(0, positions, combined[:1].to(self.logits.dtype))
+        return combined
+
+
+class Stopped(Exception):
+    """Nobody waits for the picture any more."""
+
+
+class Painter:
+    """Draws pictures with one generator, tokenizer and draw, one at a time.
+
+    Raises:
+        BadInput: as `Sampler`.
+    """
+
+    def __init__(self, generator: Generator, tokenizer: Tokenizer, draw: Draw) -> None:
+        self.generator, self.tokenizer, self.draw = generator, tokenizer, draw
+        self.layout = Layout.of(tokenizer)
+        self.logits: Tensor | None = None
+        rule = guidance_of(draw)
+        if generator.causal and generator.output.has_logits:
+            device = generator.embeddings.weight.device
+            self.logits = torch.zeros(*generator.id_shape, generator.codebook_size, device=device)
+            rule = Recorder(rule, self.logits)
+        self.sampler = Sampler(generator, draw, rule)
+
+    def frames(self, label: int, chosen: Sequence[tuple[int, Ids]] = (), most: int = FRAMES) -> Iterator[Frame]:
+        """The picture as it forms, at most `most` times, and then all of it with its tokens.
+
+        Args:
+            chosen: tokens by position, in place of those that would be drawn. All random numbers stay the same, so
+                tokens in front of the first chosen one stay the same too.
+
+        Raises:
+            BadInput: a chosen token that is not there.
+        """
+        given, mask = self._given(chosen)
+        total = self.generator.num_tokens
+        shown = {-(-total * part // most) - 1 for part in range(1, most)} - {total - 1}
+        results: SimpleQueue[Any] = SimpleQueue()
+        stop = Event()
+
+        def on_step(step: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            if step in shown and self.sampler.loop is not None:
+                image = decode_first(self.tokenizer, self.layout, self.sampler.loop.ids[0, : step + 1])
+                results.put(Frame(image.cpu(), step + 1, total))
+
+        def draw() -> None:
+            try:
+                with WORK:
+                    ids = self.sampler.sample(torch.tensor([label]), [0], given, mask, on_step)[0]
+                    results.put(self._finished(ids))
+            except Stopped:
+                return
+            except BaseException as error:  # raised again where the picture is waited for
+                results.put(error)
+
+        thread = Thread(target=draw, daemon=True)
+        thread.start()
+        try:
+            while True:
+                result = results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+                if result.count == total:
+                    return
+        finally:
+            stop.set()
+            thread.join()
+
+    def picture(self, label: int, chosen: Sequence[tuple[int, Ids]] = ()) -> Frame:
+        """The picture when all its tokens are drawn; raises as `frames`."""
+        *_, last = self.frames(label, chosen, most=1)
+        return last
+
+    def _given(self, chosen: Sequence[tuple[int, Ids]]) -> tuple[Tensor | None, Tensor | None]:
+        """Ids (1, N) or (1, N, S) with the chosen ones in their places, and (1, N) where they are."""
+        if not chosen:
+            return None, None
+        given = torch.zeros(1, *self.generator.id_shape, dtype=torch.int64)
+        mask = torch.zeros(1, self.generator.num_tokens, dtype=torch.bool)
+        for place, ids in chosen:
+            check_token(place, ids, self.generator.num_tokens, self.generator.codebook_size, self.generator.sub_codes)
+            given[0, place] = torch.tensor(ids if self.generator.sub_codes > 1 else ids[0])
+            mask[0, place] = True
+        return given, mask
+
+    def _finished(self, ids: Tensor) -> Frame:
+        with torch.inference_mode():
+            image = self.tokenizer.decode(ids[None], self.draw.seed, [0])[0].clamp(0, 1).cpu()
+        rows = [row if isinstance(row, list) else [row] for row in ids.tolist()]
+        if self.logits is None:
+            tokens = [Token(tuple(row)) for row in rows]
+        else:
+            tokens = likely_tokens(rows, self.logits / self.draw.temperature)
+        return Frame(image, len(ids), len(ids), tokens)
+
+
+def likely_tokens(ids: list[list[int]], logits: Tensor) -> list[Token]:
+    """The drawn tokens with their probabilities, and those of the most probable ones.
+
+    Args:
+        ids: N rows of S.
+        logits: (N, V) or (N, S, V). Sub-codes are drawn independently, so a token's probability is their product.
+    """
+    logits = logits if logits.ndim == 3 else logits[:, None]
+    probabilities = logits.double().softmax(-1).cpu()  # (N, S, V)
+    top = probabilities.topk(min(OTHERS, probabilities.shape[-1]), dim=-1)
+    tokens = []
+    for place, own in enumerate(ids):
+        found: list[tuple[Ids, float]] = [((), 1.0)]
+        for code_ids, values in zip(top.indices[place].tolist(), top.values[place].tolist(), strict=True):
+            pairs = list(zip(code_ids, values, strict=True))
+            longer = [((*codes, code), share * value) for codes, share in found for code, value in pairs]
+            # a token among the best has beginnings among the best
+            found = sorted(longer, key=lambda pair: -pair[1])[:OTHERS]
+        share = float(probabilities[place, torch.arange(len(own)), torch.tensor(own)].prod())
+        tokens.append(Token(tuple(own), share, found))
+    return tokens
+
+
+def check_token(place: int, ids: Ids, tokens: int, codes: int, sub_codes: int) -> None:
+    """Raises BadInput for a token that is not there, or is no number: it comes from the page."""
+    if not (isinstance(place, int) and 0 <= place < tokens):
+        raise BadInput(f"There is no token {place}: positions are 0 to {tokens - 1}.")
+    if len(ids) != sub_codes or not all(isinstance(code, int) and 0 <= code < codes for code in ids):
+        form = f"{sub_codes} ids of" if sub_codes > 1 else "an id of"
+        raise BadInput(f"{'.'.join(map(str, ids))} is no token: give {form} 0 to {codes - 1}.")

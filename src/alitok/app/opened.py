@@ -1,0 +1,90 @@
+"""The models that the app shows, by name: the folder or hub name that they were read from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
+from alitok.common.draw import Draw
+from alitok.common.errors import BadInput
+from alitok.models.generator import Generator
+from alitok.models.tokenizer import Tokenizer
+from alitok.sampling.guidance import SCHEDULES
+
+GENERATOR = Path("runs/demo/generator/artifact")
+TOKENIZERS = (Path("runs/demo/stage2/artifact"), Path("runs/demo/stage1/artifact"))
+OF_CARD = "the card's"  # the schedule of a card that has no short name
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Generators and tokenizers by name.
+
+    Attributes:
+        pairs: (generator, tokenizer) names that belong together, the first one the app's first.
+        device: on which they are.
+    """
+
+    generators: dict[str, Generator]
+    tokenizers: dict[str, Tokenizer]
+    pairs: list[tuple[str, str]]
+    device: torch.device
+
+    def partners(self, generator: str) -> list[str]:
+        """Names of the tokenizers that decode the generator's tokens."""
+        return [tokenizer for own, tokenizer in self.pairs if own == generator]
+
+    def schedules(self, generator: str) -> list[str]:
+        """Schedules to choose from: those with a name, and the card's own."""
+        own = self.generators[generator].card.get("schedule")
+        return [*SCHEDULES, *([OF_CARD] if own is not None and own not in SCHEDULES else [])]
+
+    def recommended(self, generator: str) -> Draw:
+        """The draw that the generator's card recommends."""
+        return Draw.chosen(self.generators[generator].card)
+
+
+def chosen_paths(generators: Sequence[str], tokenizers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths to open: those given, else the demo's.
+
+    Raises:
+        BadInput: a generator without a tokenizer, or nothing is given and the demo's artifacts are not there.
+    """
+    if tokenizers:
+        return list(dict.fromkeys(generators)), list(dict.fromkeys(tokenizers))
+    if generators:
+        raise BadInput("A generator's tokens need a tokenizer: give --tokenizer too.")
+    if not (GENERATOR.is_dir() and TOKENIZERS[0].is_dir()):
+        raise BadInput(
+            f"There is no {GENERATOR} with {TOKENIZERS[0]} here: run `alitok demo` first, or give --generator and"
+            " --tokenizer."
+        )
+    return [str(GENERATOR)], [str(path) for path in TOKENIZERS if path.is_dir()]
+
+
+def open_models(generators: Sequence[str], tokenizers: Sequence[str], device: torch.device) -> Opened:
+    """Reads the artifacts and finds out which belong together.
+
+    Raises:
+        BadInput: as `load_artifact`; or no tokenizer fits a generator.
+    """
+    opened = Opened(
+        {name: load_generator(name, device) for name in generators},
+        {name: load_tokenizer(name, device) for name in tokenizers},
+        [],
+        device,
+    )
+    for generator, network in opened.generators.items():
+        reasons = []
+        for tokenizer, decoder in opened.tokenizers.items():
+            try:
+                check_pair(network, decoder)
+            except BadInput as error:
+                reasons.append(error)
+            else:
+                opened.pairs.append((generator, tokenizer))
+        if len(reasons) == len(opened.tokenizers):
+            raise BadInput(f"No tokenizer fits {generator}. {reasons[0]}")
+    return opened

@@ -1,0 +1,323 @@
+"""The page in gradio: three tabs over `Desk`. What a click does is here; what it shows is made elsewhere."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from alitok.app.desk import Desk
+from alitok.app.opened import Opened
+from alitok.app.settings import Settings, changed_tokens, first_settings, read_query
+from alitok.common.errors import BadInput
+from alitok.sampling.sets import class_names
+
+HERE = Path(__file__).parent
+SCRIPT, STYLE = ((HERE / name).read_text("utf-8") for name in ("page.js", "page.css"))
+ADDRESS = "(query) => { history.replaceState(null, '', '?' + query); return []; }"
+TAB = """() => { const address = new URL(location.href); address.searchParams.set('tab', '%s');
+history.replaceState(null, '', address); return []; }"""
+PROGRESS = gr.Progress()  # gradio finds it among the defaults of a function
+NAMES = ("generator", "tokenizer", "label", "guidance", "power", "schedule", "temperature", "seed")  # of the controls
+MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # a desk serves one caller at a time
+
+
+def in_one_sentence(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Shows a BadInput as gradio's error, without a traceback."""
+
+    @functools.wraps(call)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except BadInput as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+    return wrapped
+
+
+def pictures(**more: Any) -> gr.HTML:
+    """An empty place for pictures with tokens over them."""
+    return gr.HTML("", js_on_load=SCRIPT, apply_default_css=False, **more)
+
+
+class Page:
+    """The blocks of the page and what they do."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened, self.desk = opened, Desk(opened)
+        self.first = first_settings(opened)
+        with gr.Blocks(title="alitok", analytics_enabled=False) as self.blocks:
+            self.query = gr.Textbox(visible="hidden")
+            with gr.Tabs(selected=self.first.tab) as self.tabs:
+                if opened.generators:
+                    with gr.Tab("Generate", id="generate") as generate:
+                        self.generate()
+                with gr.Tab("Reconstruct", id="reconstruct") as reconstruct:
+                    self.reconstruct()
+                with gr.Tab("Compare", id="compare") as compare:
+                    self.compare()
+            for tab in (*([generate] if opened.generators else []), reconstruct, compare):
+                tab.select(None, js=TAB % tab.id)
+            self.open()
+
+    def generate(self) -> None:
+        opened, first = self.opened, self.first
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                self.picture = pictures(elem_id="picture")
+                undo = gr.Button("Undo choices", elem_id="undo", size="sm")
+                self.command = gr.Textbox(label="The same picture as a command", buttons=["copy"], lines=2)
+            with gr.Column(scale=2, min_width=300, elem_classes="controls"):
+                self.label = gr.Dropdown(class_names(opened.generators[first.generator]), label="Class")
+                with gr.Row():
+                    draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=90)
+                    another = gr.Button("Next seed", elem_id="next", min_width=90)
+                self.guidance = gr.Slider(0, 20, step=0.05, label="Guidance", info="0 = none")
+                self.schedule = gr.Dropdown(opened.schedules(first.generator), label="Schedule of the guidance")
+                with gr.Row():
+                    self.power = gr.Number(label="Power", minimum=0.01, min_width=80)
+                    self.temperature = gr.Number(label="Temperature", minimum=0.01, min_width=80)
+                    self.seed = gr.Number(label="Seed", precision=0, min_width=80)
+                self.generator = gr.Dropdown(list(opened.generators), label="Generator")
+                self.decoder = gr.Dropdown(opened.partners(first.generator), label="Tokenizer that decodes")
+        self.tokens = gr.State(())
+        self.controls = [self.generator, self.decoder, self.label, self.guidance, self.power, self.schedule]
+        self.controls += [self.temperature, self.seed]
+        shown = [self.picture, self.command, self.query, self.tokens]
+
+        def of(values: tuple[Any, ...], tokens: Any = ()) -> Settings:
+            if any(value is None for value in values):
+                raise BadInput("A setting is empty; fill it in and draw again.")
+            return Settings("generate", **dict(zip(NAMES, values, strict=True)), tokens=tuple(tokens))
+
+        def paint(settings: Settings) -> Iterator[tuple[Any, ...]]:
+            try:
+                command = settings.sample_command(opened)
+                for html in self.desk.drawn(settings):
+                    yield html, command, settings.query(), settings.tokens
+            except BadInput as error:
+                raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+        def drawn(*values: Any) -> Iterator[tuple[Any, ...]]:
+            yield from paint(in_one_sentence(of)(values))
+
+        def again(tokens: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+            yield from paint(in_one_sentence(of)(values, tokens))
+
+        def chosen(event: gr.EventData, tokens: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+            place, ids = event._data["place"], tuple(event._data["ids"])
+            yield from again(changed_tokens(tokens, place, ids), *values)
+
+        def other_generator(name: str) -> list[Any]:
+            fresh = first_settings(opened, name)
+            return self.shown_settings(fresh)[1:]
+
+        address = {"fn": None, "inputs": [self.query], "js": ADDRESS}
+        quiet: dict[str, Any] = {"show_progress": "hidden", **MODEL}
+        draw.click(drawn, self.controls, shown, **quiet).then(**address)
+        undo.click(drawn, self.controls, shown, **quiet).then(**address)
+        next_seed = another.click(lambda seed: (seed or 0) + 1, self.seed, self.seed, show_progress="hidden")
+        next_seed.then(drawn, self.controls, shown, **quiet).then(**address)
+        self.picture.select(chosen, [self.tokens, *self.controls], shown, **quiet).then(**address)
+        self.generator.input(other_generator, self.generator, self.controls[1:], show_progress="hidden")
+        self.repaint, self.repainted = again, shown
+
+    def reconstruct(self) -> None:
+        first = next(iter(self.opened.tokenizers))
+        tokens = self.opened.tokenizers[first].num_tokens
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                self.files = gr.File(label="Pictures", file_count="multiple", height=150, elem_id="files")
+            with gr.Column(scale=1, min_width=280):
+                self.tokenizer = gr.Dropdown(list(self.opened.tokenizers), label="Tokenizer")
+                self.keep = gr.Slider(1, tokens, tokens, step=1, label="First tokens", elem_id="keep")
+
+        def neighbors(asked: dict[str, Any]) -> Any:  # gradio marks functions, and cannot mark a method
+            return self.desk.neighbors(asked["tokenizer"], asked["code"])
+
+        self.rebuilt = pictures(elem_id="rebuilt", server_functions=[neighbors])
+        self.back = gr.Button("Undo replaced tokens", elem_id="back", size="sm")
+        self.again = gr.Textbox(label="The same pictures as a command", buttons=["copy"])
+        self.replaced = gr.State({})
+        inputs, shown = [self.files, self.tokenizer, self.keep], [self.rebuilt, self.again, self.query, self.replaced]
+
+        @in_one_sentence
+        def rebuilt(
+            files: Any, tokenizer: str, keep: int, replaced: Any = None, progress: Any = PROGRESS
+        ) -> tuple[Any, ...]:
+            total = self.opened.tokenizers[tokenizer].num_tokens
+            count = None if keep >= total else int(keep)
+            settings = Settings("reconstruct", "", tokenizer, keep=count)
+            html, command = self.desk.rebuilt(
+                files or [], settings, replaced or {}, lambda done, all_, name: progress((done, all_), desc=name)
+            )
+            return html, command, settings.query(), replaced or {}
+
+        def other_files(files: Any, tokenizer: str, keep: int, progress: Any = PROGRESS) -> tuple[Any, ...]:
+            return rebuilt(files, tokenizer, keep, None, progress)
+
+        def same_files(files: Any, tokenizer: str, keep: int, replaced: Any) -> tuple[Any, ...]:
+            return rebuilt(files, tokenizer, keep, replaced)
+
+        def chosen(event: gr.EventData, files: Any, tokenizer: str, keep: int, replaced: Any) -> tuple[Any, ...]:
+            data = event._data
+            own = {**replaced.get(data["picture"], {}), data["place"]: tuple(data["ids"])}
+            return rebuilt(files, tokenizer, keep, {**replaced, data["picture"]: own})
+
+        def length(tokenizer: str) -> Any:
+            total = self.opened.tokenizers[tokenizer].num_tokens
+            return gr.Slider(1, total, total, step=1)
+
+        address = {"fn": None, "inputs": [self.query], "js": ADDRESS}
+        for event in (self.files.change, self.back.click):
+            event(other_files, inputs, shown, **MODEL).then(**address)
+        switched = self.tokenizer.input(length, self.tokenizer, self.keep, show_progress="hidden")
+        switched.then(other_files, inputs, shown, **MODEL).then(**address)
+        quiet: dict[str, Any] = {"show_progress": "hidden", **MODEL}
+        moved = self.keep.input(same_files, [*inputs, self.replaced], shown, trigger_mode="always_last", **quiet)
+        moved.then(**address)
+        self.rebuilt.select(chosen, [*inputs, self.replaced], shown, **quiet).then(**address)
+
+    def compare(self) -> None:
+        opened, pairs = self.opened, self.desk.pair_names()
+        names = list(opened.tokenizers)
+        self.through = gr.CheckboxGroup(names, value=names, label="Tokenizers", elem_id="tokenizers", render=False)
+        self.comparing: list[Any] = []
+        if pairs:
+            gr.Markdown("### Generators: the same class and seed")
+            classes = list(dict.fromkeys(name for own in opened.generators.values() for name in class_names(own)))
+            chosen = gr.CheckboxGroup(pairs, value=pairs, label="Generator + tokenizer", elem_id="pairs")
+            with gr.Row():
+                label = gr.Dropdown(classes, value=self.first.label, label="Class", min_width=120)
+                seed = gr.Number(self.first.seed, label="Seed", precision=0, min_width=90)
+                guidance = gr.Number(None, label="Guidance", placeholder="card's", min_width=90)
+            go = gr.Button("Draw all", variant="primary", elem_id="compare")
+            drawn = gr.HTML("", apply_default_css=False, elem_id="compared")
+            self.comparing = [chosen, label, seed, guidance]
+
+            @in_one_sentence
+            def generators(
+                names: list[str],
+                label: str,
+                seed: int | None,
+                guidance: float | None,
+                tokenizers: list[str],
+                progress: Any = PROGRESS,
+            ) -> tuple[str, str]:
+                html = self.desk.compared_generators(
+                    names, label, seed or 0, guidance, lambda done, all_, name: progress((done, all_), desc=name)
+                )
+                return html, self.desk.comparison(names, label, seed or 0, guidance, tokenizers).query()
+
+            self.redraw_all, self.redrawn = generators, [drawn, self.query]
+            clicked = go.click(generators, [*self.comparing, self.through], self.redrawn, **MODEL)
+            clicked.then(None, [self.query], js=ADDRESS)
+        gr.Markdown("### Tokenizers: the same picture")
+        self.through.render()
+        file = gr.File(label="Picture", height=130, elem_id="file")
+        shown = gr.HTML("", apply_default_css=False, elem_id="through")
+
+        @in_one_sentence
+        def tokenizers(names: list[str], path: str | None, progress: Any = PROGRESS) -> str:
+            if path is None:
+                return ""
+            return self.desk.compared_tokenizers(
+                names, path, lambda done, all_, name: progress((done, all_), desc=name)
+            )
+
+        for event in (file.change, self.through.input):
+            event(tokenizers, [self.through, file], shown, **MODEL)
+
+    def shown_settings(self, settings: Settings) -> list[Any]:
+        """Values of the controls of Generate."""
+        generator = settings.generator
+        partners, scale = self.opened.partners(generator), settings.guidance
+        scale = self.opened.recommended(generator).guidance if scale is None else scale
+        return [
+            gr.Dropdown(value=generator),
+            gr.Dropdown(partners, value=settings.tokenizer if settings.tokenizer in partners else partners[0]),
+            gr.Dropdown(class_names(self.opened.generators[generator]), value=settings.label),
+            scale,
+            settings.power,
+            gr.Dropdown(self.opened.schedules(generator), value=settings.schedule),
+            settings.temperature,
+            settings.seed,
+        ]
+
+    def open(self) -> None:
+        """Takes the settings of the address when the page is loaded, and draws."""
+        opened, has_generator = self.opened, bool(self.opened.generators)
+        tab = gr.State("")
+        outputs = [tab, self.tabs, self.tokenizer, self.keep, self.through]
+        outputs += [*self.controls, self.tokens, *self.comparing] if has_generator else []
+
+        def restored(query: str) -> list[Any]:
+            try:
+                settings = read_query(query, opened)
+            except BadInput as error:
+                gr.Warning(str(error), duration=None)
+                settings = self.first
+            pairs = [name for name in settings.models if name in self.desk.pair_names()]
+            through = [name for name in settings.models if name in opened.tokenizers] or list(opened.tokenizers)
+            total = opened.tokenizers[settings.tokenizer].num_tokens
+            keep = gr.Slider(1, total, settings.keep or total, step=1)
+            values = [settings.tab, gr.Tabs(selected=settings.tab), settings.tokenizer, keep, through]
+            if not has_generator:
+                return values
+            compared = [pairs or self.desk.pair_names(), settings.label, settings.seed]
+            compared.append(settings.guidance if settings.tab == "compare" else None)
+            return [*values, *self.shown_settings(settings), settings.tokens, *compared]
+
+        def all_if_open(tab: str, *values: Any) -> Any:
+            return self.redraw_all(*values) if tab == "compare" else (gr.skip(), gr.skip())
+
+        loaded = self.blocks.load(restored, self.query, outputs, js="() => window.opened", show_progress="hidden")
+        if has_generator:
+            painted = loaded.then(
+                self.repaint, [self.tokens, *self.controls], self.repainted, show_progress="hidden", **MODEL
+            )
+            painted.then(all_if_open, [tab, *self.comparing, self.through], self.redrawn, **MODEL)
+
+
+def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("*",)) -> None:
+    """Shows the page until Ctrl-C.
+
+    Args:
+        names: by which the page may be asked for. Under another name, a site that points its own name at this machine
+            could read it.
+
+    Raises:
+        BadInput: the port is taken.
+    """
+    page = Page(opened)
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
+    mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+    theme = gr.themes.Default(primary_hue="blue", font=sans, font_mono=mono)  # its own fonts come from another host
+    page.blocks.queue(api_open=False)
+    try:
+        _, address, _ = page.blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            ssr_mode=False,
+            max_file_size="50mb",
+            theme=theme,
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(names))]},
+            css=STYLE,
+            head="<script>window.opened = location.search</script>",  # tabs write theirs before the page is loaded
+            enable_monitoring=False,
+        )
+    except OSError as error:
+        raise BadInput(f"Cannot listen on {host}:{port or ''}: {error}; choose another --port.") from error
+    print(f"The app is at {address} (Ctrl-C ends it).", flush=True)
+    try:
+        Event().wait()  # gradio's own way swallows Ctrl-C
+    finally:
+        page.blocks.close(verbose=False)

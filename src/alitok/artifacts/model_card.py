@@ -1,0 +1,185 @@
+"""The model card (README.md) of a published artifact: from its `card.json` and its evaluation records."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alitok.common.errors import BadInput
+
+GRID = "samples.png"
+TASKS = {"generator": "unconditional-image-generation", "tokenizer": "image-to-image"}
+TAGS = {
+    "generator": ["image-generation", "autoregressive", "class-conditional"],
+    "tokenizer": ["image-tokenizer", "image-reconstruction"],
+}
+# key of a record -> how people write it
+METRICS = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "inception_score": "Inception Score",
+    "precision": "Precision",
+    "recall": "Recall",
+    "rfid": "rFID",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "codebook_usage": "Codebook usage",
+}
+# keys of a record that a number depends on
+PROTOCOL = ("protocol", "resize", "quantisation", "guidance", "power", "schedule", "temperature", "seed", "keep")
+
+LOAD = {
+    "tokenizer": """import alitok
+
+tokenizer = alitok.load_tokenizer("{name}")
+ids = tokenizer.encode(images)  # (B, 3, H, W) in [0, 1] -> (B, N)
+images = tokenizer.decode(ids)""",
+    "generator": """import alitok
+import torch
+
+generator = alitok.load_generator("{name}")
+tokenizer = alitok.load_tokenizer({tokenizer})
+ids = alitok.generate(generator, torch.tensor([0, 1]), seed=0)
+images = tokenizer.decode(ids)  # (B, 3, H, W) in [0, 1]""",
+}
+
+Record = Mapping[str, Any]
+
+
+def read_record(path: Path, card: Record) -> dict[str, Any]:
+    """An evaluation record of `alitok evaluate --json`.
+
+    Raises:
+        BadInput: the file is none, or names another model than the card.
+    """
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is not readable JSON ({error}); give what `alitok evaluate --json` wrote.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("samples"), dict) or "measure" not in record:
+        raise BadInput(f"{path} is no evaluation record; give what `alitok evaluate --json` wrote.")
+    named = record.get(card["kind"])
+    if isinstance(named, dict) and named.get("digest") not in (None, card.get("digest")):
+        raise BadInput(
+            f"{path} measured the {card['kind']} {named['digest'][:12]}, and this one is {str(card['digest'])[:12]};"
+            " give the record of this one."
+        )
+    return record
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """The numbers of a record by metric."""
+    return {key: float(record[key]) for key in METRICS if record.get(key) is not None}
+
+
+def protocol(record: Record) -> dict[str, Any]:
+    """What the numbers of a record depend on; names of sets and networks without their folders."""
+    found = {key: record[key] for key in PROTOCOL if record.get(key) is not None}
+    for key in ("reference", "extractor"):
+        if isinstance(named := record.get(key), dict):
+            found[key] = f"{Path(named['name']).name} ({named['digest'][:12]})"
+    found["images"] = record["samples"].get("count")
+    return found
+
+
+def model_card(
+    name: str,
+    card: Record,
+    records: Sequence[Record],
+    license: str | None,
+    tokenizer: str | None = None,
+    grid: bool = False,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        name: `owner/name` on the hub.
+        card: of the artifact.
+        records: evaluation records.
+        license: as the hub names it, e.g. "mit"; None if it is not known.
+        tokenizer: where a generator's tokenizer is, if it is known.
+        grid: `GRID` lies beside it.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    kind, task = card["kind"], TASKS[card["kind"]]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type="image",
+            dataset_name=str(card.get("data") or "not recorded"),
+            metric_type=key.replace("_", "-"),
+            metric_name=METRICS[key],
+            metric_value=value,
+            metric_args=protocol(record),
+        )
+        for record in records
+        for key, value in numbers(record).items()
+    ]
+    data = ModelCardData(
+        library_name="alitok",
+        pipeline_tag=task,
+        tags=["alitok", *TAGS[kind]],
+        license=license,
+        model_name=name.partition("/")[2],
+        eval_results=results or None,
+    )
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {name.partition('/')[2]}", _what(card)]
+    if grid:
+        parts.append(f"![Pictures of its run]({GRID})")
+    load = LOAD[kind].format(name=name, tokenizer=json.dumps(tokenizer or "the tokenizer named below"))
+    parts += ["## Load it", f"It needs the Python package `alitok`.\n\n```python\n{load}\n```"]
+    parts += ["## Training", _training(card)]
+    if records:
+        parts += ["## Numbers", *(_measured(record) for record in records)]
+    elif card.get("metrics"):
+        parts += ["## Numbers", "At the end of training, on the validation split:", _table(card["metrics"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(card: Record) -> str:
+    made = "It was made by [alitok](https://arxiv.org/abs/2506.05289)"
+    if card["kind"] == "tokenizer":
+        words = "An image tokenizer: pictures to token ids and back."
+    else:
+        words = "An autoregressive generator: it writes the tokens of a picture of a class."
+    return f"{words} {made} {card.get('version', '')}".rstrip() + "."
+
+
+def _training(card: Record) -> str:
+    names = card.get("class_names") or []
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    rows = {
+        "data": card.get("data"),
+        "classes": shown or None,
+        "steps": card.get("steps"),
+        "images seen": card.get("images_seen"),
+        "digest": card.get("digest"),
+        "tokenizer (digest)": card.get("tokenizer"),
+        "guidance": card.get("guidance"),
+        "power of the guidance": card.get("power"),
+        "schedule of the guidance": card.get("schedule"),
+        "seed": card.get("seed"),
+    }
+    rows |= {f"parent: {parent}": digest for parent, digest in (card.get("parents") or {}).items()}
+    return _table({key: value for key, value in rows.items() if value is not None})
+
+
+def _measured(record: Record) -> str:
+    named = {METRICS[key]: value for key, value in numbers(record).items()}
+    reasons = record.get("reasons") or []
+    words = ["These numbers may stand beside published ones."]
+    if reasons:
+        words = ["Do not compare these numbers with published ones:", "", *(f"- {reason}" for reason in reasons)]
+    settings = "; ".join(f"{key} {value}" for key, value in protocol(record).items() if value is not None)
+    return "\n".join([_table(named), "", f"Protocol of {record['measure']}: {settings}.", "", *words])
+
+
+def _table(rows: Record) -> str:
+    lines = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.5g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,128 @@
+"""An artifact on its way to the Hugging Face hub: what goes there, and what may not."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alitok.artifacts.folder import CARD, KINDS, class_paths, load_artifact, plain_block, read_block, read_card
+from alitok.artifacts.model_card import GRID, model_card, read_record
+from alitok.common.errors import BadInput, first_line
+from alitok.common.files import atomic_folder
+
+README = "README.md"
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+def prepare(
+    folder: Path,
+    name: str,
+    license: str | None = None,
+    records: Sequence[Path] = (),
+    grid: Path | None = None,
+    tokenizer: str | None = None,
+) -> tuple[list[Path], str]:
+    """Reads an artifact in full and makes its model card.
+
+    Args:
+        folder: of the artifact.
+        name: `owner/name`.
+        records, grid: evaluation records, and a PNG of samples.
+        tokenizer: where a generator's tokenizer is, for the lines that load it.
+
+    Returns:
+        The artifact's files, and the text of README.md.
+
+    Raises:
+        BadInput: a name or license that the hub does not take, no artifact, one that does not load, or one that names
+            classes of another package than alitok.
+    """
+    if not _NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
+        raise BadInput(f"{name!r} is no name on the hub; write owner/name, of letters, digits, '-', '_' and '.'.")
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise BadInput(f"--license {license!r} is no identifier of the hub; write e.g. mit, apache-2.0 or other.")
+    card = read_card(folder)
+    if card.get("kind") not in KINDS:
+        raise BadInput(f"{folder / CARD} names the kind {card.get('kind')!r}; export the artifact again.")
+    files = [folder / CARD]
+    for block in sorted(folder.glob("*.yaml")):
+        weights = folder / ("model.safetensors" if block.name == "config.yaml" else f"{block.stem}.safetensors")
+        if not weights.is_file():
+            raise BadInput(f"{block} has no {weights.name} beside it; export the artifact again.")
+        _check_ours(class_paths(read_block(block)), block)
+        files += [block, weights]
+    _check_ours(_of_card(card), folder / CARD)
+    load_artifact(folder)  # weights that are damaged or do not fit
+    read = [read_record(path, card) for path in records]
+    return files, model_card(name, card, read, license, tokenizer, grid is not None)
+
+
+def write(folder: Path, files: Sequence[Path], text: str, grid: Path | None) -> None:
+    """Writes all that would be uploaded into a folder, whole or not at all.
+
+    Raises:
+        BadInput: the folder holds something else, or cannot be written.
+    """
+    if folder.exists() and not (folder / README).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} holds something else than a dry run; choose another folder or empty it.")
+    with atomic_folder(folder) as temporary:
+        for path in files:
+            shutil.copyfile(path, temporary / path.name)
+        (temporary / README).write_text(text, "utf-8")
+        if grid is not None:
+            shutil.copyfile(grid, temporary / GRID)
+
+
+def upload(
+    name: str, files: Sequence[Path], text: str, grid: Path | None, private: bool = False, endpoint: str | None = None
+) -> str:
+    """Uploads in one commit: a reader sees all of it or nothing. Files that the hub has are not sent again.
+
+    Args:
+        endpoint: of the hub; None for HF_ENDPOINT, or huggingface.co.
+
+    Returns:
+        The address of the model's page.
+
+    Raises:
+        BadInput: there is no token, or the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if get_token() is None:
+        raise BadInput("There is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write.")
+    api = HfApi(endpoint=endpoint)
+    parts: list[tuple[str, Any]] = [(path.name, path) for path in files] + [(README, text.encode())]
+    parts += [] if grid is None else [(GRID, grid)]
+    try:
+        api.create_repo(name, private=private or None, exist_ok=True)
+        operations = [CommitOperationAdd(path_in_repo=place, path_or_fileobj=content) for place, content in parts]
+        done = api.create_commit(name, operations, commit_message="Upload with alitok")
+    except Exception as error:  # each layer of the library has its own: no network, no permission, a broken upload
+        raise BadInput(
+            f"{name} is not published: {first_line(error)}; the same command sends what is missing."
+        ) from error
+    return str(done.repo_url)
+
+
+def _of_card(card: dict[str, Any]) -> list[str]:
+    """Class paths in what a card recommends for drawing."""
+    found = []
+    for key in ("schedule", "sampler"):
+        value = card.get(key)
+        if isinstance(value, dict):
+            found += list(class_paths(plain_block(value)))
+        elif isinstance(value, str) and "." in value:
+            found.append(value)
+    return found
+
+
+def _check_ours(paths: Any, source: Path) -> None:
+    for path in paths:
+        if path.partition(".")[0] != "alitok":
+            raise BadInput(
+                f"{source} names {path}, and an artifact of the hub may only name classes of alitok: nobody could load"
+                " it without your code. Give people the folder and the code instead."
+            )

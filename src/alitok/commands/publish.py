@@ -1,0 +1,68 @@
+"""Upload an artifact to the Hugging Face hub, with a model card made of its card.json and evaluation records.
+
+Anybody then loads it by its name: alitok.load_tokenizer("owner/name"). The upload is one commit, whole or not at all;
+the same command after an interruption sends only what the hub does not have. The token comes from `hf auth login` or
+HF_TOKEN.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="DIR", type=Path, help="artifact of a tokenizer or generator")
+    parser.add_argument("name", metavar="OWNER/NAME", help="where it goes on the hub")
+    parser.add_argument("--license", metavar="ID", help="as the hub names it: mit, apache-2.0, other, ...")
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="what `alitok evaluate --json` wrote: numbers with their protocol",
+    )
+    parser.add_argument(
+        "--grid", metavar="PNG", type=Path, help="picture of samples (default: the newest in pictures/ beside DIR)"
+    )
+    parser.add_argument("--tokenizer", metavar="OWNER/NAME", help="where a generator's tokenizer is, for the card")
+    parser.add_argument("--private", action="store_true", help="a new repository is seen by you alone")
+    parser.add_argument("--dry-run", metavar="FOLDER", type=Path, help="write all of it there and upload nothing")
+    parser.epilog = (
+        "example: alitok publish runs/demo/stage2/artifact me/shapes --license mit --dry-run published\n"
+        "         alitok publish runs/demo/stage2/artifact me/shapes --license mit --record rfid.json"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from alitok.artifacts.publishing import prepare, upload, write
+    from alitok.common.errors import BadInput
+
+    grid = args.grid or newest_grid(args.artifact)
+    if grid is not None:
+        check_png(grid)
+    files, text = prepare(args.artifact, args.name, args.license, args.record, grid, args.tokenizer)
+    if args.license is None:
+        print("alitok: no --license: people may then look at the model and not use it.")
+    if args.dry_run is not None:
+        if args.dry_run.resolve() == args.artifact.resolve():
+            raise BadInput(f"--dry-run {args.dry_run} is the artifact itself; name another folder.")
+        write(args.dry_run, files, text, grid)
+        print(f"{args.dry_run}: what would be uploaded as {args.name}")
+        return
+    print(f"{args.name}: {upload(args.name, files, text, grid, args.private)}")
+
+
+def newest_grid(artifact: Path) -> Path | None:
+    """The grid that the run of the artifact wrote last."""
+    return max((artifact.absolute().parent / "pictures").glob("*.png"), default=None, key=lambda path: path.name)
+
+
+def check_png(path: Path) -> None:
+    """Raises BadInput for a file that is no PNG."""
+    from alitok.common.errors import BadInput
+    from alitok.data.pictures import read_file, read_picture
+
+    content = read_file(path, str(path))
+    read_picture(content, str(path))
+    if not content.startswith(b"\x89PNG"):
+        raise BadInput(f"{path} is no PNG; give the grid that a run or `alitok sample` wrote.")

@@ -1,0 +1,84 @@
+"""The entropy loss of vector quantizers: each latent is certain of its code, all together take all codes alike."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alitok.common.devices import float32_products
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.ideas.shared.bits import ShareStatistics
+from alitok.losses.terms import Batch, LossTerm, Outputs, required
+from alitok.models.quantizer import BLOCK_ELEMENTS, ClusteredQuantizer
+from alitok.models.tokenizer import Tokenizer
+
+
+class CodebookEntropy(LossTerm):
+    """E H(p) - diversity H(E p), p(c | z) = softmax(-|z - c|^2 / temperature), z and c on the unit sphere.
+
+    It is the loss of MAGVIT, LlamaGen and GigaTok (arXiv 2504.08736: 0.005 for its largest tokenizers, and 0 for the
+    others; FQGAN has 0.03), in nats; with several codebooks, the mean over them. The published code takes E p of the
+    local batch. Here it is of whole global batches: E p enters as E p . log m, with m that of the last global batch,
+    which has the value -H(E p) and its gradient where m = E p. So neither processes nor accumulation change a step.
+
+    Args:
+        temperature: of p; a squared distance lies in 0..4.
+        diversity: weight of H(E p).
+        weight: of the term in phases that name none.
+
+    Raises:
+        BadInput: the temperature is not positive, or (once attached) the model has no codebook.
+    """
+
+    def __init__(self, temperature: float = 0.01, diversity: float = 1.0, weight: float = 0.005) -> None:
+        if temperature <= 0:
+            raise BadInput(f"CodebookEntropy: temperature must be above 0, not {temperature}.")
+        self.temperature, self.diversity, self.weight = temperature, diversity, weight
+
+    def attach(self, model: nn.Module) -> None:
+        quantizer = model.quantizer if isinstance(model, Tokenizer) else None
+        if not isinstance(quantizer, ClusteredQuantizer):
+            raise BadInput(
+                f"CodebookEntropy reads a codebook, and {type(quantizer or model).__name__} has none: take a"
+                " ClusteredQuantizer. Quantizers of bits have an entropy loss of their own."
+            )
+        self._quantizer = quantizer
+        groups, codes = quantizer.sub_codes, quantizer.codebook_size
+        self.head = nn.Module()
+        self.head.register_buffer("share", torch.full((groups, codes), 1 / codes))
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> tuple[Tensor, ShareStatistics | None]:
+        assert self.head is not None
+        sentence = "CodebookEntropy needs an encoder's latents: leave it out if the tokens are given."
+        latents = required(outputs, "latents", sentence).float()
+        groups = self._quantizer.sub_codes
+        features = F.normalize(latents.reshape(-1, groups, latents.shape[-1] // groups), dim=-1).unbind(1)
+        codebooks = F.normalize(self._quantizer.codebook.weight.float(), dim=-1).chunk(groups)
+        share = self.head.get_buffer("share")
+        logs = share.clamp_min(1e-3 / share.shape[1]).log()
+        value, totals = latents.new_zeros(()), []
+        for feature, codes, log in zip(features, codebooks, logs, strict=True):
+            total = torch.zeros_like(log)
+            for block in feature.split(max(1, BLOCK_ELEMENTS // len(codes))):
+                # the probabilities are made once more in the backward pass: (tokens, V) would not fit at full size
+                certain, even, took = checkpoint(self._block, block, codes, log, use_reentrant=False)
+                value = value + (certain + self.diversity * even) / (groups * len(feature))
+                total += took
+            totals.append(total)
+        count = latents.new_full((), len(features[0]))
+        return value, ShareStatistics(torch.stack(totals), count) if step is not None else None
+
+    def _block(self, features: Tensor, codes: Tensor, log: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """features (m, d), codes (V, d) -> sums over m of H(p) and of p . log, and of p (V,) without a gradient."""
+        with float32_products(tf32=False):  # ten bits are too few for differences divided by the temperature
+            logits = 2 / self.temperature * features @ codes.T  # -|z - c|^2 = 2 z.c - 2
+        logs = logits.log_softmax(-1)
+        p = logs.exp()
+        return -(p * logs).sum(), (p @ log).sum(), p.detach().sum(0)
+
+    @torch.no_grad()
+    def update(self, statistics: ShareStatistics) -> None:
+        """Keeps E p of one global batch."""
+        assert self.head is not None
+        self.head.get_buffer("share").copy_(statistics.total / statistics.count)

@@ -1,0 +1,75 @@
+"""Loss terms that hold latents to a frozen encoder's features, place by place."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from alitok.common.errors import BadInput
+from alitok.common.random import Step
+from alitok.ideas.shared.teachers import Teacher
+from alitok.losses.terms import Batch, LossTerm, Outputs, required
+from alitok.models.tokenizer import Tokenizer
+
+
+class LatentAlignment(LossTerm):
+    """Compares what a head makes of each image latent with the teacher's feature at its place.
+
+    The head trains along and is no part of the artifact.
+
+    Args:
+        teacher: a `Teacher`.
+        channels: of a latent.
+        prefix: latents in front of the square grid.
+
+    Attributes:
+        output: of the tokenizer, (B, N, channels), that is compared.
+
+    Raises:
+        BadInput: `teacher` is no Teacher, or (once attached) the other latents are no square grid.
+    """
+
+    output = "latents"
+
+    def __init__(self, teacher: Teacher, channels: int, prefix: int) -> None:
+        if not isinstance(teacher, Teacher):
+            raise BadInput(
+                f"{type(self).__name__}: teacher must be a {Teacher.__module__}.Teacher, not a"
+                f" {type(teacher).__name__}."
+            )
+        self.teacher = teacher
+        self.channels = channels
+        self.prefix = prefix
+
+    def make_head(self) -> nn.Module:
+        """(..., channels) -> (..., channels of the teacher)."""
+        raise NotImplementedError
+
+    def distance(self, projected: Tensor, features: Tensor) -> Tensor:
+        """(B, M, C) each, for the M patches -> ()."""
+        raise NotImplementedError
+
+    def attach(self, model: nn.Module) -> None:
+        places = model.num_tokens - self.prefix if isinstance(model, Tokenizer) else 0
+        if places < 1 or math.isqrt(places) ** 2 != places:
+            raise BadInput(
+                f"{type(self).__name__} compares latents with a map: without its prefix of {self.prefix} the model must"
+                f" have a square grid of latents, not {places}. Set prefix, or leave the term out."
+            )
+        self.head = self.make_head()
+
+    def check(self) -> None:
+        self.teacher.check()
+
+    def setup(self, device: torch.device | str) -> None:
+        self.teacher.setup(device)
+
+    def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
+        assert self.head is not None
+        name = type(self).__name__
+        sentence = f"{name} reads {self.output!r} of an encoder and its quantizer: leave it out if there is none."
+        latents = required(outputs, self.output, sentence)[:, self.prefix :].float()
+        if latents.shape[-1] != self.channels:
+            raise BadInput(f"{name}: the latents have {latents.shape[-1]} channels, not {self.channels}; set channels.")
+        features = self.teacher.features(batch["image"].float(), math.isqrt(latents.shape[1]))
+        return self.distance(self.head(latents), features)

@@ -1,0 +1,166 @@
+"""The league's page: each idea's difference to its base with its error, as Markdown and as a figure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alitok.common.files import atomic_file, write_text
+from alitok.reports.charts import duration
+from alitok.reports.comparison import UNITS
+from alitok.reports.differences import BASE, Difference, difference, said
+from alitok.reports.runs import ABSENT
+
+Row = Mapping[str, Any]
+BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+
+
+@dataclass(frozen=True)
+class Idea:
+    """An idea of the league: what is laid over its family's base, and what others found or expect.
+
+    Attributes:
+        files: configuration files, from the league's folder; ../ideas/NAME.yaml if it names none.
+        published: the effect at the paper's size.
+        predicted: the effect that is expected at this size.
+    """
+
+    files: list[str]
+    published: str
+    predicted: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Ideas with one base.
+
+    Attributes:
+        base: configuration files, from the league's folder.
+        main: the measure by which ideas are compared, and whether lower is better.
+        shown: further measures.
+        ideas: by name.
+        overrides: --key value of base and ideas alike.
+        tokenizer: of generators: configuration files of the tokenizer whose tokens they learn; trained once.
+        tokenizer_overrides: --key value of it.
+    """
+
+    base: list[str]
+    main: str
+    lower_is_better: bool
+    shown: list[str]
+    ideas: dict[str, Idea]
+    overrides: dict[str, Any]
+    tokenizer: list[str] | None = None
+    tokenizer_overrides: dict[str, Any] | None = None
+
+
+def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Path) -> None:
+    """Writes `results`.md and, if any idea can be compared, `results`.png; each whole or not at all."""
+    parts = ["# League of ideas\n", _INTRODUCTION]
+    drawn = {}
+    for name, family in families.items():
+        own = [row for row in rows if row["family"] == name]
+        found = {idea: compared(own, idea, family.main) for idea in family.ideas}
+        parts.append(_table(name, family, own, found))
+        if known := {idea: value for idea, value in found.items() if value is not None}:
+            drawn[name] = (family, known)
+    took = sum(row["seconds"] or 0 for row in rows)
+    parts.append(f"{len(rows)} runs, {duration(took)} of training. `make league` trains what is missing.\n")
+    write_text(results.with_suffix(".md"), "\n".join(parts))
+    if drawn:
+        _draw(drawn, results.with_suffix(".png"))
+
+
+_INTRODUCTION = """Base and idea are trained over the same seeds, so the differences are paired. A cell is idea less
+base with the error of the mean. A difference is decided if its 95 % interval leaves out 0; one of twenty is by chance
+alone. No idea was tuned. The sizes are a laptop's, so what a paper reports at full size stands beside.
+"""
+
+
+def compared(rows: Sequence[Row], idea: str, measure: str) -> Difference | None:
+    """An idea's paired difference to the base in one measure; None without a common seed."""
+    values = {(row["name"], row["seed"]): row[measure] for row in rows if row.get(measure) is not None}
+    seeds = [seed for name, seed in values if name == idea and (BASE, seed) in values]
+    if not seeds:
+        return None
+    return difference([values[BASE, seed] for seed in seeds], [values[idea, seed] for seed in seeds])
+
+
+def verdict(found: Difference, lower_is_better: bool) -> str:
+    if not found.decided:
+        return UNDECIDED
+    return BETTER if (found.mean < 0) == lower_is_better else WORSE
+
+
+def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, Difference | None]) -> str:
+    order = {BETTER: 0, UNDECIDED: 1, WORSE: 2}
+
+    def rank(idea: str) -> tuple[int, float]:
+        value = found[idea]
+        if value is None:
+            return 3, 0.0
+        sign = 1 if family.lower_is_better else -1
+        return order[verdict(value, family.lower_is_better)], sign * value.mean
+
+    ideas = sorted(family.ideas, key=rank)
+    columns = [family.main, *family.shown]
+    heads = " | ".join(key.replace("_", " ") for key in columns)
+    lines = [f"## {name.capitalize()}\n", f"| idea | {heads} | seeds | verdict | published | expected here |"]
+    lines.append("|" + "---|" * (len(columns) + 5))
+    base = [_mean(rows, key) for key in columns]
+    count = len({row["seed"] for row in rows if row["name"] == BASE})
+    lines.append(f"| base | {' | '.join(base)} | {count} | | | |")
+    for idea in ideas:
+        entry, value = family.ideas[idea], found[idea]
+        cells = [_cell(compared(rows, idea, key), key) for key in columns]
+        word = ABSENT if value is None else verdict(value, family.lower_is_better)
+        stale = " (stale)" if any(row["stale"] for row in rows if row["name"] == idea) else ""
+        seeds = 0 if value is None else value.seeds
+        lines.append(
+            f"| {idea}{stale} | {' | '.join(cells)} | {seeds} | {word} | {entry.published} | {entry.predicted} |"
+        )
+    words = [verdict(value, family.lower_is_better) for value in found.values() if value is not None]
+    lines.append(
+        f"\n{len(words)} of {len(found)} ideas measured: {words.count(BETTER)} better, {words.count(WORSE)} worse,"
+        f" {words.count(UNDECIDED)} undecided, by {family.main.replace('_', ' ')}"
+        f" ({'lower' if family.lower_is_better else 'higher'} is better).\n"
+    )
+    return "\n".join(lines)
+
+
+def _mean(rows: Sequence[Row], key: str) -> str:
+    values = [row[key] for row in rows if row["name"] == BASE and row.get(key) is not None]
+    return said(sum(values) / len(values), UNITS.get(key, "")) if values else ABSENT
+
+
+def _cell(found: Difference | None, key: str) -> str:
+    if found is None:
+        return ABSENT
+    unit = UNITS.get(key, "")
+    text = f"{'+' if found.mean >= 0 else '-'}{said(abs(found.mean), unit)}"
+    return text if found.error is None else f"{text} ± {said(found.error, unit)}"
+
+
+def _draw(families: Mapping[str, tuple[Family, Mapping[str, Difference]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    heights = [0.6 + 0.28 * len(found) for _, found in families.values()]
+    figure = Figure(figsize=(8, sum(heights) + 0.4 * len(heights)), layout="constrained")
+    colors = {BETTER: "#2e7d32", WORSE: "#b23a2e", UNDECIDED: "#8a8a8a"}
+    for axes, (name, (family, found)) in zip(
+        figure.subplots(len(families), squeeze=False, height_ratios=heights)[:, 0], families.items(), strict=True
+    ):
+        ideas = sorted(found, key=lambda idea: found[idea].mean, reverse=family.lower_is_better)
+        for place, idea in enumerate(ideas):
+            value = found[idea]
+            color = colors[verdict(value, family.lower_is_better)]
+            axes.errorbar(value.mean, place, xerr=value.error or 0.0, fmt="o", color=color, markersize=5, capsize=3)
+        axes.axvline(0, color="#444444", linewidth=0.8)
+        axes.set_yticks(range(len(ideas)), ideas, fontsize=8)
+        axes.set_ylim(-0.6, len(ideas) - 0.4)
+        better = "left" if family.lower_is_better else "right"
+        axes.set_title(f"{name}: {family.main.replace('_', ' ')}, idea less base ({better} is better)", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,223 @@
+"""What a trial measures of its generators or tokenizers, in addition to the numbers of their cards."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, read_card
+from alitok.common.build import import_class
+from alitok.common.draw import Draw
+from alitok.common.files import write_json
+from alitok.common.images import to_uint8
+from alitok.common.progress import counter
+from alitok.common.random import stream
+from alitok.data.encoding import tokenize
+from alitok.data.reading import read_all
+from alitok.data.sources import open_source
+from alitok.evaluation.code_distance import CodeHistograms
+from alitok.evaluation.extractors import open_extractor
+from alitok.evaluation.fid import FeatureStatistics, frechet_parts
+from alitok.evaluation.generation import GenerationMetrics
+from alitok.evaluation.reconstruction import ReconstructionMetrics
+from alitok.evaluation.tokens import TokenAccuracy
+from alitok.reports.runs import read_json
+from alitok.sampling.guidance import guidance_of
+from alitok.sampling.images import sample_images
+from alitok.studies.features import measure_features
+from alitok.studies.probe import probe
+
+FILE = "measures.json"  # in the run's folder, where `compare` and `trial` find it
+REPLACED = 0.1  # of the tokens that a generator reads, for its accuracy in a noisy context
+REFERENCE_PICTURES = 10_000
+# of tokenizers
+TRAIN, VAL = 10_000, 2_000  # pictures: for the probes to learn from, and for every measure
+WIDTH, DEPTH = 128, 4  # of the small generator that learns the tokens
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How generators or tokenizers are measured after their training.
+
+    Attributes:
+        extractor: anything `open_extractor` takes.
+        data: spec of the real pictures; generators are compared with their training split.
+        tokenizer: artifact that decodes the samples of generators; None for tokenizers.
+        samples: for each FID of generators, classes cycling.
+        guidance: scales of generators, 0 for none; a FID for each.
+        batch: images drawn or reconstructed together.
+        probe_steps: of the small generator that learns the tokens of tokenizers.
+    """
+
+    extractor: str
+    data: str
+    tokenizer: str | None = None
+    samples: int = 2000
+    guidance: tuple[float, ...] = (0.0, 2.0)
+    batch: int = 100
+    probe_steps: int = 400
+
+
+class Judge:
+    """Measures finished runs, all in the same way."""
+
+    def __init__(self, judging: Judging, device: torch.device) -> None:
+        self.judging, self.device = judging, device
+        self.extractor = open_extractor(judging.extractor, device)
+        self.decided = asdict(judging) | {
+            "guidance": list(judging.guidance),
+            "extractor_digest": self.extractor.digest,
+        }
+
+    def measure(self, config: Mapping[str, Any], root: Path) -> None:
+        """Writes the measures of a run, if they are not there already.
+
+        Args:
+            config: the run's.
+            root: its folder, with its artifact.
+        """
+        decided = self.decided | {"artifact": read_card(root / "artifact")["digest"]}
+        if not (root / FILE).is_file() or read_json(root / FILE).get("decided") != decided:
+            write_json(root / FILE, {**self.measures(config, root / "artifact"), "decided": decided})
+
+    def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
+        """The measures of one artifact, by name."""
+        raise NotImplementedError
+
+
+class GeneratorJudge(Judge):
+    """Measures generators that were trained on the same tokens, all by the same pictures, seeds and scales."""
+
+    def __init__(self, judging: Judging, device: torch.device) -> None:
+        super().__init__(judging, device)
+        assert judging.tokenizer is not None
+        self.tokenizer = load_tokenizer(judging.tokenizer, device)
+        self.decided |= {"tokenizer_digest": self.tokenizer.card["digest"]}
+        size = self.tokenizer.image_size
+        source = open_source(judging.data, "train", size=size, count=REFERENCE_PICTURES)
+        self.reference = FeatureStatistics(self.extractor.num_features)
+        images, _ = read_all(source, size)
+        for part in images.split(500):
+            self.reference.update(self.extractor(part).pooled)
+        self.codes = CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
+        with torch.inference_mode():
+            for part in images[: judging.samples].split(judging.batch):
+                self.codes.update(self.tokenizer.encode(part.to(device).float() / 255))
+
+    def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
+        generator = load_generator(artifact, self.device)
+        check_pair(generator, self.tokenizer)
+        found = self._noisy_accuracy(config, generator) | {"rows_an_image": float(self._rows(generator))}
+        for scale in self.judging.guidance:
+            found |= self._fid(generator, scale)
+        return found
+
+    def _rows(self, generator: Any) -> int:
+        label = torch.zeros(1, dtype=torch.int64, device=self.device)
+        return len(guidance_of(self._draw(generator, max(self.judging.guidance))).branches(generator, label, 0, [0]))
+
+    @staticmethod
+    def _draw(generator: Any, scale: float) -> Draw:
+        """By the card, but for the scale; a scale of 0 turns any rule off."""
+        return Draw.chosen(generator.card, guidance=scale, seed=0)
+
+    @torch.inference_mode()
+    def _noisy_accuracy(self, config: Mapping[str, Any], generator: Any) -> dict[str, float]:
+        """Accuracy and nats on the run's validation split, with a tenth of the tokens that are read replaced."""
+        if not generator.output.has_logits:
+            return {}
+        data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
+        data.setup("validate")
+        accuracy = TokenAccuracy(generator.num_tokens)
+        for batch in data.val_dataloader():
+            tokens, masks, codes = batch["tokens"].to(self.device), [], []
+            for index in batch["index"].tolist():
+                noise = stream("trial noise", index)
+                masks.append(torch.rand(tokens.shape[1], generator=noise) < REPLACED)
+                codes.append(torch.randint(generator.codebook_size, tokens.shape[1:], generator=noise))
+            mask = torch.stack(masks).view(*tokens.shape[:2], *[1] * (tokens.ndim - 2)).to(self.device)
+            read = torch.where(mask, torch.stack(codes).to(self.device), tokens)
+            outputs = generator.losses(tokens, batch["label"].to(self.device), inputs=read)
+            accuracy.update(outputs["logits"], tokens)
+        found = accuracy.compute()
+        return {"noisy_token_accuracy": found["token_accuracy"], "noisy_token_nats": found["token_nats"]}
+
+    def _fid(self, generator: Any, scale: float) -> dict[str, float]:
+        """FID and its parts, CHD, images a second, and the share of samples that show their class.
+
+        The share is there if the extractor knows the classes.
+        """
+        judging, metrics, right = self.judging, GenerationMetrics(self.extractor, self.reference), 0
+        knows, codes = False, CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
+        labels = [index % generator.num_classes for index in range(judging.samples)]
+        name, start = f"gfid_{scale:g}", time.perf_counter()
+        with counter(
+            f"Samples, scale {scale:g}", -(-judging.samples // judging.batch) * generator.num_tokens
+        ) as advance:
+            draw = self._draw(generator, scale)
+            drawn = sample_images(
+                generator, self.tokenizer, labels, draw, batch=judging.batch, on_step=lambda step: advance(1)
+            )
+            for indices, ids, images in drawn:
+                codes.update(ids)
+                pixels = to_uint8(images)
+                metrics.update(pixels)
+                probabilities = self.extractor(pixels).probabilities
+                knows = probabilities.shape[1] == generator.num_classes
+                if knows:
+                    wanted = torch.tensor([labels[index] for index in indices])
+                    right += int((probabilities.argmax(1).cpu() == wanted).sum())
+        rate = judging.samples / (time.perf_counter() - start)
+        found = frechet_parts(metrics.statistics, self.reference, name)
+        found |= {f"chd_{scale:g}": codes.distance(self.codes), f"images_a_second_{scale:g}": rate}
+        return found | ({f"class_agreement_{scale:g}": right / judging.samples} if knows else {})
+
+
+class TokenizerJudge(Judge):
+    """Measures tokenizers by the same pictures, extractor and probes."""
+
+    def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
+        tokenizer = load_tokenizer(artifact, self.device)
+        return {**self._pictures(tokenizer), **self._probe(tokenizer)}
+
+    @torch.inference_mode()
+    def _pictures(self, tokenizer: Any) -> dict[str, float]:
+        """rFID and its parts, and what linear probes and changed pictures say of features and ids."""
+        size = tokenizer.image_size
+        train = read_all(open_source(self.judging.data, "train", size=size, count=TRAIN), size)
+        val = read_all(open_source(self.judging.data, "val", size=size, count=VAL), size)
+        metrics = ReconstructionMetrics(self.extractor)
+        for start in range(0, len(val[0]), self.judging.batch):
+            images = val[0][start : start + self.judging.batch].to(self.device).float() / 255
+            indices = list(range(start, start + len(images)))
+            metrics.update(images, tokenizer.reconstruct(images, indices=indices))
+        found = frechet_parts(metrics.real, metrics.reconstructed, "rfid")
+        return {**metrics.compute(), **found, **measure_features(tokenizer, train, val)}
+
+    def _probe(self, tokenizer: Any) -> dict[str, float]:
+        """What a small generator learns of the tokens: `probe_accuracy`, `probe_nats` a token and a picture."""
+        size = tokenizer.image_size
+        with TemporaryDirectory(prefix="alitok-trial-") as folder:
+            train = open_source(self.judging.data, "train", size=size, count=TRAIN)
+            tokenize(tokenizer, train, Path(folder) / "train", crops="center")
+            val = open_source(self.judging.data, "val", size=size, count=VAL)
+            tokenize(tokenizer, val, Path(folder) / "val", crops="center")
+            found = probe(
+                Path(folder) / "train",
+                Path(folder) / "val",
+                steps=self.judging.probe_steps,
+                width=WIDTH,
+                depth=DEPTH,
+                device=str(self.device),
+            )
+        names = {
+            "token_accuracy": "probe_accuracy",
+            "token_nats": "probe_nats",
+            "nats_per_picture": "probe_nats_a_picture",
+            "codebook_usage": "probe_codebook_usage",
+        }
+        return {mine: found[name] for name, mine in names.items()}

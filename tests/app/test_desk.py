@@ -1,0 +1,137 @@
+"""What the page shows: HTML of pictures, sentences where there are none, progress."""
+
+import json
+import re
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from alitok.app.desk import MOST_PICTURES, Desk
+from alitok.app.layout import Layout
+from alitok.app.markup import data_uri, figure, token_figure
+from alitok.app.opened import Opened
+from alitok.app.settings import Settings, first_settings, read_query
+from alitok.common.errors import BadInput
+
+
+@pytest.fixture
+def desk(opened: Opened) -> Desk:
+    return Desk(opened)
+
+
+@pytest.fixture
+def red(tmp_path: Path) -> Path:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def tokens(html: str) -> list[dict[str, object]]:
+    return [json.loads(unescape(text)) for text in re.findall(r'data-token="([^"]*)"', html)]
+
+
+def sources(html: str) -> list[str]:
+    return re.findall(r'src="([^"]*)"', html)
+
+
+def test_a_picture_forms_and_then_has_its_tokens(desk: Desk, opened: Opened) -> None:
+    *forming, last = desk.drawn(first_settings(opened))
+    assert all("<progress" in html and not tokens(html) for html in forming)
+    assert [html.count("class=known") for html in forming] == [min(place, 5) for place in range(1, 21)]  # of the prefix
+    assert len(tokens(last)) == 21
+    assert "<progress" not in last
+    chosen = list(desk.drawn(replace(first_settings(opened), tokens=((4, (1,)),))))[-1]
+    assert tokens(chosen)[4]["ids"] == [1]
+    assert chosen.count('class="token chosen"') == 1
+
+
+def test_the_painter_stays_until_the_settings_change(desk: Desk, opened: Opened) -> None:
+    settings = first_settings(opened)
+    list(desk.drawn(settings))
+    painter = desk.painter
+    list(desk.drawn(replace(settings, tokens=((4, (1,)),), label="star")))
+    assert desk.painter is painter
+    list(desk.drawn(replace(settings, seed=6)))
+    assert desk.painter is not painter
+
+
+def test_a_tokenizer_of_another_generator(desk: Desk, opened: Opened) -> None:
+    with pytest.raises(BadInput, match="does not decode the tokens of"):
+        list(desk.drawn(replace(first_settings(opened), tokenizer=list(opened.tokenizers)[1])))
+
+
+def test_reconstructions_and_a_file_that_is_no_picture(desk: Desk, opened: Opened, red: Path) -> None:
+    broken = red.with_name("<b>.png")
+    broken.write_bytes(b"no picture")
+    settings = Settings("reconstruct", "", next(iter(opened.tokenizers)))
+    told: list[tuple[int, int, str]] = []
+    html, command = desk.rebuilt([red, broken], settings, {}, lambda *step: told.append(step))
+    assert told == [(0, 2, "red.png"), (1, 2, "<b>.png")]
+    assert len(sources(html)) == 3
+    assert "PSNR" in html
+    assert "Cannot read the image &lt;b&gt;.png: its format is not known; replace or remove it." in html
+    assert "<b>.png" not in html
+    assert "red.png" in command
+    assert "<b>.png" not in command  # the verb would refuse all for one
+    assert desk.rebuilt([broken, red], settings, {})[1] == command
+    changed, _ = desk.rebuilt([red], settings, {0: {6: (2,)}})
+    assert tokens(changed)[6]["ids"] == [2]
+    assert "what the replaced tokens change" in changed
+    many, _ = desk.rebuilt([red] * (MOST_PICTURES + 1), settings, {})
+    assert f"Only the first {MOST_PICTURES} of {MOST_PICTURES + 1} pictures" in many
+    assert desk.rebuilt([], settings, {}) == ("", "")
+
+
+def test_first_tokens_that_the_verb_refuses_have_no_command(desk: Desk, opened: Opened, red: Path) -> None:
+    settings = Settings("reconstruct", "", next(iter(opened.tokenizers)), keep=4)
+    html, command = desk.rebuilt([red], settings, {})
+    assert command == ""
+    assert "first tokens only" in html
+
+
+def test_comparisons(desk: Desk, opened: Opened, red: Path) -> None:
+    (name,) = desk.pair_names()
+    html = desk.compared_generators([name], "star", 5, None)
+    settings = replace(first_settings(opened), label="star")
+    assert sources(html) == sources(list(desk.drawn(settings))[-1])  # the card's guidance and the same seed
+    assert sources(desk.compared_generators([name], "star", 5, 0.0)) != sources(html)
+    assert "Choose a generator" in desk.compared_generators([], "star", 5, None)
+    with pytest.raises(BadInput, match="has no class 'moon'"):
+        desk.compared_generators([name], "moon", 5, None)
+    with pytest.raises(BadInput, match="x is not open here"):
+        desk.compared_generators(["x"], "star", 5, None)
+    through = desk.compared_tokenizers(list(opened.tokenizers), red)
+    assert len(sources(through)) == 3
+    assert through.count("PSNR") == 2
+    with pytest.raises(BadInput, match="Tokenizer x is not open here"):
+        desk.compared_tokenizers(["x"], red)
+
+
+def test_a_comparison_comes_back_from_the_address(desk: Desk, opened: Opened) -> None:
+    stranger = list(opened.tokenizers)[1]
+    settings = desk.comparison(desk.pair_names(), "star", 9, None, [stranger])
+    assert settings.models == (*desk.pair_names(), stranger)
+    assert read_query(settings.query(), opened) == settings
+    alone = Desk(Opened({}, opened.tokenizers, [], opened.device))
+    assert alone.comparison([], "", 0, None, [stranger]).models == (stranger,)
+
+
+def test_names_from_elsewhere_are_no_html() -> None:
+    html = figure(torch.zeros(3, 4, 4), '<script>"&', detail="<i>")
+    assert "<script>" not in html
+    assert "<i>" not in html
+    assert '"&"' not in html
+    assert "&lt;script&gt;&quot;&amp;" in html
+
+
+def test_a_broken_model_is_named() -> None:
+    with pytest.raises(BadInput, match="NaN or infinity"):
+        data_uri(torch.full((3, 4, 4), torch.nan), "round")
+
+
+def test_tokens_without_a_place_stand_in_front() -> None:
+    html = token_figure(torch.zeros(3, 4, 4), Layout(2, 0), [], "x")
+    assert 'class="grid"' not in html

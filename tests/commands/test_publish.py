@@ -1,0 +1,302 @@
+"""`alitok publish`: the model card, what is refused, and the upload to a hub of our own on loopback."""
+
+import hashlib
+import json
+import shutil
+import threading
+from base64 import b64decode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from alitok.artifacts.folder import load_tokenizer
+from alitok.cli import main, run
+from alitok.common.errors import BadInput
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub as an upload needs. Weights go by LFS, as there.
+
+    Attributes:
+        files: what was committed, by path.
+        breaks: how many uploads of weights are cut off.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        self.files: dict[str, bytes] = {}
+        self.stored: dict[str, bytes] = {}
+        self.breaks = 0
+        self.uploads = 0
+        self.tokens: set[str | None] = set()
+        self.created: list[dict[str, Any]] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.server.tokens.add(self.headers["Authorization"])
+        if self.path == "/api/repos/create":
+            self.server.created.append(json.loads(body))
+            self.answer({"url": f"{self.server.address}/me/shapes"})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            modes = {True: "lfs", False: "regular"}
+            files = [
+                {"path": f["path"], "uploadMode": modes[f["path"].endswith(".safetensors")], "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            self.answer({"files": files})
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            objects = []
+            for wanted in json.loads(body)["objects"]:
+                href = f"{self.server.address}/store/{wanted['oid']}"
+                known = wanted["oid"] in self.server.stored
+                objects.append({**wanted} if known else {**wanted, "actions": {"upload": {"href": href}}})
+            self.answer({"transfer": "basic", "objects": objects})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    self.server.files[value["path"]] = b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    self.server.files[value["path"]] = self.server.stored[value["oid"]]
+            self.answer({"commitUrl": f"{self.server.address}/me/shapes/commit/1", "commitOid": "1", "success": True})
+        else:
+            self.send_error(404)
+
+    def do_PUT(self) -> None:
+        self.server.uploads += 1
+        if self.server.breaks:
+            self.server.breaks -= 1
+            self.rfile.read(100)
+            self.connection.close()  # in the middle of the weights
+            return
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rpartition("/")[2]
+        assert hashlib.sha256(content).hexdigest() == oid
+        self.server.stored[oid] = content
+        self.answer({})
+
+    def answer(self, content: Any) -> None:
+        encoded = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(encoded)))
+        self.end_headers()
+        self.wfile.write(encoded)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def private(created: dict[str, Any]) -> Any:
+    """What was asked of a new repository; older libraries call it `private`."""
+    return created.get("visibility", created.get("private"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub, which the library takes for huggingface.co."""
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # its store speaks another protocol
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def record(artifacts: Path, tmp_path: Path) -> Path:
+    content = {
+        "measure": "rFID",
+        "samples": {"name": "val", "digest": "a" * 64, "count": 300, "image_size": 32},
+        "reference": {"name": "/data/secret/val.npz", "digest": "b" * 64},
+        "extractor": {"name": "random:0", "digest": "c" * 64},
+        "tokenizer": {
+            "name": "x",
+            "digest": json.loads((artifacts / "tokenizer" / "card.json").read_text())["digest"],
+        },
+        "protocol": "adm",
+        "resize": "none",
+        "quantisation": "truncate",
+        "rfid": 1.25,
+        "psnr": 21.5,
+        "fid": None,
+        "reasons": ["300 images instead of the 50,000 of the validation split"],
+    }
+    (tmp_path / "rfid.json").write_text(json.dumps(content))
+    return tmp_path / "rfid.json"
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    *others, last = capsys.readouterr().err.splitlines()  # the library reports its own retries and progress
+    assert not [line for line in others if "Traceback" in line]
+    return last
+
+
+def test_a_dry_run_writes_what_would_be_uploaded(artifacts: Path, record: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(grid)
+    out = tmp_path / "out"
+    words = ["publish", str(artifacts / "tokenizer"), "me/shapes", "--license", "mit", "--dry-run", str(out)]
+    run([*words, "--record", str(record), "--grid", str(grid)])
+    names = {"README.md", "card.json", "config.yaml", "model.safetensors", "samples.png"}
+    assert {path.name for path in out.iterdir()} == names
+    assert load_tokenizer(out).card["digest"] == load_tokenizer(artifacts / "tokenizer").card["digest"]
+    card = ModelCard.load(out / "README.md")
+    assert (card.data.library_name, card.data.license, card.data.model_name) == ("alitok", "mit", "shapes")
+    assert "image-tokenizer" in card.data.tags
+    found = {result.metric_name: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in found.items()} == {"rFID": 1.25, "PSNR (dB)": 21.5}
+    arguments = found["rFID"].metric_args
+    assert (arguments["protocol"], arguments["images"]) == ("adm", 300)
+    assert arguments["reference"] == f"val.npz ({'b' * 12})"
+    text = (out / "README.md").read_text()
+    assert "](samples.png)" in text
+    assert "300 images instead of the 50,000" in text
+    assert "secret" not in text
+    assert 'alitok.load_tokenizer("me/shapes")' in text
+    assert yaml.safe_load(text.split("---")[1])["model-index"][0]["name"] == "shapes"
+    run(words)  # over the dry run before; no grid any more
+    assert {path.name for path in out.iterdir()} == names - {"samples.png"}
+
+
+def test_the_lines_of_the_card_load_the_pair(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("generator", "tokenizer"):
+        words = ["publish", str(artifacts / name), f"me/{name}", "--dry-run", f"me/{name}"]
+        run([*words, *(["--tokenizer", "me/tokenizer"] if name == "generator" else [])])
+    text = Path("me/generator/README.md").read_text()
+    assert "circle, square, star" in text
+    space: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], space)
+    assert space["images"].shape == (2, 3, 32, 32)
+    exec(Path("me/tokenizer/README.md").read_text().split("```python\n")[1].split("```")[0], space)
+    assert space["images"].shape == (2, 3, 32, 32)
+
+
+def test_the_newest_grid_of_the_run_is_taken(artifacts: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifacts / "tokenizer", tmp_path / "run" / "artifact")
+    (tmp_path / "run" / "pictures").mkdir()
+    for step, color in ((100, "red"), (20, "blue")):
+        Image.new("RGB", (4, 4), color).save(tmp_path / "run" / "pictures" / f"samples-{step:07d}.png")
+    run(["publish", str(tmp_path / "run" / "artifact"), "me/shapes", "--dry-run", str(tmp_path / "out")])
+    with Image.open(tmp_path / "out" / "samples.png") as taken:
+        assert taken.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_an_upload(artifacts: Path, hub: Hub, record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = artifacts / "tokenizer"
+    run(["publish", str(folder), "me/shapes", "--license", "mit", "--record", str(record)])
+    assert f"{hub.address}/me/shapes" in capsys.readouterr().out
+    assert set(hub.files) == {"README.md", "card.json", "config.yaml", "model.safetensors"}
+    for name in ("card.json", "config.yaml", "model.safetensors"):
+        assert hub.files[name] == (folder / name).read_bytes()
+    assert b"rFID" in hub.files["README.md"]
+    assert hub.tokens == {"Bearer hf_secret"}
+    assert hub.created[0]["name"] == "shapes"
+    assert private(hub.created[0]) is None  # as the owner's default is
+    run(["publish", str(folder), "me/shapes", "--private"])
+    assert hub.uploads == 1  # the weights are there already
+    assert private(hub.created[1]) in (True, "private")
+
+
+def test_an_interrupted_upload_leaves_nothing_and_goes_on(
+    artifacts: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.breaks = 99
+    words = ["publish", str(artifacts / "tokenizer"), "me/shapes"]
+    sentence = refused(words, capsys)
+    assert "alitok: me/shapes is not published: " in sentence
+    assert "the same command sends what is missing" in sentence
+    assert hub.uploads
+    assert not hub.files
+    hub.breaks = 0
+    run(words)
+    assert hub.files["model.safetensors"] == (artifacts / "tokenizer" / "model.safetensors").read_bytes()
+
+
+def test_a_hub_that_is_not_there(
+    artifacts: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "is not published" in refused(["publish", str(artifacts / "tokenizer"), "me/shapes"], capsys)
+
+
+def test_without_a_token(
+    artifacts: Path, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    sentence = refused(["publish", str(artifacts / "tokenizer"), "me/shapes"], capsys)
+    assert "There is no token for the hub: run `hf auth login`, or set HF_TOKEN" in sentence
+    assert not hub.created
+
+
+@pytest.mark.parametrize("place", ["config.yaml", "extra.yaml", "card.json"])
+def test_classes_of_other_packages_are_refused_by_name(artifacts: Path, tmp_path: Path, hub: Hub, place: str) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(artifacts / "tokenizer", folder)
+    if place == "card.json":
+        card = json.loads((folder / place).read_text())
+        (folder / place).write_text(json.dumps(card | {"schedule": "mine.Guidance"}))
+    else:
+        (folder / place).write_text(yaml.safe_dump({"class_path": "mine.Guidance", "init_args": {}}))
+        shutil.copyfile(folder / "model.safetensors", folder / "extra.safetensors")
+    with pytest.raises(BadInput, match=rf"{place} names mine\.Guidance, and an artifact of the hub may only name"):
+        run(["publish", str(folder), "me/shapes"])
+    assert not hub.tokens
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["shapes"], "'shapes' is no name on the hub"),
+        (["me/../x"], "is no name on the hub"),
+        (["me/shapes", "--license", "my own\nlicense"], "is no identifier of the hub"),
+        (["me/shapes", "--record", "BAD"], "is not readable JSON"),
+        (["me/shapes", "--grid", "BAD"], "its format is not known"),
+    ],
+)
+def test_what_the_hub_would_not_take(artifacts: Path, tmp_path: Path, more: list[str], sentence: str) -> None:
+    (tmp_path / "bad").write_text("{")
+    words = [str(tmp_path / "bad") if word == "BAD" else word for word in more]
+    with pytest.raises(BadInput, match=sentence):
+        run(["publish", str(artifacts / "tokenizer"), *words, "--dry-run", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_of_another_model(artifacts: Path, record: Path, tmp_path: Path) -> None:
+    words = ["publish", str(artifacts / "stranger"), "me/shapes", "--record", str(record)]
+    with pytest.raises(BadInput, match="give the record of this one"):
+        run([*words, "--dry-run", str(tmp_path / "out")])
+
+
+def test_a_folder_of_something_else_stays(artifacts: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    for out in (tmp_path, artifacts / "tokenizer"):
+        with pytest.raises(BadInput, match=r"something else than a dry run|is the artifact itself"):
+            run(["publish", str(artifacts / "tokenizer"), "me/shapes", "--dry-run", str(out)])
+    assert (tmp_path / "thesis.txt").is_file()

@@ -1,0 +1,182 @@
+"""The league: budget, rows that stay, stale rows, and the page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import DEMO
+
+from alitok.cli import run
+from alitok.common.errors import BadInput
+from alitok.reports.differences import BASE
+from alitok.studies import judges
+from alitok.studies import league as studies
+from alitok.studies.league import League, entries_of
+
+SIZES = {
+    f"model.tokenizer.{part}.{key}": value
+    for part in ("encoder", "decoder")
+    for key, value in (("width", 32), ("depth", 1), ("heads", 2))
+}
+STEPS = {"model.phases.continuous.steps": 1, "model.phases.main.steps": 1, "data.global_batch": 4, "data.count": 8}
+REST = {"data.val_count": 4, "trainer.callbacks.grid": None, "trainer.logger": None, "model.warmup_steps": 0}
+TOKENIZER = {**SIZES, **STEPS, **REST}
+GENERATOR = {"model.generator.width": 32, "model.generator.depth": 1, "model.generator.heads": 2}
+GENERATOR |= {"model.phases.main.steps": 2, "data.global_batch": 8, "model.warmup_steps": 0}
+GENERATOR |= {"trainer.callbacks.samples": None, "trainer.logger": None}
+TEXTS = {"published": "3.71 → 1.84", "predicted": "none stated"}
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A league of one tokenizer idea and one generator idea, on little data."""
+    for name, value in (("TRAIN", 24), ("VAL", 8), ("WIDTH", 64), ("DEPTH", 1), ("REFERENCE_PICTURES", 12)):
+        monkeypatch.setattr(judges, name, value)
+    opened = studies._train_classifier
+
+    def few(data: str, size: int, steps: int, folder: Path, device: Any) -> None:
+        monkeypatch.setattr("alitok.data.shapes.DEFAULT_COUNTS", {"train": 40, "val": 16})
+        opened(data, size, steps, folder, device)
+
+    monkeypatch.setattr(studies, "_train_classifier", few)
+    monkeypatch.setattr("alitok.data.shapes.DEFAULT_COUNTS", {"train": 40, "val": 16})
+    (tmp_path / "l1.yaml").write_text("model: {losses: {mse: null, l1: {class_path: alitok.losses.terms.L1}}}\n")
+    (tmp_path / "wide.yaml").write_text("model: {generator: {width: 48}}\n")
+    families = {
+        "tokenizers": {
+            "base": [str(DEMO / "tokenizer-stage1.yaml")],
+            "overrides": TOKENIZER,
+            "main": "probe_nats_a_picture",
+            "lower_is_better": True,
+            "shown": ["psnr", "rfid"],
+            "ideas": {"l1": {"files": ["l1.yaml"], **TEXTS}},
+        },
+        "generators": {
+            "tokenizer": [str(DEMO / "tokenizer-stage1.yaml")],
+            "tokenizer_overrides": dict(TOKENIZER),  # else YAML would give both one object
+            "base": [str(DEMO / "generator.yaml")],
+            "overrides": {key: value for key, value in GENERATOR.items() if key != "model.generator.width"},
+            "main": "gfid_2",
+            "lower_is_better": True,
+            "shown": ["token_nats"],
+            "ideas": {"wide": {"files": ["wide.yaml"], **TEXTS}},
+        },
+    }
+    content = {"seeds": [0, 1], "classifier_steps": 2, "samples": 6, "probe_steps": 2, "families": families}
+    (tmp_path / "league.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return tmp_path / "league.yaml"
+
+
+def words(file: Path, *more: str) -> list[str]:
+    return ["league", "--data", "shapes", "--league", str(file), "--out", str(file.parent / "runs"), *more]
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return json.loads((file.parent / "runs" / "league.json").read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_the_whole_league(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(words(file))
+    assert "8 runs, 8 to train: about" in capsys.readouterr().out
+    rows = rows_of(file)
+    assert {(row["family"], row["name"], row["seed"]) for row in rows} == {
+        (family, name, seed)
+        for family, idea in (("tokenizers", "l1"), ("generators", "wide"))
+        for name in (BASE, idea)
+        for seed in (0, 1)
+    }
+    for row in rows:
+        assert row["flops"] > 0
+        assert row["parameters"] > 0
+        assert row["stale"] is False
+        assert row["gfid_2" if row["family"] == "generators" else "probe_nats_a_picture"] > 0
+    text = (file.parent / "runs" / "league.md").read_text()
+    assert "| l1 | " in text
+    assert "| wide | " in text
+    assert text.count("1 of 1 ideas measured") == 2
+    assert "3.71 → 1.84" in text
+    assert (file.parent / "runs" / "league.png").stat().st_size > 5000
+
+
+def test_rows_stay_until_their_source_changes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | {"seeds": [0]}))
+    run(words(file, "--only", "l1"))
+    assert "2 runs, 2 to train" in capsys.readouterr().out
+    rows = rows_of(file)
+    run(words(file, "--only", "l1"))
+    assert "2 runs, 0 to train" in capsys.readouterr().out
+    assert rows_of(file) == rows
+    text = (file.parent / "runs" / "league.md").read_text()
+    assert "1 of 1 ideas measured: 0 better, 0 worse, 1 undecided" in text  # one seed decides nothing
+
+    # the base is what it was
+    (file.parent / "l1.yaml").write_text("model: {losses: {mse: null, l1: {class_path: alitok.losses.terms.MSE}}}\n")
+    run(words(file, "--only", "l1"))
+    out = capsys.readouterr().out
+    assert "2 runs, 0 to train" in out
+    assert "1 rows are of another configuration or source" in out
+    assert [row["name"] for row in rows_of(file) if row["stale"]] == ["l1"]
+    assert "| l1 (stale) | " in (file.parent / "runs" / "league.md").read_text()
+    run(words(file, "--only", "l1", "--renew"))
+    assert "2 runs, 1 to train" in capsys.readouterr().out
+    assert not any(row["stale"] for row in rows_of(file))
+    assert rows_of(file)[0] == rows[0]
+    assert rows_of(file)[1]["psnr"] != rows[1]["psnr"]
+
+
+def test_what_does_not_fit_into_the_hours_is_left(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(words(file, "--hours", "1e-12", "--only", "l1"))
+    out = capsys.readouterr().out
+    assert "4 runs, 4 to train" in out
+    assert "note: 4 runs do not fit into the 1e-12 hours" in out
+    assert not (file.parent / "runs" / "tokenizers").exists()
+
+
+def test_a_row_depends_on_what_decides_it(file: Path, tmp_path: Path) -> None:
+    def digests(out: Path = tmp_path / "a", data: str = "shapes") -> dict[tuple[str, str, int], str]:
+        league = League.load(file)
+        return {(entry.family, entry.name, entry.seed): entry.digest for entry in entries_of(league, data, out)}
+
+    first = digests()
+    assert len(set(first.values())) == 8
+    assert digests(tmp_path / "b") == first  # wherever it is
+    content = yaml.safe_load(file.read_text())
+    content["families"]["generators"]["tokenizer_overrides"]["model.warmup_steps"] = 1
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert {key[0] for key, value in digests().items() if value != first[key]} == {"generators"}
+    content["probe_steps"] = 3
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert not set(digests().values()) & set(first.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"famlies": {}}, "has no key 'famlies': it takes"),
+        ({"seeds": None}, "league.yaml needs seeds"),
+        ({"families": {"tokenizers": {"base": []}}}, "tokenizers needs"),
+    ],
+)
+def test_what_it_refuses(file: Path, change: dict[str, Any], said: str) -> None:
+    content = yaml.safe_load(file.read_text()) | change
+    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    with pytest.raises(BadInput, match=said):
+        run(words(file))
+
+
+def test_wrong_options(file: Path) -> None:
+    with pytest.raises(BadInput, match="--only nothing: the league has l1, wide"):
+        run(words(file, "--only", "nothing"))
+    with pytest.raises(BadInput, match="--hours must be above 0, not 0"):
+        run(words(file, "--hours", "0"))
+
+
+def test_the_shipped_league_composes() -> None:
+    league = League.load(DEMO.parent / "league" / "league.yaml")
+    league = League(**{**vars(league), "seeds": [0]})
+    names = {(entry.family, entry.name) for entry in entries_of(league, "shapes", Path("runs/league"))}
+    assert {name for _, name in names} >= {idea for family in league.families.values() for idea in family.ideas}
