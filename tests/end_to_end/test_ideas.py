@@ -20,6 +20,7 @@ from alitok.artifacts.folder import load_artifact
 from alitok.common.build import import_class
 from alitok.config import compose_run, load_yaml
 from alitok.data.token_cache import TokenCache
+from alitok.profiling.cost import Layout, cost
 from alitok.sampling.generate import generate
 from alitok.studies import small
 from alitok.training.checkpoint import read_checkpoint
@@ -140,6 +141,16 @@ def check_generator(generator: Any, folder: Path) -> None:
 def test_it_says_what_it_is_and_builds_at_full_size(idea: Path) -> None:
     check_said(idea)
     check_full_size(idea)
+
+
+@pytest.mark.parametrize("idea", IDEAS, ids=lambda path: path.stem)
+def test_what_it_costs_is_counted(idea: Path, tmp_path: Path) -> None:
+    """`describe`, at a small size; a network that a term compares with is counted beside the model."""
+    config = reduced(small_stack(idea), tmp_path)
+    found = cost(config, Layout("cpu"))
+    assert found.peak.memory_bytes > 0
+    assert all(sum(turn.flops.values()) > 0 for turn in found.turns)
+    assert ("reference" in found.beside) == (config["model"]["init_args"].get("reference") is not None)
 
 
 @pytest.mark.parametrize("idea", IDEAS, ids=lambda path: path.stem)

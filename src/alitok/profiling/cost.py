@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from alitok.common.build import import_class
+from alitok.common.build import build, import_class
 from alitok.common.errors import BadInput
 from alitok.models.seams import Part, Quantizer
 from alitok.networks.frozen import without_weights
@@ -157,8 +157,11 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
     share = global_batch // layout.devices
     micro_batch = min(data.get("micro_batch") or share, share)
     for name, block in ((config["model"].get("init_args") or {}).get("losses") or {}).items():
-        if needs_artifact(import_class(block["class_path"])):
+        kind = import_class(block["class_path"])
+        if kind.needs_codebook:
             print(f"alitok: losses.{name} reads another artifact, so its step is not counted.", file=sys.stderr)
+        if kind.needs_reference:
+            print(f"alitok: the reference of losses.{name} is counted as large as the generator.", file=sys.stderr)
     ledger = Ledger()
     with _rehearsal(config, precision, ledger) as (module, networks):
         model = module.model
@@ -226,11 +229,16 @@ def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Ite
         finally:
             torch.set_default_dtype(default)
         terms = module.terms
-        for name in [name for name, term in terms.items() if needs_artifact(term)]:
+        for name in [name for name, term in terms.items() if term.needs_codebook]:
             del terms[name]
         for term in terms.values():
             term.setup("cpu")
-        yield module, {name: network for (name, _), network in networks.items()}
+        beside: dict[str, nn.Module] = {name: network for (name, _), network in networks.items()}
+        if any(term.needs_reference for term in terms.values()):
+            beside["reference"] = build(module.model.block).requires_grad_(False).eval()
+            module._reference = [beside["reference"]]
+            ledger.attribute(beside["reference"], "reference")
+        yield module, beside
 
 
 def _rehearse(
@@ -325,11 +333,6 @@ def _moment_bytes(optimizers: Iterable[torch.optim.Optimizer], shards: Mapping[i
             for parameter in group["params"]:
                 size += 2 * (_bytes([parameter]) // shards[id(parameter)]) + 4 // shards[id(parameter)]
     return size
-
-
-def needs_artifact(term: Any) -> bool:
-    """Whether a loss term, or its class, computes with the weights of another artifact, which nothing here reads."""
-    return bool(term.needs_codebook or term.needs_reference)
 
 
 def _name_parts(ledger: Ledger, module: Any) -> None:
