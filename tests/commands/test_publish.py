@@ -296,6 +296,8 @@ def test_a_record_of_another_model(artifacts: Path, record: Path, tmp_path: Path
 
 def test_a_folder_of_something_else_stays(artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
+    (tmp_path / "README.md").write_text("a repository")
+    (tmp_path / "card.json").write_text("{}")
     for out in (tmp_path, artifacts / "tokenizer"):
         with pytest.raises(BadInput, match=r"something else than a dry run|is the artifact itself"):
             run(["publish", str(artifacts / "tokenizer"), "me/shapes", "--dry-run", str(out)])

@@ -65,7 +65,7 @@ def write(folder: Path, files: Sequence[Path], text: str, grid: Path | None) -> 
     Raises:
         BadInput: the folder holds something else, or cannot be written.
     """
-    if folder.exists() and not (folder / README).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not _is_dry_run(folder):
         raise BadInput(f"{folder} holds something else than a dry run; choose another folder or empty it.")
     with atomic_folder(folder) as temporary:
         for path in files:
@@ -73,6 +73,15 @@ def write(folder: Path, files: Sequence[Path], text: str, grid: Path | None) -> 
         (temporary / README).write_text(text, "utf-8")
         if grid is not None:
             shutil.copyfile(grid, temporary / GRID)
+
+
+def _is_dry_run(folder: Path) -> bool:
+    """Whether a folder is empty, or holds the files of a dry run and no other: it is then replaced."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    weights = {name for name in names if name.endswith((".yaml", ".safetensors"))}
+    return not names or (names >= {README, CARD} and names <= {README, CARD, GRID, *weights})
 
 
 def upload(
