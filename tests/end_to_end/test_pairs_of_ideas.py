@@ -72,7 +72,11 @@ REFUSED = {
     **{
         tuple(sorted((name, other))): "a square grid of latents, not 24"
         for name in ("latent-repa", "token-flow", "vf")
-        for other in ("titok", "nested-dropout", "tail-drop")  # all by TiTok's decoder
+        for other in ("titok", "nested-dropout", "tail-drop", "nestok", "flow-groups", "flow-first")  # latents only
+    },
+    **{
+        tuple(sorted((name, "hieratok"))): "a square grid of latents, not 85"
+        for name in ("latent-repa", "token-flow", "vf")
     },
     ("masked", "rear"): "CodeVector reads a causal generator",
     **{

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.config import compose_run
-from alitok.ideas.flow_decoder import FlowDecoder
+from alitok.ideas.flow_decoder import FlowBlock, FlowDecoder
 from alitok.ideas.patch_flow import PatchFlow
 from alitok.ideas.shared.flow import Flow, FlowMatching, TimeLaw
 from alitok.ideas.shared.flow_sampler import FlowSampler
@@ -258,10 +258,41 @@ def test_validation_measures_what_the_sampler_makes(name: str, tmp_path: Path) -
         assert not torch.equal(measured, tokenizer.reconstruct(batch["image"], indices=[4, 9]))
 
 
+@torch.no_grad()
+def test_a_new_decoder_has_no_velocity() -> None:
+    for made in (FlowDecoder(8, 2, 16, 4, 32, 2, 2), PatchFlow(8, 2, 0, 4, 32, 2, 2)):
+        velocity = made.velocity(torch.randn(2, 3, 8, 8), torch.rand(2), made.condition(torch.randn(2, 16, 4)))
+        assert torch.equal(velocity, torch.zeros(2, 3, 8, 8))
+
+
+@torch.no_grad()
+def test_a_block_is_the_formula() -> None:
+    """Shifts, scales and gates of patches and latents apart, against a plain computation, small gates in bfloat16."""
+    torch.manual_seed(0)
+    block, x, time = FlowBlock(8, 2), torch.randn(2, 5, 8), torch.randn(2, 8)
+    first = block.modulation(time).view(2, 2, 6, 8).repeat_interleave(torch.tensor([3, 2]), 1)  # of each token
+    gate1, gate2, shift1, scale1, shift2, scale2 = first.unbind(2)
+    hidden = F.layer_norm(x, (8,)) * (1 + scale1) + shift1
+    q, k, v = (part.view(2, 5, 2, 4).transpose(1, 2) for part in block.qkv(hidden).chunk(3, -1))
+    seen = (F.layer_norm(q, (4,)) @ F.layer_norm(k, (4,)).mT / 2).softmax(-1) @ v
+    middle = x + gate1 * block.proj(seen.transpose(1, 2).flatten(2))
+    gate, up = block.up(F.layer_norm(middle, (8,)) * (1 + scale2) + shift2).chunk(2, -1)
+    expected = middle + gate2 * block.down(F.silu(gate) * up)
+    torch.testing.assert_close(block(x, time, 3), expected)
+    nn.init.constant_(block.modulation.weight, 0)
+    nn.init.constant_(block.modulation.bias, 1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = (block(x, time, 3) - x).abs().max()
+    assert 0 < float(moved) < 0.1
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(BadInput, match="at least one step, not 0"):
         FlowSampler(steps=0)
     with pytest.raises(BadInput, match="solver must be euler, ab2 or rk4, not heun"):
         FlowSampler(solver="heun")  # type: ignore[arg-type]
+    for wrong in ({"patch_size": 3}, {"heads": 3}):
+        with pytest.raises(BadInput, match="8 pixels must divide"):
+            decoder("flow", **wrong)
     with pytest.raises(BadInput, match="train with null"):
         decoder("flow", sampler=FlowSampler(guidance=2.0))

@@ -35,17 +35,17 @@ class FlowBlock(nn.Module):
         """x (B, patches + k, width), time (B, width) after its SiLU."""
         kinds = (patches, x.shape[1] - patches)
         gate1, gate2, shift1, scale1, shift2, scale2 = self.modulation(time).unflatten(1, (2, 6, -1)).unbind(2)
-        hidden = scaled(self.norm1(x), kinds, scale1, shift1)
+        hidden = scaled(self.norm1(x), kinds, 1 + scale1, shift1)
         q, k, v = (rearrange(part, "b t (h d) -> b h t d", h=self.heads) for part in self.qkv(hidden).chunk(3, -1))
         seen = attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v, causal=False)
-        x = x + scaled(self.proj(rearrange(seen, "b h t d -> b t (h d)")), kinds, gate1 - 1)
-        gate, up = self.up(scaled(self.norm2(x), kinds, scale2, shift2)).chunk(2, -1)
-        return x + scaled(self.down(F.silu(gate) * up), kinds, gate2 - 1)
+        x = x + scaled(self.proj(rearrange(seen, "b h t d -> b t (h d)")), kinds, gate1)
+        gate, up = self.up(scaled(self.norm2(x), kinds, 1 + scale2, shift2)).chunk(2, -1)
+        return x + scaled(self.down(F.silu(gate) * up), kinds, gate2)
 
 
 def scaled(x: Tensor, kinds: tuple[int, int], scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    """x (1 + scale) + shift; scale and shift (B, 2, width) of the patches and of the latents after them."""
-    parts = [part * (1 + scale[:, kind, None]) for kind, part in enumerate(x.split(kinds, 1))]
+    """x scale + shift; scale and shift (B, 2, width) of the patches and of the latents after them."""
+    parts = [part * scale[:, kind, None] for kind, part in enumerate(x.split(kinds, 1))]
     if shift is not None:
         parts = [part + shift[:, kind, None] for kind, part in enumerate(parts)]
     return torch.cat(parts, 1)
@@ -63,6 +63,9 @@ class FlowDecoder(Flow):
         init: of the weights, see `init_weights`.
         times, sampler, scale, null: see `Flow`.
         tokens: which latents are there at which time; in place of the others is a learned one. None for all of them.
+
+    Raises:
+        BadInput: a size that does not divide.
     """
 
     any_length = True
@@ -84,6 +87,11 @@ class FlowDecoder(Flow):
         tokens: TokenSchedule | None = None,
     ) -> None:
         super().__init__(image_size, code_dim, times, sampler, scale, null)
+        if image_size % patch_size or width % heads:
+            raise BadInput(
+                f"FlowDecoder: {image_size} pixels must divide into patches of {patch_size}, and width {width} into"
+                f" {heads} heads."
+            )
         self.patch_size = patch_size
         self.patches = (image_size // patch_size) ** 2
         self.length = self.patches + num_latents

@@ -134,7 +134,9 @@ class Flow(seams.Decoder):
     def decode(self, latents: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
         """(B, k, D) -> (B, 3, H, W) in [0, 1]."""
         given = self.condition(latents)
-        without = None if self.null_latent is None else self.condition(self.null_latent.to(latents).expand_as(latents))
+        without = None
+        if self.null_latent is not None and self.sampler.guidance != 1:
+            without = self.condition(self.null_latent.to(latents).expand_as(latents))
 
         def field(x: Tensor, t: float, with_tokens: bool) -> Tensor:
             times = torch.full((len(x),), t, device=x.device)
