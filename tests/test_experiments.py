@@ -35,8 +35,8 @@ def build(files: tuple[Path, ...]) -> tuple[dict[str, Any], Any]:
 def test_all_files_are_covered() -> None:
     covered = {path for files in [*SIZED, *WHOLE, *LADDER_FILES] for path in files}
     covered.add(ROOT / "demo" / "features.yaml")  # below
-    # laid over the bases in training/test_overlays.py and end_to_end/test_ideas.py
-    folders = ("strategies", "debug", "options", "ideas")
+    # laid over the bases in training/test_overlays.py, end_to_end/test_ideas.py and studies/test_league.py
+    folders = ("strategies", "debug", "options", "ideas", "league")
     overlays = {path for folder in folders for path in (ROOT / folder).glob("*.yaml")}
     assert covered | overlays == set(ROOT.rglob("*.yaml"))
 

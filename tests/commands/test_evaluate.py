@@ -12,17 +12,20 @@ from PIL import Image
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
-from alitok.artifacts.folder import load_tokenizer
+from alitok.artifacts.folder import load_tokenizer, save_artifact
 from alitok.cli import main, run
+from alitok.common.build import build
 from alitok.common.distributed import process_group
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
 from alitok.common.images import to_uint8
 from alitok.common.random import stream
+from alitok.config import compose_run
 from alitok.data.shapes import Shapes
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
 from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
+from alitok.studies import small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 CONTRACT = {
@@ -480,3 +483,21 @@ def test_two_processes_give_the_numbers_of_one(inception: Path, artifacts: Path)
                 assert two[key] == pytest.approx(value, rel=1e-7), key
             else:
                 assert two[key] == value, key
+
+
+def test_what_a_flow_was_integrated_with_is_in_the_record(sets: Path, tmp_path: Path) -> None:
+    """No weight tells the steps of a decoder that draws."""
+    records = []
+    for steps in (2, 3):
+        demo = Path(__file__).parents[2] / "experiments"
+        files = [demo / "demo" / "tokenizer-stage2.yaml", demo / "ideas" / "flow-decoder.yaml"]
+        config = small.small(compose_run(files, [f"--model.tokenizer.decoder.sampler.steps={steps}"]))
+        block = config["model"]["init_args"]["tokenizer"]
+        torch.manual_seed(0)
+        save_artifact(tmp_path / str(steps), block, build(block), {"kind": "tokenizer"})
+        words = ["--reconstruction", "--tokenizer", tmp_path / str(steps), "--data", "shapes", "--count", 4]
+        records.append(evaluate(sets, *words)["tokenizer"])
+    assert records[0]["digest"] == records[1]["digest"]
+    assert [json.loads(record["decoder"])["init_args"]["sampler"]["init_args"]["steps"] for record in records] == [2, 3]
+    run(["reconstruct", "--tokenizer", str(tmp_path / "2"), str(sets / "shapes"), "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").iterdir())) >= 12

@@ -1,5 +1,6 @@
 """rFID and what goes with it: a tokenizer's reconstructions against the validation images that they are of."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -148,6 +149,10 @@ def evaluate_reconstructions(
             "name": args.tokenizer,
             "digest": tokenizer_digest(tokenizer),
             "weights": module_digest(tokenizer),
+            # steps and solver of a decoder that draws are in no weight
+            **(
+                {"decoder": json.dumps(tokenizer.block["init_args"]["decoder"])} if tokenizer.decoder.generative else {}
+            ),
         },
         alitok=version("alitok"),
         **results,
