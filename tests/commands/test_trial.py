@@ -83,6 +83,7 @@ def test_the_table_says_mean_spread_and_distance_to_the_base() -> None:
         (["--idea", "{nothing}"], "changes nothing of the base's model or data"),
         (["--idea", "{missing}"], "Cannot read configuration"),
         ([], "give --idea FILE or --sweep KEY=A,B"),
+        (["--idea", "{idea},"], "--idea takes FILE,... and not"),
         (["--sweep", "model.codebook_lr"], "--sweep takes KEY=A,B,... and not 'model.codebook_lr'"),
         (["--sweep", "model.codebook_lr=1,,2"], "--sweep takes KEY=A,B,..."),
         (["--sweep", "model.codebook_lr=2.0,2.0"], "there is a 'codebook_lr=2.0' already"),
@@ -114,6 +115,29 @@ def test_each_value_of_a_sweep_is_an_idea(tmp_path: Path, idea: Path) -> None:
         for seed in (0, 3)
     }
     assert plans[2][2]["trainer"]["default_root_dir"] == str(tmp_path / "codebook_lr=1.0" / "seed-0")
+    weights = [f"model.phases.main.weights.{name}=0.5" for name in ("mse", "vq")]
+    plans = plan(base, [], [*weights, "model.betas=[0.9,0.99],[0.8,0.9]"], [0], tmp_path, [])
+    assert [name for name, _, _ in plans] == [
+        *(BASE, "mse=0.5", "vq=0.5"),
+        *("betas=_0.9_0.99_", "betas=_0.8_0.9_"),
+    ]
+    assert plans[-1][2]["model"]["init_args"]["betas"] == [0.8, 0.9]
+
+
+def test_another_configuration_is_not_taken_for_a_finished_run(tmp_path: Path, idea: Path) -> None:
+    out = tmp_path / "trial"
+    run(words(out, "--idea", str(idea), "--seeds", "0"))
+    idea.write_text("model: {losses: {prefix: null}, betas: [0.5, 0.6]}\n")
+    with pytest.raises(BadInput, match=r"no-prefix-loss/seed-0 belongs to: model.betas"):
+        run(words(out, "--idea", str(idea), "--seeds", "0"))
+
+
+def test_an_idea_that_diverges_does_not_end_the_trial(tmp_path: Path, idea: Path) -> None:
+    out = tmp_path / "trial"
+    run(words(out, "--sweep", "model.phases.main.lr=1e30", "--idea", str(idea), "--seeds", "0"))
+    content = json.loads((out / "trial.json").read_text())
+    assert [row["name"] for row in content["rows"]] == [BASE, "no-prefix-loss"]
+    assert "lr=1e30, seed 0, failed: " in (out / "trial.md").read_text()
 
 
 PERTURBED = str(DEMO.parent / "ideas" / "perturbation.yaml")

@@ -120,7 +120,9 @@ def test_rows_stay_until_their_source_changes(file: Path, capsys: pytest.Capture
     assert "2 runs, 0 to train" in out
     assert "1 rows are of another configuration or source" in out
     assert [row["name"] for row in rows_of(file) if row["stale"]] == ["l1"]
-    assert "| l1 (stale) | " in (file.parent / "runs" / "league.md").read_text()
+    text = (file.parent / "runs" / "league.md").read_text()
+    assert "| l1 (1 stale) | — | " in text  # not compared
+    assert "0 of 1 ideas measured" in text
     run(words(file, "--only", "l1", "--renew"))
     assert "2 runs, 1 to train" in capsys.readouterr().out
     assert not any(row["stale"] for row in rows_of(file))
@@ -128,12 +130,46 @@ def test_rows_stay_until_their_source_changes(file: Path, capsys: pytest.Capture
     assert rows_of(file)[1]["psnr"] != rows[1]["psnr"]
 
 
+@pytest.mark.slow
+def test_a_start_after_a_kill_goes_on(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tokens of a family of generators are there, a run is finished and has no row, the other one is new."""
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | {"seeds": [0]}, sort_keys=False))
+    run(words(file, "--only", "wide"))
+    rows = json.loads((file.parent / "runs" / "league.json").read_text())
+    kept = [row for row in rows["rows"] if row["name"] == BASE]
+    (file.parent / "runs" / "league.json").write_text(json.dumps(rows | {"rows": kept}))
+    capsys.readouterr()
+    run(words(file, "--only", "wide"))
+    out = capsys.readouterr().out
+    assert "2 runs, 1 to train" in out
+    assert out.count("is finished") >= 2  # the tokenizer and the run
+    assert len(rows_of(file)) == 2
+    # another tokenizer is another base: everything of the family is stale, and is trained in folders of its own
+    content["families"]["generators"]["tokenizer_overrides"]["model.warmup_steps"] = 1
+    file.write_text(yaml.safe_dump(content | {"seeds": [0]}, sort_keys=False))
+    run(words(file, "--only", "wide", "--renew"))
+    assert "2 runs, 2 to train" in capsys.readouterr().out
+    assert not any(row["stale"] for row in rows_of(file))
+    assert len(list((file.parent / "runs" / "generators").glob("tokenizer-*"))) == 2
+
+
+def test_a_run_that_fails_is_a_row_and_the_next_one_runs(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file.parent / "l1.yaml").write_text("model: {phases: {main: {lr: 1.e+30}}}\n")
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | {"seeds": [0]}, sort_keys=False))
+    run(words(file, "--only", "l1"))
+    assert "note: tokenizers l1, seed 0: " in capsys.readouterr().out
+    assert [bool(row.get("failed")) for row in rows_of(file)] == [False, True]
+    assert "| l1 (1 failed) | — | " in (file.parent / "runs" / "league.md").read_text()
+
+
 def test_what_does_not_fit_into_the_hours_is_left(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(words(file, "--hours", "1e-12", "--only", "l1"))
     out = capsys.readouterr().out
     assert "4 runs, 4 to train" in out
-    assert "note: 4 runs do not fit into the 1e-12 hours" in out
-    assert not (file.parent / "runs" / "tokenizers").exists()
+    assert "note: 3 runs do not fit into the 1e-12 hours" in out  # the first one tells the pace
+    assert [row["name"] for row in rows_of(file)] == [BASE]
 
 
 def test_a_row_depends_on_what_decides_it(file: Path, tmp_path: Path) -> None:
@@ -148,9 +184,14 @@ def test_a_row_depends_on_what_decides_it(file: Path, tmp_path: Path) -> None:
     content["families"]["generators"]["tokenizer_overrides"]["model.warmup_steps"] = 1
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     assert {key[0] for key, value in digests().items() if value != first[key]} == {"generators"}
+    assert not set(digests(data="other").values()) & set(first.values())
     content["probe_steps"] = 3
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     assert not set(digests().values()) & set(first.values())
+    content["families"]["tokenizers"]["overrides"]["trainer.precision"] = "bf16-mixed"
+    before = digests()
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert {key[0] for key, value in digests().items() if value != before[key]} == {"tokenizers"}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +200,9 @@ def test_a_row_depends_on_what_decides_it(file: Path, tmp_path: Path) -> None:
         ({"famlies": {}}, "has no key 'famlies': it takes"),
         ({"seeds": None}, "league.yaml needs seeds"),
         ({"families": {"tokenizers": {"base": []}}}, "tokenizers needs"),
+        ({"seeds": 3}, "seeds is a list of whole numbers, not 3"),
+        ({"families": {"tokenizers": {"ideas": ["l1"]}}}, "tokenizers.ideas must be a map of keys"),
+        ({"families": {"tokenizers": {"ideas": {"l1": {"files": "l1.yaml"}}}}}, "files are a list, not 'l1.yaml'"),
     ],
 )
 def test_what_it_refuses(file: Path, change: dict[str, Any], said: str) -> None:
@@ -169,6 +213,9 @@ def test_what_it_refuses(file: Path, change: dict[str, Any], said: str) -> None:
 
 
 def test_wrong_options(file: Path) -> None:
+    (file.parent / "other.json").write_text('{"fid": 3}')
+    with pytest.raises(BadInput, match="holds no rows of a league"):
+        run(words(file, "--results", str(file.parent / "other")))
     with pytest.raises(BadInput, match="--only nothing: the league has l1, wide"):
         run(words(file, "--only", "nothing"))
     with pytest.raises(BadInput, match="--hours must be above 0, not 0"):

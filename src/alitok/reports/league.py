@@ -78,8 +78,9 @@ alone. No idea was tuned. The sizes are a laptop's, so what a paper reports at f
 
 
 def compared(rows: Sequence[Row], idea: str, measure: str) -> Difference | None:
-    """An idea's paired difference to the base in one measure; None without a common seed."""
-    values = {(row["name"], row["seed"]): row[measure] for row in rows if row.get(measure) is not None}
+    """An idea's paired difference to the base in one measure; None without a common seed. Stale rows do not count."""
+    fresh = [row for row in rows if not row["stale"]]
+    values = {(row["name"], row["seed"]): row[measure] for row in fresh if row.get(measure) is not None}
     seeds = [seed for name, seed in values if name == idea and (BASE, seed) in values]
     if not seeds:
         return None
@@ -109,16 +110,14 @@ def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, D
     lines.append("|" + "---|" * (len(columns) + 5))
     base = [_mean(rows, key) for key in columns]
     count = len({row["seed"] for row in rows if row["name"] == BASE})
-    lines.append(f"| base | {' | '.join(base)} | {count} | | | |")
+    lines.append(f"| base{_mark(rows, BASE)} | {' | '.join(base)} | {count} | | | |")
     for idea in ideas:
         entry, value = family.ideas[idea], found[idea]
         cells = [_cell(compared(rows, idea, key), key) for key in columns]
         word = ABSENT if value is None else verdict(value, family.lower_is_better)
-        stale = " (stale)" if any(row["stale"] for row in rows if row["name"] == idea) else ""
         seeds = 0 if value is None else value.seeds
-        lines.append(
-            f"| {idea}{stale} | {' | '.join(cells)} | {seeds} | {word} | {entry.published} | {entry.predicted} |"
-        )
+        said = [f"{idea}{_mark(rows, idea)}", *cells, str(seeds), word, entry.published, entry.predicted]
+        lines.append(f"| {' | '.join(said)} |")
     words = [verdict(value, family.lower_is_better) for value in found.values() if value is not None]
     lines.append(
         f"\n{len(words)} of {len(found)} ideas measured: {words.count(BETTER)} better, {words.count(WORSE)} worse,"
@@ -128,8 +127,17 @@ def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, D
     return "\n".join(lines)
 
 
+def _mark(rows: Sequence[Row], name: str) -> str:
+    """What is said of runs that do not count."""
+    own = [row for row in rows if row["name"] == name]
+    words = {"stale": sum(row["stale"] for row in own), "failed": sum(bool(row.get("failed")) for row in own)}
+    said = ", ".join(f"{count} {word}" for word, count in words.items() if count)
+    return f" ({said})" if said else ""
+
+
 def _mean(rows: Sequence[Row], key: str) -> str:
-    values = [row[key] for row in rows if row["name"] == BASE and row.get(key) is not None]
+    own = [row for row in rows if row["name"] == BASE and not row["stale"]]
+    values = [row[key] for row in own if row.get(key) is not None]
     return said(sum(values) / len(values), UNITS.get(key, "")) if values else ABSENT
 
 

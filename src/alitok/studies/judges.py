@@ -1,5 +1,6 @@
 """What a trial measures of its generators or tokenizers, in addition to the numbers of their cards."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import torch
 from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, read_card
 from alitok.common.build import import_class
 from alitok.common.draw import Draw
+from alitok.common.errors import BadInput
 from alitok.common.files import write_json
 from alitok.common.images import to_uint8
 from alitok.common.progress import counter
@@ -22,7 +24,6 @@ from alitok.data.sources import open_source
 from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.extractors import open_extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_parts
-from alitok.evaluation.generation import GenerationMetrics
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.tokens import TokenAccuracy
 from alitok.reports.runs import read_json
@@ -79,10 +80,16 @@ class Judge:
         Args:
             config: the run's.
             root: its folder, with its artifact.
+
+        Raises:
+            BadInput: a measure is not finite.
         """
         decided = self.decided | {"artifact": read_card(root / "artifact")["digest"]}
         if not (root / FILE).is_file() or read_json(root / FILE).get("decided") != decided:
-            write_json(root / FILE, {**self.measures(config, root / "artifact"), "decided": decided})
+            found = self.measures(config, root / "artifact")
+            if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
+                raise BadInput(f"{root}: {wrong[0]} is not a finite number, so the run is not measured.")
+            write_json(root / FILE, {**found, "decided": decided})
 
     def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
         """The measures of one artifact, by name."""
@@ -104,8 +111,11 @@ class GeneratorJudge(Judge):
         for part in images.split(500):
             self.reference.update(self.extractor(part).pooled)
         self.codes = CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
+        # as many pictures as samples, of all classes: sources may be in the order of their classes
+        self.compared = min(judging.samples, len(images))
+        some = images[torch.arange(self.compared) * len(images) // self.compared]
         with torch.inference_mode():
-            for part in images[: judging.samples].split(judging.batch):
+            for part in some.split(judging.batch):
                 self.codes.update(self.tokenizer.encode(part.to(device).float() / 255))
 
     def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
@@ -151,29 +161,30 @@ class GeneratorJudge(Judge):
 
         The share is there if the extractor knows the classes.
         """
-        judging, metrics, right = self.judging, GenerationMetrics(self.extractor, self.reference), 0
+        judging, right, seconds = self.judging, 0, 0.0
+        statistics = FeatureStatistics(self.extractor.num_features)
         knows, codes = False, CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
         labels = [index % generator.num_classes for index in range(judging.samples)]
-        name, start = f"gfid_{scale:g}", time.perf_counter()
-        with counter(
-            f"Samples, scale {scale:g}", -(-judging.samples // judging.batch) * generator.num_tokens
-        ) as advance:
-            draw = self._draw(generator, scale)
+        draw = self._draw(generator, scale)
+        steps = -(-judging.samples // judging.batch) * generator.num_tokens
+        with counter(f"Samples, scale {scale:g}", steps) as advance:
             drawn = sample_images(
                 generator, self.tokenizer, labels, draw, batch=judging.batch, on_step=lambda step: advance(1)
             )
+            began = time.perf_counter()
             for indices, ids, images in drawn:
-                codes.update(ids)
                 pixels = to_uint8(images)
-                metrics.update(pixels)
-                probabilities = self.extractor(pixels).probabilities
-                knows = probabilities.shape[1] == generator.num_classes
+                seconds += time.perf_counter() - began
+                codes.update(ids[[number for number, index in enumerate(indices) if index < self.compared]])
+                features = self.extractor(pixels)
+                statistics.update(features.pooled)
+                knows = features.probabilities.shape[1] == generator.num_classes
                 if knows:
                     wanted = torch.tensor([labels[index] for index in indices])
-                    right += int((probabilities.argmax(1).cpu() == wanted).sum())
-        rate = judging.samples / (time.perf_counter() - start)
-        found = frechet_parts(metrics.statistics, self.reference, name)
-        found |= {f"chd_{scale:g}": codes.distance(self.codes), f"images_a_second_{scale:g}": rate}
+                    right += int((features.probabilities.argmax(1).cpu() == wanted).sum())
+                began = time.perf_counter()
+        found = frechet_parts(statistics, self.reference, f"gfid_{scale:g}")
+        found |= {f"chd_{scale:g}": codes.distance(self.codes), f"images_a_second_{scale:g}": judging.samples / seconds}
         return found | ({f"class_agreement_{scale:g}": right / judging.samples} if knows else {})
 
 

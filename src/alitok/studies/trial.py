@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alitok.common.ends import alone_in
 from alitok.common.errors import BadInput
 from alitok.common.files import write_json, write_text
-from alitok.config import compose_run, has_place, parse_overrides
+from alitok.config import compose_run, has_place, load_yaml, parse_overrides
 from alitok.reports.differences import BASE, table, verdict_table
 
 if TYPE_CHECKING:
@@ -42,16 +42,21 @@ def plan(
     own: dict[str, list[str]] = {BASE: []}
     for words in ideas:
         overlay = words.split(",")
+        if not all(overlay):
+            raise BadInput(f"--idea takes FILE,... and not {words!r}.")
         name = "+".join(Path(file).stem for file in overlay)
         if name in files:
             raise BadInput(f"--idea {words}: there is a {name!r} already; runs are named by their files.")
         files[name], own[name] = overlay, []
     for words in sweeps:
         key, equals, values = words.removeprefix("--").partition("=")
-        if not (key and equals and all(values.split(","))):
+        settings = re.split(r",(?![^\[]*\])", values)  # a comma inside brackets belongs to the value
+        if not (key and equals and all(settings)):
             raise BadInput(f"--sweep takes KEY=A,B,... and not {words!r}.")
-        for setting in values.split(","):
+        for setting in settings:
             name = re.sub(r"[^\w.+=-]", "_", f"{key.rpartition('.')[2]}={setting}")
+            if name in files and own[name] != [f"--{key}={setting}"]:  # another key with the same last word
+                name = re.sub(r"[^\w.+=-]", "_", f"{key}={setting}")
             if name in files:
                 raise BadInput(f"--sweep {words}: there is a {name!r} already; give each value once.")
             files[name], own[name] = [], [f"--{key}={setting}"]
@@ -101,10 +106,20 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
     from alitok.training.launch import run as launch
 
     costs = {name: cost_of(config) for name, seed, config in plans if seed == plans[0][1]}
+    failed: dict[tuple[str, int], str] = {}
     with alone_in(out):
+        for _, _, config in plans:
+            check_same(config)
         for number, (name, seed, config) in enumerate(plans, start=1):
             print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
-            launch("fit", copy.deepcopy(config))
+            try:
+                launch("fit", copy.deepcopy(config))
+            except BadInput as error:  # e.g. it diverges: the others may not
+                if name == BASE:
+                    raise
+                failed[name, seed] = str(error)
+                print(f"{name}, seed {seed}: {error}", flush=True)
+        plans = [one for one in plans if one[:2] not in failed]
         if judging is not None:
             judge_all(judging, plans)
     folders = [Path(config["trainer"]["default_root_dir"]) for _, _, config in plans]
@@ -112,12 +127,20 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
         {"name": name, "seed": seed, "seconds": training_seconds(folder), **measures(run), **costs[name]}
         for (name, seed, _), folder, run in zip(plans, folders, open_runs(folders), strict=True)
     ]
-    write_json(out / "trial.json", {"rows": rows, "command": command(), "machine": machine()})
-    text = table(rows)
-    if verdicts := verdict_table(rows):
-        text += f"\n\n{verdicts}"
+    lines = [f"- {name}, seed {seed}, failed: {sentence}" for (name, seed), sentence in failed.items()]
+    write_json(out / "trial.json", {"rows": rows, "failed": lines, "command": command(), "machine": machine()})
+    text = "\n\n".join(part for part in (table(rows), verdict_table(rows), "\n".join(lines)) if part)
     write_text(out / "trial.md", f"{text}\n\nCommand: `{command()}`. Machine: {machine()}.\n")
     return text, write_page(folders, out / "compare.html")
+
+
+def check_same(config: dict[str, Any]) -> None:
+    """Raises BadInput if the run in the configuration's folder was trained with another one."""
+    from alitok.training.changes import check_changes
+
+    root = Path(config["trainer"]["default_root_dir"])
+    if (root / "config.yaml").is_file():
+        check_changes(load_yaml(root / "config.yaml"), config, allow=False, checkpoint=str(root))
 
 
 def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
