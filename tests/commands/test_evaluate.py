@@ -402,6 +402,7 @@ def test_chd_is_of_the_codes_of_both_sets(sets: Path, artifacts: Path) -> None:
         histograms[-1].update(tokenizer.encode(pixels))
     assert record["chd"] == pytest.approx(histograms[0].distance(histograms[1]))
     assert 0 < record["chd"] < 1
+    assert record["codes"]["digest"] == tokenizer.card["digest"]
     assert against(sets, "shapes.npz", "shapes.npz", *codes)["chd"] == pytest.approx(0, abs=1e-6)
     assert against(sets, "shapes.npz", "others.npz")["chd"] is None
     assert record["fid_mean"] + record["fid_covariance"] == pytest.approx(record["fid"])

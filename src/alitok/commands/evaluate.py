@@ -171,7 +171,8 @@ def print_table(record: "EvaluationRecord", args: argparse.Namespace) -> None:
     for name, title in ROWS.items():
         if (value := getattr(record, name)) is not None:
             table.add_row(title, f"{value:.4f}", style="bold")
-    for title, thing in (("samples", record.samples), ("reference", record.reference), ("extractor", record.extractor)):
+    things = {"samples": record.samples, "reference": record.reference, "extractor": record.extractor}
+    for title, thing in (things | {"codes of CHD": record.codes}).items():
         if thing is not None:
             table.add_row(title, f"{thing.name} ({thing.digest[:12]})")
     for title, number in (("images", record.samples.count), ("size", record.samples.image_size)):

@@ -93,6 +93,14 @@ def _hellinger(a: Histogram, b: Histogram) -> float:
     return float((1 - (p[both] * q[place[both]]).sqrt().sum()).clamp_min(0).sqrt())
 
 
+def check_size(images: ImageSet, tokenizer: Tokenizer) -> None:
+    """Raises BadInput for images of another size than the tokenizer's."""
+    if images.size != tokenizer.image_size:
+        raise BadInput(
+            f"{images.name} has images of {images.size} pixels, and the tokenizer of CHD takes {tokenizer.image_size}."
+        )
+
+
 def code_histograms(
     images: ImageSet, tokenizer: Tokenizer, batch: int = 32, progress: Progress = iter
 ) -> CodeHistograms:
@@ -101,10 +109,7 @@ def code_histograms(
     Raises:
         BadInput: images of another size than the tokenizer's, or one that cannot be used.
     """
-    if images.size != tokenizer.image_size:
-        raise BadInput(
-            f"{images.name} has images of {images.size} pixels, and the tokenizer of CHD takes {tokenizer.image_size}."
-        )
+    check_size(images, tokenizer)
     found = CodeHistograms(tokenizer.codebook_size, tokenizer.sub_codes)
     device = next(tokenizer.parameters()).device
     with all_or_none(), torch.inference_mode():

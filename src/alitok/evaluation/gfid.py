@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from alitok.common.digest import tokenizer_digest
 from alitok.common.distributed import all_or_none, rank
 from alitok.common.errors import BadInput
 from alitok.common.progress import bar
-from alitok.evaluation.code_distance import code_histograms
+from alitok.evaluation.code_distance import check_size, code_histograms
 from alitok.evaluation.image_sets import ImageSet, open_images
 from alitok.evaluation.measure import Measured, distances, measure
 from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
@@ -42,6 +43,7 @@ class Samples:
         split, reference_split, size, count: of data specs.
         save_statistics: where mean and covariance of the samples go.
         json: where the record will go.
+        chd: name of the tokenizer for CHD, in the record.
         batch: images measured together.
     """
 
@@ -55,6 +57,7 @@ class Samples:
     count: int | None = None
     save_statistics: Path | None = None
     json: Path | None = None
+    chd: str | None = None
     batch: int = 32
 
 
@@ -88,6 +91,12 @@ def evaluate_samples(args: Samples, device: torch.device, codes: Tokenizer | Non
     if args.reference is not None and reference is None:
         reference = set_reference(*open_spec(args.reference, args.reference_split or "train", size))
 
+    if codes is not None:
+        if reference is None or reference.images is None:
+            name = args.reference if reference is None else reference.name
+            raise BadInput(f"{name} holds statistics, not images, which have no codes: leave --chd out.")
+        for images in (samples, reference.images):
+            check_size(images, codes)
     # precision and recall need the reference's images, and are ADM's only
     wanted = args.protocol == ADM and reference is not None and reference.images is not None
     measured = measure(samples, extractor, args.batch, keep=wanted, progress=bar("Samples"))
@@ -109,13 +118,12 @@ def evaluate_samples(args: Samples, device: torch.device, codes: Tokenizer | Non
     if reference is not None:
         reference = reference.measured(extractor, args.batch, wanted, bar("Reference"))
         assert reference.pooled is not None
-        results = distances(measured, reference.pooled, reference.spatial, reference.features, device)
-        if codes is not None:
-            if reference.images is None:
-                raise BadInput(f"{reference.name} holds statistics, not images, which have no codes: leave --chd out.")
+        results |= distances(measured, reference.pooled, reference.spatial, reference.features, device)
+        if codes is not None and reference.images is not None:
             sets = (samples, reference.images)
             own, theirs = (code_histograms(images, codes, args.batch, bar("Codes")) for images in sets)
             results["chd"] = own.distance(theirs)
+            results["codes"] = Named(args.chd or "", tokenizer_digest(codes))
     labels = sidecar_labels(known, samples.count)
     reasons = reasons_against(
         samples=samples.count,

@@ -52,6 +52,7 @@ class EvaluationRecord:
     precision: float | None = None
     recall: float | None = None
     chd: float | None = None
+    codes: Named | None = None  # the tokenizer of CHD
     rfid: float | None = None
     rfid_mean: float | None = None
     rfid_covariance: float | None = None

@@ -22,6 +22,9 @@ class CodebookEntropy(LossTerm):
     local batch. Here it is of whole global batches: E p enters as E p . log m, with m that of the last global batch,
     which has the value -H(E p) and its gradient where m = E p. So neither processes nor accumulation change a step.
 
+    p compares directions, as the quantizers of these papers do. A quantizer that compares vectors, like AliTok's, may
+    take another code than p's most probable one: for 5 to 7 % of the tokens of trained tokenizers.
+
     Args:
         temperature: of p; a squared distance lies in 0..4.
         diversity: weight of H(E p).
@@ -54,7 +57,10 @@ class CodebookEntropy(LossTerm):
         latents = required(outputs, "latents", sentence).float()
         groups = self._quantizer.sub_codes
         features = F.normalize(latents.reshape(-1, groups, latents.shape[-1] // groups), dim=-1).unbind(1)
-        codebooks = F.normalize(self._quantizer.codebook.weight.float(), dim=-1).chunk(groups)
+        every = torch.arange(self._quantizer.codebook_size, device=latents.device)
+        ids = every[None] if groups == 1 else every[None, :, None].expand(1, -1, groups)
+        codes = self._quantizer.lookup(ids)[0].unflatten(-1, (groups, -1))  # as the decoder gets them
+        codebooks = F.normalize(codes, dim=-1).unbind(1)
         share = self.head.get_buffer("share")
         logs = share.clamp_min(1e-3 / share.shape[1]).log()
         value, totals = latents.new_zeros(()), []

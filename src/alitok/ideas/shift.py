@@ -24,7 +24,11 @@ class ShiftedDecoder(Decoder):
 
     def __init__(self, shift: int = 1, **arguments: Any) -> None:
         super().__init__(**arguments)
-        if not 0 <= shift <= self.num_prefix or self.drop_prefix:
+        if self.drop_prefix:
+            raise BadInput(
+                "ShiftedDecoder reads patches at earlier tokens, the prefix's too: set drop_prefix to false."
+            )
+        if not 0 <= shift <= self.num_prefix:
             raise BadInput(f"ShiftedDecoder: shift must be 0 to the {self.num_prefix} prefix tokens, not {shift}.")
         if not self.blocks[0].attention.causal:  # type: ignore[union-attr]
             raise BadInput("ShiftedDecoder: with causal false every place sees every token; set causal to true.")

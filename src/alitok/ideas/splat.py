@@ -42,8 +42,10 @@ class SplatHead(nn.Module):
         self, width: int, rows: int, patch_size: int, channels: int, cells: int, hidden: int, fixed: bool
     ) -> None:
         super().__init__()
-        if patch_size % cells:
+        if cells < 1 or patch_size % cells:
             raise BadInput(f"SplatHead: {cells} cells do not divide a patch of {patch_size} pixels; change cells.")
+        if hidden < 1 or hidden % min(8, hidden):
+            raise BadInput(f"SplatHead: hidden must be a multiple of 8 channels, or fewer than 8, not {hidden}.")
         self.side = rows * cells
         self.shape = None if fixed else nn.Linear(width, 5)
         self.features = nn.Linear(width, channels)
@@ -69,7 +71,7 @@ class SplatHead(nn.Module):
         """(B, k, width) -> (B, k, 5) float32: sx, sy, r, center x, center y."""
         moves = x.new_zeros(*x.shape[:2], 5) if self.shape is None else self.shape(x)
         raw = (self.start + moves.float()).sigmoid()
-        least = 0.1 * self.start[0, :2].sigmoid()  # a deviation of nearly 0 has no gradient
+        least = 0.1 * self.start[0, :2].sigmoid()  # a deviation of nearly 0 covers no cell
         return torch.cat([raw[..., :2].maximum(least), 1.98 * raw[..., 2:3] - 0.99, 2 * raw[..., 3:] - 1], dim=-1)
 
     def weights(self, gaussians: Tensor) -> Tensor:

@@ -25,10 +25,12 @@ class StackedDecoder(Decoder):
         arguments: as `Decoder`; `depth` counts all blocks.
 
     Raises:
-        BadInput: fewer than two blocks, or a share that is not between 0 and 1.
+        BadInput: fewer than two blocks, a share that is not between 0 and 1, or `causal: false`.
     """
 
     def __init__(self, causal_share: float = 0.5, causal_head: bool = True, **arguments: Any) -> None:
+        if not arguments.get("causal", True):
+            raise BadInput("StackedDecoder: its first blocks are causal; leave `causal: false` out.")
         super().__init__(**{**arguments, "causal": True})
         depth = len(self.blocks)
         if depth < 2 or not 0 < causal_share < 1:

@@ -31,12 +31,19 @@ class TimeLaw(nn.Module):
         uniform: share of the images whose t is uniform; FlowMo takes 0.1, because without it colors drift.
         shift: see `shifted`; D-AR takes 2, with `uniform` 1.
         stratified: the image at place p of a global batch of B has its quantile in [p / B, (p + 1) / B).
+
+    Raises:
+        BadInput: a number outside its range.
     """
 
     def __init__(
         self, mean: float = 0.0, std: float = 1.0, uniform: float = 0.0, shift: float = 1.0, stratified: bool = False
     ) -> None:
         super().__init__()
+        if std <= 0 or shift <= 0 or not 0 <= uniform <= 1:
+            raise BadInput(
+                f"TimeLaw: std and shift must be above 0 and uniform in 0..1, not {std}, {shift} and {uniform}."
+            )
         self.normal = NormalDist(mean, std)
         self.uniform = uniform
         self.shift = shift
@@ -80,7 +87,7 @@ class Flow(seams.Decoder):
         null: share of the images of a training step whose latents become a learned one, for guidance.
 
     Raises:
-        BadInput: guidance without a null.
+        BadInput: guidance without a null, or a share outside 0..1.
     """
 
     generative = True
@@ -100,6 +107,8 @@ class Flow(seams.Decoder):
         self.sampler = sampler or FlowSampler()
         self.scale = scale
         self.null = null
+        if not 0 <= null < 1:
+            raise BadInput(f"A flow's null is a share of the images, 0 or more and below 1, not {null}.")
         if self.sampler.guidance != 1 and not null:
             raise BadInput("Guidance compares with a flow that sees no tokens: train with null, e.g. 0.1.")
         self.null_latent = nn.Parameter(torch.randn(code_dim) * 0.02) if null else None

@@ -35,7 +35,7 @@ class FlowSampler(nn.Module):
             2.5 an image, and loses what is parallel to v_c.
 
     Raises:
-        BadInput: no steps, or an unknown solver.
+        BadInput: no steps, an unknown solver, or a power or shift that is not positive.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class FlowSampler(nn.Module):
         super().__init__()
         if steps < 1:
             raise BadInput(f"FlowSampler: a flow takes at least one step, not {steps}.")
+        if power <= 0 or shift <= 0:
+            raise BadInput(f"FlowSampler: power and shift must be above 0, not {power} and {shift}.")
         if solver not in (known := get_args(Solver)):
             raise BadInput(f"FlowSampler: solver must be {', '.join(known[:-1])} or {known[-1]}, not {solver}.")
         self.steps = steps
