@@ -1,6 +1,7 @@
 """Flow decoders: the laws of the time, the solvers, guidance, and what a decoder draws and sees."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ from alitok.ideas.flow_decoder import FlowBlock, FlowDecoder
 from alitok.ideas.patch_flow import PatchFlow
 from alitok.ideas.shared.flow import Flow, FlowMatching, TimeLaw
 from alitok.ideas.shared.flow_sampler import FlowSampler
+from alitok.ideas.shift import ShiftedDecoder
+from alitok.ideas.splat import SplatDecoder
+from alitok.ideas.stacked import StackedDecoder
 from alitok.studies import small
 
 KINDS = ["flow", "patch"]
+SMALL = {"image_size": 16, "patch_size": 4, "num_prefix": 4, "code_dim": 4, "width": 16, "depth": 2, "heads": 1}
+SPLAT = {**SMALL, "causal": False}
 
 
 def decoder(kind: str, **arguments: Any) -> Any:
@@ -296,3 +302,23 @@ def test_bad_arguments() -> None:
             decoder("flow", **wrong)
     with pytest.raises(BadInput, match="train with null"):
         decoder("flow", sampler=FlowSampler(guidance=2.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TimeLaw(std=0), "std and shift must be above 0"),
+        (lambda: TimeLaw(uniform=1.5), "uniform in 0..1"),
+        (lambda: TimeLaw(shift=0), "std and shift must be above 0"),
+        (lambda: FlowSampler(power=0), "power and shift must be above 0"),
+        (lambda: FlowSampler(shift=-1), "power and shift must be above 0"),
+        (lambda: FlowDecoder(16, 4, 4, 4, 16, 1, 1, null=2.0), "null is a share of the images"),
+        (lambda: SplatDecoder(**SPLAT, cells=0), "0 cells do not divide"),
+        (lambda: SplatDecoder(**SPLAT, hidden=12), "hidden must be a multiple of 8 channels"),
+        (lambda: StackedDecoder(**SMALL, causal=False), "leave `causal: false` out"),
+        (lambda: ShiftedDecoder(**SMALL, causal=True, drop_prefix=True), "set drop_prefix to false"),
+    ],
+)
+def test_numbers_outside_their_range_get_a_sentence(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        make()
