@@ -302,3 +302,15 @@ def test_a_folder_of_something_else_stays(artifacts: Path, tmp_path: Path) -> No
         with pytest.raises(BadInput, match=r"something else than a dry run|is the artifact itself"):
             run(["publish", str(artifacts / "tokenizer"), "me/shapes", "--dry-run", str(out)])
     assert (tmp_path / "thesis.txt").is_file()
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "../../x/..", "here/.."])
+def test_the_current_folder_and_those_around_it_stay(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(BadInput, match="is the current folder or one around it"):
+        run(["publish", str(artifacts / "tokenizer"), "me/shapes", "--dry-run", out])
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]

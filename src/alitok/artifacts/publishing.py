@@ -63,8 +63,10 @@ def write(folder: Path, files: Sequence[Path], text: str, grid: Path | None) -> 
     """Writes all that would be uploaded into a folder, whole or not at all.
 
     Raises:
-        BadInput: the folder holds something else, or cannot be written.
+        BadInput: the folder holds something else, is the current one or around it, or cannot be written.
     """
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"--dry-run {folder} is the current folder or one around it; name another folder.")
     if folder.exists() and not _is_dry_run(folder):
         raise BadInput(f"{folder} holds something else than a dry run; choose another folder or empty it.")
     with atomic_folder(folder) as temporary:
