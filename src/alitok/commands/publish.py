@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from alitok.artifacts.publishing import prepare, upload, write
+    from alitok.artifacts.folder import read_card
+    from alitok.artifacts.publishing import local_keys, prepare, upload, write
     from alitok.common.errors import BadInput
 
     grid = args.grid or newest_grid(args.artifact)
@@ -43,6 +44,10 @@ def run(args: argparse.Namespace) -> None:
     files, text = prepare(args.artifact, args.name, args.license, args.record, grid, args.tokenizer)
     if args.license is None:
         print("alitok: no --license: people may then look at the model and not use it.")
+    if keys := local_keys(files):
+        print(f"alitok: paths of this machine will be public, in {', '.join(keys)}.")
+    if args.tokenizer is None and read_card(args.artifact)["kind"] == "generator":
+        print("alitok: no --tokenizer: the card cannot say from where to load the generator's tokenizer.")
     if args.dry_run is not None:
         if args.dry_run.resolve() == args.artifact.resolve():
             raise BadInput(f"--dry-run {args.dry_run} is the artifact itself; name another folder.")
