@@ -1,8 +1,8 @@
 """Upload an artifact to the Hugging Face hub, with a model card made of its card.json and evaluation records.
 
-Anybody then loads it by its name: alitok.load_tokenizer("owner/name"). The upload is one commit, whole or not at all;
-the same command after an interruption sends only what the hub does not have. The token comes from `hf auth login` or
-HF_TOKEN.
+Anybody then loads it by its name: alitok.load_tokenizer("owner/name"). The upload is one commit: readers see all of it
+or nothing. If it is interrupted, give the same command again: weights that the hub already has are not sent twice.
+The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -22,11 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `alitok evaluate --json` wrote: numbers with their protocol",
     )
     parser.add_argument(
-        "--grid", metavar="PNG", type=Path, help="picture of samples (default: the newest in pictures/ beside DIR)"
+        "--grid",
+        metavar="PNG",
+        type=Path,
+        help="picture of samples (default: of pictures/ beside DIR, the last by name)",
     )
     parser.add_argument("--tokenizer", metavar="OWNER/NAME", help="where a generator's tokenizer is, for the card")
-    parser.add_argument("--private", action="store_true", help="a new repository is seen by you alone")
-    parser.add_argument("--dry-run", metavar="FOLDER", type=Path, help="write all of it there and upload nothing")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="make a new repository private (default: as your account makes them); an existing one stays as it is",
+    )
+    parser.add_argument(
+        "--dry-run",
+        metavar="FOLDER",
+        type=Path,
+        help="write all of it there and upload nothing; a FOLDER that exists must be empty, or a dry run to replace",
+    )
     parser.epilog = (
         "example: alitok publish runs/demo/stage2/artifact me/shapes --license mit --dry-run published\n"
         "         alitok publish runs/demo/stage2/artifact me/shapes --license mit --record rfid.json"
