@@ -37,6 +37,15 @@ def test_its_code_runs_on_what_a_demo_leaves(
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
+def test_without_the_demo_it_says_what_to_run(
+    cells: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    with pytest.raises(SystemExit, match=r"^There is no runs/demo here: run make demo first\.$"):
+        exec("".join(first["source"]), {})
+
+
 def test_it_is_small_and_leads_to_pages_that_are_there(cells: list[dict[str, Any]]) -> None:
     assert NOTEBOOK.stat().st_size <= LARGEST
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")

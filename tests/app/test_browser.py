@@ -172,6 +172,57 @@ def test_generate_hover_swap_and_reload(address: str, browser: Any) -> None:
     until(lambda: "tokens" not in settings(browser))
 
 
+def close_messages(driver: Any) -> None:
+    for button in all_of(driver, ".toast-close"):
+        driver.execute_script("arguments[0].click()", button)
+    until(lambda: not all_of(driver, ".toast-close"))
+
+
+def test_a_choice_is_of_the_picture_on_the_screen(address: str, browser: Any) -> None:
+    browser.get(address + "?seed=3")
+    until(lambda: len(all_of(browser, "#picture .token")) == 21)
+    first = tokens(browser)
+    seed = all_of(browser, "#seed input")[0]
+    seed.send_keys("\ue009a\ue009", "4\t")  # Ctrl-A; and nothing is drawn yet
+    assert seed.get_attribute("value") == "4"
+    time.sleep(0.5)
+    all_of(browser, "#picture .token")[8].click()
+    other = next(ids for ids, _ in first[8]["others"] if ids != first[8]["ids"])
+    offered = [b for b in all_of(browser, "#picture .about button") if json.loads(b.get_attribute("data-ids")) == other]
+    offered[0].click()
+    until(lambda: len(all_of(browser, "#picture .token.chosen")) == 1)
+    assert [token["ids"] for token in tokens(browser)[:8]] == [token["ids"] for token in first[:8]]
+    until(lambda: settings(browser).get("tokens") == [f"8:{other[0]}"])
+    assert settings(browser)["seed"] == ["3"]
+    all_of(browser, "#draw")[0].click()
+    until(lambda: settings(browser)["seed"] == ["4"], 10)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "guidance=50",
+        "guidance=1e300",
+        "temperature=1e-30",
+        "power=0.000001",
+        "tokens=500:1",
+        "tokens=5:99999",
+        "seed=99999999999999999999999",
+        "tab=reconstruct&keep=1000",
+        "tab=reconstruct&keep=-5",
+        "tab=compare&keep=0&guidance=1e30",
+        "class=<b>x</b><img src=x onerror=alert(1)>",
+    ],
+)
+def test_an_odd_address_is_no_empty_page(address: str, browser: Any, query: str) -> None:
+    browser.get(f"{address}?{query}")
+    until(lambda: all_of(browser, "#picture .token"))
+    taken = ("guidance", "temperature", "power")  # `alitok sample` takes these too
+    if not query.startswith(taken):
+        until(lambda: "The address" in all_of(browser, "body")[0].text)
+    assert not all_of(browser, ".toast-body img")
+
+
 def test_reconstruct(address: str, browser: Any, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 4), dtype=np.uint8)
     Image.fromarray(pixels, "CMYK").save(tmp_path / "print.jpg")
@@ -200,6 +251,20 @@ def test_reconstruct(address: str, browser: Any, tmp_path: Path) -> None:
     field.send_keys("999")
     next(button for button in all_of(browser, "#rebuilt .about button") if button.text == "Replace").click()
     until(lambda: "999 is no token: give an id of 0 to 23" in all_of(browser, "body")[0].text)
+    replaced = source(browser, "#rebuilt .over img")
+    for wrong in ("abc", "-1", "5.0", ""):
+        close_messages(browser)
+        all_of(browser, "#rebuilt .token")[10].click()
+        until(lambda: len(all_of(browser, "#rebuilt .about button[data-ids]")) == 8)
+        field = all_of(browser, "#rebuilt .about input")[0]
+        field.clear()
+        field.send_keys(wrong)
+        next(button for button in all_of(browser, "#rebuilt .about button") if button.text == "Replace").click()
+        sentence = f"{wrong} is no token: give an id of 0 to 23".strip()
+        until(lambda sentence=sentence: sentence in all_of(browser, "body")[0].text)
+        assert len(all_of(browser, "#rebuilt figure")) == 3
+        assert len(all_of(browser, "#rebuilt .token.chosen")) == 1
+        assert source(browser, "#rebuilt .over img") == replaced
 
 
 def test_first_tokens_stay_in_the_address(address: str, browser: Any, tmp_path: Path) -> None:
@@ -252,5 +317,5 @@ def test_another_name_of_this_machine_is_refused(address: str) -> None:
 
 def test_an_address_that_asks_for_what_is_not_there(address: str, browser: Any) -> None:
     browser.get(address + "?class=unicorn")
-    until(lambda: "The address asks for class 'unicorn'" in all_of(browser, "body")[0].text)
+    until(lambda: "The address has class 'unicorn'" in all_of(browser, "body")[0].text)
     until(lambda: all_of(browser, "#picture .token"))

@@ -43,6 +43,7 @@ def test_a_picture_forms_and_then_has_its_tokens(desk: Desk, opened: Opened) -> 
     assert [html.count("class=known") for html in forming] == [min(place, 5) for place in range(1, 21)]  # of the prefix
     assert len(tokens(last)) == 21
     assert "<progress" not in last
+    assert 'data-fixed=""' in last
     chosen = list(desk.drawn(replace(first_settings(opened), tokens=((4, (1,)),))))[-1]
     assert tokens(chosen)[4]["ids"] == [1]
     assert chosen.count('class="token chosen"') == 1
@@ -85,6 +86,17 @@ def test_reconstructions_and_a_file_that_is_no_picture(desk: Desk, opened: Opene
     assert desk.rebuilt([], settings, {}) == ("", "")
 
 
+@pytest.mark.parametrize("ids", [("abc",), ("-1",), (5, 0), ("",), (24,), (-1,), (None,), ()])
+def test_a_wrong_token_leaves_the_good_ones(desk: Desk, opened: Opened, ids: tuple[object, ...]) -> None:
+    name = next(iter(opened.tokenizers))
+    good = desk.with_replaced(name, {}, 0, 6, (2,))
+    assert good == {0: {6: (2,)}}
+    with pytest.raises(BadInput, match=r"is no token: give an id of 0 to 23"):
+        desk.with_replaced(name, good, 0, 7, ids)  # type: ignore[arg-type]
+    assert good == {0: {6: (2,)}}
+    assert desk.with_replaced(name, good, 1, 0, (3,)) == {0: {6: (2,)}, 1: {0: (3,)}}
+
+
 def test_first_tokens_that_the_verb_refuses_have_no_command(desk: Desk, opened: Opened, red: Path) -> None:
     settings = Settings("reconstruct", "", next(iter(opened.tokenizers)), keep=4)
     html, command = desk.rebuilt([red], settings, {})
@@ -114,7 +126,7 @@ def test_a_comparison_comes_back_from_the_address(desk: Desk, opened: Opened) ->
     stranger = list(opened.tokenizers)[1]
     settings = desk.comparison(desk.pair_names(), "star", 9, None, [stranger])
     assert settings.models == (*desk.pair_names(), stranger)
-    assert read_query(settings.query(), opened) == settings
+    assert read_query(settings.query(), opened) == (settings, [])
     alone = Desk(Opened({}, opened.tokenizers, [], opened.device))
     assert alone.comparison([], "", 0, None, [stranger]).models == (stranger,)
 

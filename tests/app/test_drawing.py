@@ -181,6 +181,13 @@ def test_a_generator_that_is_not_causal_has_no_probabilities(opened: Opened, gol
     frame = painter.picture(STAR, [(3, (7,))])
     assert [token.probability for token in frame.tokens] == [None] * 21
     assert frame.tokens[3].ids == (7,)
+    assert painter.fixed == "This generator does not draw tokens one by one, so no probable others can be offered."
+
+
+def test_why_no_other_token_is_offered(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert painter.fixed == ""
+    monkeypatch.setattr(type(painter.generator.output), "has_logits", False, raising=False)
+    assert "head gives no logits" in Painter(painter.generator, painter.tokenizer, painter.draw).fixed
 
 
 def test_the_layout_of_a_decoder_that_is_not_the_papers() -> None:

@@ -3,6 +3,8 @@
 import io
 import shlex
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ def test_the_page_opens_as_the_card_recommends(opened: Opened, artifacts: Path) 
     settings = first_settings(opened)
     assert (settings.tab, settings.label, settings.schedule) == ("generate", "circle", "power-cosine")
     assert settings.draw(opened) == Draw(guidance=3.0, power=2.0, seed=5)
-    assert read_query("", opened) == settings
-    assert read_query("?__theme=dark", opened) == settings
+    assert read_query("", opened) == (settings, [])
+    assert read_query("?__theme=dark", opened) == (settings, [])
 
 
 def test_every_setting_comes_back_from_the_address(opened: Opened) -> None:
@@ -38,48 +40,129 @@ def test_every_setting_comes_back_from_the_address(opened: Opened) -> None:
         schedule="softcfg",
         temperature=0.9,
         seed=2**40,
-        tokens=((3, (7,)), (12, (4, 5))),
+        tokens=((3, (7,)), (12, (4,))),
         models=tuple(names),
     )
-    assert read_query("?" + settings.query(), opened) == settings
+    assert read_query("?" + settings.query(), opened) == (settings, [])
     compared = replace(settings, tab="compare", guidance=None, tokens=())
-    assert read_query(compared.query(), opened) == compared
+    assert read_query(compared.query(), opened) == (compared, [])
     stranger = list(opened.tokenizers)[1]
-    reconstructed = read_query(Settings("reconstruct", "", stranger, keep=4).query(), opened)
+    reconstructed, refused = read_query(Settings("reconstruct", "", stranger, keep=4).query(), opened)
+    assert not refused
     assert (reconstructed.tab, reconstructed.tokenizer, reconstructed.keep) == ("reconstruct", stranger, 4)
 
 
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("class=stars", "asks for class 'stars'.*star"),
-        ("generator=/etc", "asks for generator '/etc'"),
-        ("tokenizer=owner/name", "asks for tokenizer 'owner/name'"),
-        ("schedule=os.system", "asks for schedule 'os.system'"),
-        ("tab=admin", "asks for tab 'admin'"),
-        ("model=x", "asks for model 'x'"),
-        ("seed=1.5", "seed '1.5', which is no number"),
-        ("guidance=lots", "guidance 'lots', which is no number"),
+        ("class=stars", "class 'stars'. There is circle, square, star; did you mean 'star'"),
+        ("generator=/etc", "generator '/etc'. There is"),
+        ("tokenizer=owner/name", "tokenizer 'owner/name'. There is"),
+        ("schedule=os.system", "schedule 'os.system'. There is"),
+        ("tab=admin", "tab 'admin'. There is generate"),
+        ("model=x", "model 'x'. There is"),
+        ("seed=1.5", "seed '1.5'. Give a whole number"),
+        ("seed=99999999999999999999999", "A seed is a whole number below 2^53"),
+        ("seed=" + "9" * 5000, "Give a whole number"),
+        ("guidance=lots", "guidance 'lots'. Give a number"),
         ("guidance=nan", "guidance scale must be 0"),
+        ("guidance=-1", "guidance scale must be 0"),
+        ("guidance=1e999", "guidance scale must be 0"),
         ("temperature=0", "temperature must be above 0"),
-        ("tokens=1", "tokens '1'; write position:id"),
-        ("tokens=1:x", "write position:id"),
+        ("power=-2", "power must be above 0"),
+        ("tokens=1", "Write position:id"),
+        ("tokens=1:x", "Write position:id"),
+        ("tokens=500:1", "There is no token 500: positions are 0 to 20"),
+        ("tokens=5:99999", "99999 is no token: give an id of 0 to 23"),
+        ("tokens=5:1.2", "1.2 is no token"),
     ],
 )
-def test_an_address_chooses_among_what_is_open(opened: Opened, query: str, sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
-        read_query(query, opened)
+def test_what_an_address_cannot_set_is_as_the_page_opens(opened: Opened, query: str, sentence: str) -> None:
+    settings, (refused,) = read_query(query + "&power=3", opened) if "power" not in query else read_query(query, opened)
+    assert sentence in refused
+    assert len(refused) < 400
+    assert replace(settings, power=2.0) == first_settings(opened)
+    assert settings.power == (2.0 if "power" in query else 3.0)  # the rest is taken
+
+
+@pytest.mark.parametrize(("keep", "taken"), [("1000", 21), ("-5", 1), ("0", 1), ("21", 21), ("4", 4), ("x", None)])
+def test_the_nearest_number_of_tokens(opened: Opened, keep: str, taken: int | None) -> None:
+    settings, refused = read_query(f"tab=reconstruct&keep={keep}", opened)
+    assert settings.keep == taken
+    assert bool(refused) == (keep != str(taken))
+
+
+@pytest.mark.parametrize("query", ["guidance=50", "temperature=1e-30", "power=0.000001", "guidance=1e300"])
+def test_an_address_takes_the_numbers_that_sampling_takes(opened: Opened, query: str) -> None:
+    settings, refused = read_query(query, opened)
+    assert not refused
+    key, value = query.split("=")
+    assert getattr(settings, key) == float(value)
+    assert f"--{key}" in settings.sample_command(opened)
+    tokens = Painter(
+        opened.generators[settings.generator], opened.tokenizers[settings.tokenizer], settings.draw(opened)
+    ).picture(1)
+    assert len(tokens.tokens) == 21
+    assert all(token.probability is None or 0 <= token.probability <= 1 for token in tokens.tokens)
+
+
+def test_seeds_that_a_browser_would_round(opened: Opened) -> None:
+    settings = replace(first_settings(opened), seed=2**53)
+    with pytest.raises(BadInput, match="A seed is a whole number below 2"):
+        settings.draw(opened)
+    assert replace(settings, seed=2**53 - 1).draw(opened).seed == 2**53 - 1
+    with with_card(opened, seed=2**60) as changed:
+        assert first_settings(changed).seed == 0
+
+
+@contextmanager
+def with_card(opened: Opened, **values: Any) -> Iterator[Opened]:
+    """The same models while the first generator's card has other values."""
+    network = opened.generators[opened.pairs[0][0]]
+    card = network.card
+    try:
+        vars(network)["card"] = {**card, **values}
+        yield opened
+    finally:
+        vars(network)["card"] = card
+
+
+def test_classes_that_share_a_name_can_both_be_drawn(opened: Opened) -> None:
+    with with_card(opened, class_names=["crane", "star", "crane"]):
+        assert opened.labels(opened.pairs[0][0]) == ["crane (0)", "star", "crane (2)"]
+        for label, number in (("crane (0)", 0), ("star", 1), ("crane (2)", 2)):
+            settings, refused = read_query(replace(first_settings(opened), label=label).query(), opened)
+            assert not refused
+            assert settings.class_number(opened) == number
+        assert "crane" in read_query("class=crane", opened)[1][0]
+    with with_card(opened, class_names=["a", "a", "a (0)"]):
+        assert opened.labels(opened.pairs[0][0]) == ["0: a", "1: a", "2: a (0)"]
+
+
+def test_a_class_block_of_the_card_is_its_own_rule(opened: Opened) -> None:
+    block = {"class_path": "alitok.sampling.guidance.Constant", "init_args": {"scale": 2.0}}
+    with with_card(opened, schedule=block):
+        assert opened.schedules(opened.pairs[0][0])[-1] == OF_CARD
+        settings = first_settings(opened)
+        assert settings.schedule == OF_CARD
+        assert settings.draw(opened).schedule == block
+        assert read_query(settings.query(), opened) == (settings, [])
 
 
 def test_a_tokenizer_that_does_not_decode_for_the_generator(opened: Opened) -> None:
-    with pytest.raises(BadInput, match="asks for tokenizer"):
-        read_query(Settings("generate", "", list(opened.tokenizers)[1]).query(), opened)
+    settings, (refused,) = read_query(Settings("generate", "", list(opened.tokenizers)[1]).query(), opened)
+    assert "The address has tokenizer" in refused
+    assert settings.tokenizer == opened.pairs[0][1]
 
 
 def test_without_a_generator_the_page_reconstructs(opened: Opened) -> None:
     alone = Opened({}, opened.tokenizers, [], opened.device)
     assert first_settings(alone).tab == "reconstruct"
-    assert read_query("tab=compare&seed=3&class=star", alone).tab == "compare"
+    settings, refused = read_query("tab=compare&seed=3&class=star", alone)
+    assert (settings.tab, refused) == ("compare", [])
+    settings, refused = read_query("tab=generate", alone)
+    assert settings.tab == "reconstruct"
+    assert "The address has tab 'generate'" in refused[0]
 
 
 @pytest.mark.parametrize("label", ["star", "square"])

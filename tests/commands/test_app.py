@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from alitok.app.opened import Opened
 from alitok.cli import main
+from alitok.common.ends import Terminated
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -95,3 +97,41 @@ def test_the_demo_opens_by_itself(
     monkeypatch.chdir(tmp_path)
     main(["app", "--device", "cpu"])
     assert served.calls[0][:2] == (["runs/demo/generator/artifact"], ["runs/demo/stage2/artifact"])
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1", "", "no host", "x" * 300])
+def test_a_host_that_is_no_address_of_this_machine(
+    artifacts: Path, served: Served, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    said = refused(["app", "--tokenizer", str(artifacts / "tokenizer"), "--host", host], capsys)
+    assert f"--host {host!r} is no address of this machine; give 127.0.0.1" in said
+    assert not served.calls
+
+
+def test_a_port_that_is_taken(artifacts: Path, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = refused(["app", "--tokenizer", str(artifacts / "tokenizer"), "--port", str(port)], capsys)
+    assert said == f"alitok: 127.0.0.1:{port} is taken; choose another --port.\n"
+    assert not served.calls
+
+
+@pytest.mark.parametrize(("end", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_its_end_is_quiet(
+    artifacts: Path,
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: type[BaseException],
+    status: int,
+) -> None:
+    def serve(*_: object) -> None:
+        raise end
+
+    monkeypatch.setattr(served, "serve", serve)
+    with pytest.raises(SystemExit) as ended:
+        main(["app", "--tokenizer", str(artifacts / "tokenizer"), "--device", "cpu"])
+    assert ended.value.code == status
+    assert capsys.readouterr().err == ""

@@ -39,6 +39,7 @@ class Hub(ThreadingHTTPServer):
         self.uploads = 0
         self.tokens: set[str | None] = set()
         self.created: list[dict[str, Any]] = []
+        self.refusal: tuple[int, dict[str, str], bytes] | None = None  # status, headers and body of every answer
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -47,6 +48,14 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.tokens.add(self.headers["Authorization"])
+        if self.server.refusal is not None:
+            status, headers, content = self.server.refusal
+            self.send_response(status)
+            for key, value in ({"Content-Length": str(len(content))} | headers).items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(content)
+            return
         if self.path == "/api/repos/create":
             self.server.created.append(json.loads(body))
             self.answer({"url": f"{self.server.address}/me/shapes"})
@@ -302,3 +311,180 @@ def test_a_folder_of_something_else_stays(artifacts: Path, tmp_path: Path) -> No
         with pytest.raises(BadInput, match=r"something else than a dry run|is the artifact itself"):
             run(["publish", str(artifacts / "tokenizer"), "me/shapes", "--dry-run", str(out)])
     assert (tmp_path / "thesis.txt").is_file()
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "../../x/..", "here/.."])
+def test_the_current_folder_and_those_around_it_stay(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(BadInput, match="is the current folder or one around it"):
+        run(["publish", str(artifacts / "tokenizer"), "me/shapes", "--dry-run", out])
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
+LONG = 'You don\'t have the rights to create a model under the namespace "me"'
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "sentence"),
+    [
+        (403, {"X-Request-Id": "Root=1"}, json.dumps({"error": LONG}), f"the token may not write there ({LONG}); take"),
+        (403, {"X-Error-Message": LONG}, "", f"the token may not write there ({LONG}); take a token that may"),
+        (401, {"X-Request-Id": "1"}, '{"error": "Invalid username or password."}', "refuses the token (Invalid user"),
+        (401, {}, "", "refuses the token (HTTP status 401, without a word); run `hf auth login`, or set HF_TOKEN"),
+        (400, {"X-Request-Id": "1"}, '{"error": "Bad license."}', "not published: the hub refuses it (Bad license)."),
+        (
+            502,
+            {"Content-Type": "text/html"},
+            "<html>oops</html>",
+            "(HTTP status 502, without a word); try again later.",
+        ),
+        (
+            200,
+            {"Content-Type": "text/html"},
+            "<html>log in</html>",
+            "does not answer as a hub does; look at HF_ENDPOINT",
+        ),
+    ],
+)
+def test_a_refusal_is_told_in_the_words_of_the_hub(
+    artifacts: Path,
+    hub: Hub,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    headers: dict[str, str],
+    body: str,
+    sentence: str,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.refusal = status, headers, body.encode()
+    said = refused(["publish", str(artifacts / "tokenizer"), "me/shapes"], capsys)
+    assert sentence in said
+    for word in ("Request ID", "Expecting value", "sends what is missing", "<html>"):
+        assert word not in said
+    assert not hub.files
+
+
+def with_card(folder: Path, out: Path, **values: Any) -> Path:
+    """A copy of an artifact with other values in its card."""
+    shutil.copytree(folder, out)
+    card = json.loads((out / "card.json").read_text())
+    (out / "card.json").write_text(json.dumps(card | values))
+    return out
+
+
+def dry(artifact: Path, out: Path, *more: str) -> str:
+    """The README of a dry run."""
+    run(["publish", str(artifact), "me/shapes", "--dry-run", str(out), *more])
+    return (out / "README.md").read_text()
+
+
+def test_paths_of_this_machine_stay_here_or_are_named(
+    artifacts: Path, record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"reasons": ["made of /home/jane/x.npz"]}))
+    data = "train: 5 images in token cache /home/jane/runs/tokens; val: ~/Jane Doe/shapes, 64 x 64"
+    folder = with_card(artifacts / "tokenizer", tmp_path / "a", data=data, note={"from": ["C:\\jane\\x"]})
+    text = dry(folder, tmp_path / "out", "--record", str(record))
+    assert "train: 5 images in token cache tokens; val: shapes, 64 x 64" in text
+    assert "made of x.npz" in text
+    assert "jane" not in text.lower()
+    said = capsys.readouterr().out.splitlines()
+    assert "alitok: paths of this machine will be public, in card.json: data, card.json: note.from.0." in said
+    dry(artifacts / "tokenizer", tmp_path / "none")
+    assert "paths of this machine" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["schedule", "sampler"])
+@pytest.mark.parametrize("argument", [{"checkpoint": "runs/weak"}, {"weights": "/home/jane/weak"}])
+def test_a_way_of_drawing_that_reads_a_file_is_refused(
+    artifacts: Path, tmp_path: Path, key: str, argument: dict[str, str]
+) -> None:
+    block = {"class_path": "alitok.ideas.autoguidance.WeakerGenerator", "init_args": argument}
+    folder = with_card(artifacts / "generator", tmp_path / "a", **{key: block})
+    with pytest.raises(BadInput, match=r"draws with .*weak \(\w+\.init_args\.\w+\), which nobody else can load"):
+        dry(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_card_are_refused(artifacts: Path, tmp_path: Path) -> None:
+    for kind in ("tokenizer", "generator"):
+        for digest in ("0" * 64, None):
+            folder = with_card(artifacts / kind, tmp_path / f"{kind}{digest}", digest=digest)
+            with pytest.raises(BadInput, match=r"have the digest \w{12}, and card\.json says"):
+                dry(folder, tmp_path / "out")
+
+
+def test_records_of_a_generator(artifacts: Path, record: Path, tmp_path: Path) -> None:
+    content = json.loads(record.read_text()) | {"reasons": []}
+    own = json.loads((artifacts / "generator" / "card.json").read_text())
+
+    def text(number: int, **values: Any) -> str:
+        record.write_text(json.dumps(content | values))
+        return dry(artifacts / "generator", tmp_path / f"out{number}", "--record", str(record))
+
+    assert "These numbers are of the generator's tokenizer." in text(1)
+    for theirs in ({"name": "x", "digest": "d" * 64}, {"name": "x"}, None):
+        with pytest.raises(BadInput, match=r"measured the tokenizer \w+, and the generator's is"):
+            text(2, tokenizer=theirs)
+    gfid = {"measure": "gFID", "rfid": None, "fid": 3.0}
+    untied = text(3, **gfid, tokenizer=None)
+    assert "Nothing ties these numbers to this model: the record names no generator by its digest." in untied
+    assert "may stand beside" not in untied
+    tied = text(4, **gfid, generator={"name": "x", "digest": own["digest"]})
+    assert "These numbers may stand beside published ones." in tied
+    assert "Nothing ties" not in tied
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fid": "low"},
+        {"fid": float("nan")},
+        {"rfid": float("inf")},
+        {"rfid": 10**400},
+        {"psnr": True},
+        {"generator": {"digest": 5}},
+        {"tokenizer": "x"},
+        {"reference": {"name": "x"}},
+        {"extractor": ["x"]},
+        {"reasons": "none"},
+        {"seed": [1]},
+        {"measure": 5},
+        {"samples": {"count": "many"}},
+    ],
+)
+def test_a_record_with_odd_values(artifacts: Path, record: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    record.write_text(json.dumps(json.loads(record.read_text()) | wrong))
+    with pytest.raises(BadInput, match=r"rfid\.json (has|is not readable JSON \()"):
+        dry(artifacts / "tokenizer", tmp_path / "out", "--record", str(record))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"class_names": 5},
+        {"class_names": [1, 2]},
+        {"metrics": {"psnr": float("nan")}},
+        {"metrics": [1]},
+        {"parents": "x"},
+        {"digest": 5},
+        {"tokenizer": {}},
+    ],
+)
+def test_a_card_with_odd_values(artifacts: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    folder = with_card(artifacts / "tokenizer", tmp_path / "a", **wrong)
+    with pytest.raises(BadInput, match=r"card\.json has "):
+        dry(folder, tmp_path / "out")
+
+
+def test_a_generator_without_its_tokenizer(artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = dry(artifacts / "generator", tmp_path / "out")
+    assert 'alitok.load_tokenizer("OWNER/NAME")  # give the folder or hub name of the tokenizer with' in text
+    assert "alitok: no --tokenizer: the card cannot say from where" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="is no name on the hub"):
+        dry(artifacts / "generator", tmp_path / "other", "--tokenizer", "/home/jane/tokenizer")

@@ -12,7 +12,7 @@ from alitok.app.drawing import WORK, Painter, Token
 from alitok.app.layout import Layout
 from alitok.app.opened import Opened
 from alitok.app.rebuilding import GAIN, Rebuilt, difference, neighbors, open_picture, rebuild
-from alitok.app.settings import Ids, Settings, first_settings
+from alitok.app.settings import Ids, Settings, check_seed, check_token, first_settings
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ class Desk:
                 frame.image, painter.layout, frame.tokens, title, "truncate", detail, chosen, count=frame.count
             )
             below = markup.ABOUT if frame.tokens else markup.progress(frame.count, frame.total)
-            yield f'<div class="generated">{picture}{below}</div>'
+            yield f'<div class="generated" data-fixed="{escape(painter.fixed)}">{picture}{below}</div>'
 
     def rebuilt(
         self,
@@ -96,6 +96,14 @@ class Desk:
         refused = settings.keep not in (None, tokenizer.num_tokens) and not tokenizer.any_length
         return html, settings.reconstruct_command(names) if names and not refused else ""
 
+    def with_replaced(
+        self, name: str, replaced: Mapping[int, Mapping[int, Ids]], picture: int, place: int, ids: Ids
+    ) -> dict[int, Mapping[int, Ids]]:
+        """The replaced tokens with one more; raises BadInput if a tokenizer has no such token."""
+        tokenizer, _ = self._tokenizer(name)
+        check_token(place, ids, tokenizer.num_tokens, tokenizer.codebook_size, tokenizer.sub_codes)
+        return {**replaced, picture: {**replaced.get(picture, {}), place: ids}}
+
     def neighbors(self, name: str, code: int) -> tuple[list[int], list[int]]:
         """The codes of a tokenizer nearest to one and farthest from it; raises BadInput if there is none."""
         with WORK:
@@ -117,7 +125,8 @@ class Desk:
                 raise BadInput(f"{name} is not open here; choose among {', '.join(pairs)}.")
             report(number, len(names), name)
             generator, tokenizer = pairs[name]
-            draw = Draw.chosen(self.opened.generators[generator].card, seed=seed, guidance=guidance)
+            card = self.opened.generators[generator].card
+            draw = Draw.chosen(card, seed=check_seed(seed), guidance=guidance)
             settings = Settings("compare", generator, tokenizer, label)
             image = self.paint_with(generator, tokenizer, draw).picture(settings.class_number(self.opened)).image
             figures.append(markup.figure(image, name, "truncate", f"{label}, guidance {draw.guidance:g}, seed {seed}"))

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from alitok.app.layout import Layout, decode_first
-from alitok.app.settings import Ids
+from alitok.app.settings import Ids, check_token
 from alitok.common.draw import Draw
-from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
 from alitok.sampling.generate import Sampler
@@ -77,14 +76,21 @@ class Painter:
 
     Raises:
         BadInput: as `Sampler`.
+
+    Attributes:
+        fixed: why no other tokens are offered; empty if some are.
     """
 
     def __init__(self, generator: Generator, tokenizer: Tokenizer, draw: Draw) -> None:
         self.generator, self.tokenizer, self.draw = generator, tokenizer, draw
         self.layout = Layout.of(tokenizer)
         self.logits: Tensor | None = None
-        rule = guidance_of(draw)
-        if generator.causal and generator.output.has_logits:
+        rule, self.fixed = guidance_of(draw), ""
+        if not generator.causal:
+            self.fixed = "This generator does not draw tokens one by one, so no probable others can be offered."
+        elif not generator.output.has_logits:
+            self.fixed = "This generator's head gives no logits, so no probable others can be offered."
+        if not self.fixed:
             device = generator.embeddings.weight.device
             self.logits = torch.zeros(*generator.id_shape, generator.codebook_size, device=device)
             rule = Recorder(rule, self.logits)
@@ -176,7 +182,11 @@ def likely_tokens(ids: list[list[int]], logits: Tensor) -> list[Token]:
     probabilities = logits.double().softmax(-1).cpu()  # (N, S, V)
     top = probabilities.topk(min(OTHERS, probabilities.shape[-1]), dim=-1)
     tokens = []
+    finite = probabilities.isfinite().flatten(1).all(1).tolist()  # a scale of 1e300 is more than logits can take
     for place, own in enumerate(ids):
+        if not finite[place]:
+            tokens.append(Token(tuple(own)))
+            continue
         found: list[tuple[Ids, float]] = [((), 1.0)]
         for code_ids, values in zip(top.indices[place].tolist(), top.values[place].tolist(), strict=True):
             pairs = list(zip(code_ids, values, strict=True))
@@ -186,12 +196,3 @@ def likely_tokens(ids: list[list[int]], logits: Tensor) -> list[Token]:
         share = float(probabilities[place, torch.arange(len(own)), torch.tensor(own)].prod())
         tokens.append(Token(tuple(own), share, found))
     return tokens
-
-
-def check_token(place: int, ids: Ids, tokens: int, codes: int, sub_codes: int) -> None:
-    """Raises BadInput for a token that is not there, or is no number: it comes from the page."""
-    if not (isinstance(place, int) and 0 <= place < tokens):
-        raise BadInput(f"There is no token {place}: positions are 0 to {tokens - 1}.")
-    if len(ids) != sub_codes or not all(isinstance(code, int) and 0 <= code < codes for code in ids):
-        form = f"{sub_codes} ids of" if sub_codes > 1 else "an id of"
-        raise BadInput(f"{'.'.join(map(str, ids))} is no token: give {form} 0 to {codes - 1}.")

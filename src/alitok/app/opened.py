@@ -1,5 +1,6 @@
 """The models that the app shows, by name: the folder or hub name that they were read from."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.tokenizer import Tokenizer
 from alitok.sampling.guidance import SCHEDULES
+from alitok.sampling.sets import class_names
 
 GENERATOR = Path("runs/demo/generator/artifact")
 TOKENIZERS = (Path("runs/demo/stage2/artifact"), Path("runs/demo/stage1/artifact"))
@@ -39,7 +41,16 @@ class Opened:
     def schedules(self, generator: str) -> list[str]:
         """Schedules to choose from: those with a name, and the card's own."""
         own = self.generators[generator].card.get("schedule")
-        return [*SCHEDULES, *([OF_CARD] if own is not None and own not in SCHEDULES else [])]
+        named = list(SCHEDULES)  # the card may hold a class block, which a dict cannot be asked for
+        return [*named, *([OF_CARD] if own is not None and own not in named else [])]
+
+    def labels(self, generator: str) -> list[str]:
+        """Names of the generator's classes, each once: those that share a name have their numbers too."""
+        names = class_names(self.generators[generator])
+        often = Counter(names)
+        labels = [name if often[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+        once = len(set(labels)) == len(labels)  # a name may itself look like one with a number
+        return labels if once else [f"{number}: {name}" for number, name in enumerate(names)]
 
     def recommended(self, generator: str) -> Draw:
         """The draw that the generator's card recommends."""

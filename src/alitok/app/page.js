@@ -40,7 +40,9 @@ const offerCodes = async (cell, { token, about, offer }) => {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = "Replace";
-  button.addEventListener("click", () => replaceBy(input.value.trim().split(".").map(Number)));
+  // what is no number goes as it was written, for the sentence that refuses it
+  const code = (text) => (/^\d+$/.test(text) ? Number(text) : text);
+  button.addEventListener("click", () => replaceBy(input.value.trim().split(".").map(code)));
   about.append(input, button);
   if (token.ids.length > 1) return;
   const tokenizer = cell.closest("[data-tokenizer]").dataset.tokenizer;
@@ -68,7 +70,13 @@ element.addEventListener("click", (event) => {
     before?.classList.remove("picked");
     cell.classList.toggle("picked", cell !== before);
     const described = describe(cell);
-    if (cell !== before && cell.closest("[data-tokenizer]")) offerCodes(cell, described);
+    if (cell === before) return;
+    if (cell.closest("[data-tokenizer]")) offerCodes(cell, described);
+    const fixed = cell.closest("[data-fixed]")?.dataset.fixed;
+    if (!fixed) return;
+    const line = document.createElement("p");
+    line.textContent = fixed;
+    described.about.append(line);
     return;
   }
   const choice = event.target.closest(".about button[data-ids]");

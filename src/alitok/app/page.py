@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,7 +16,6 @@ from alitok.app.desk import Desk
 from alitok.app.opened import Opened
 from alitok.app.settings import Settings, changed_tokens, first_settings, read_query
 from alitok.common.errors import BadInput
-from alitok.sampling.sets import class_names
 
 HERE = Path(__file__).parent
 SCRIPT, STYLE = ((HERE / name).read_text("utf-8") for name in ("page.js", "page.css"))
@@ -34,7 +35,7 @@ def in_one_sentence(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return call(*args, **kwargs)
         except BadInput as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+            raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
 
     return wrapped
 
@@ -72,45 +73,45 @@ class Page:
                 undo = gr.Button("Undo choices", elem_id="undo", size="sm")
                 self.command = gr.Textbox(label="The same picture as a command", buttons=["copy"], lines=2)
             with gr.Column(scale=2, min_width=300, elem_classes="controls"):
-                self.label = gr.Dropdown(class_names(opened.generators[first.generator]), label="Class")
+                self.label = gr.Dropdown(opened.labels(first.generator), label="Class")
                 with gr.Row():
                     draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=90)
                     another = gr.Button("Next seed", elem_id="next", min_width=90)
-                self.guidance = gr.Slider(0, 20, step=0.05, label="Guidance", info="0 = none")
+                self.guidance = gr.Number(label="Guidance", minimum=0, step=0.25, info="0 = none")
                 self.schedule = gr.Dropdown(opened.schedules(first.generator), label="Schedule of the guidance")
                 with gr.Row():
-                    self.power = gr.Number(label="Power", minimum=0.01, min_width=80)
-                    self.temperature = gr.Number(label="Temperature", minimum=0.01, min_width=80)
-                    self.seed = gr.Number(label="Seed", precision=0, min_width=80)
+                    self.power = gr.Number(label="Power", step=0.1, min_width=80)
+                    self.temperature = gr.Number(label="Temperature", step=0.1, min_width=80)
+                    self.seed = gr.Number(label="Seed", precision=0, min_width=80, elem_id="seed")
                 self.generator = gr.Dropdown(list(opened.generators), label="Generator")
                 self.decoder = gr.Dropdown(opened.partners(first.generator), label="Tokenizer that decodes")
-        self.tokens = gr.State(())
+        self.painted = gr.State(None)  # settings of the picture on the screen
         self.controls = [self.generator, self.decoder, self.label, self.guidance, self.power, self.schedule]
         self.controls += [self.temperature, self.seed]
-        shown = [self.picture, self.command, self.query, self.tokens]
+        shown = [self.picture, self.command, self.query, self.painted]
 
-        def of(values: tuple[Any, ...], tokens: Any = ()) -> Settings:
+        def of(values: tuple[Any, ...]) -> Settings:
             if any(value is None for value in values):
                 raise BadInput("A setting is empty; fill it in and draw again.")
-            return Settings("generate", **dict(zip(NAMES, values, strict=True)), tokens=tuple(tokens))
+            return Settings("generate", **dict(zip(NAMES, values, strict=True)))
 
         def paint(settings: Settings) -> Iterator[tuple[Any, ...]]:
             try:
                 command = settings.sample_command(opened)
                 for html in self.desk.drawn(settings):
-                    yield html, command, settings.query(), settings.tokens
+                    yield html, command, settings.query(), settings
             except BadInput as error:
-                raise gr.Error(str(error), duration=None, print_exception=False) from error
+                raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
 
         def drawn(*values: Any) -> Iterator[tuple[Any, ...]]:
             yield from paint(in_one_sentence(of)(values))
 
-        def again(tokens: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-            yield from paint(in_one_sentence(of)(values, tokens))
-
-        def chosen(event: gr.EventData, tokens: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+        def chosen(event: gr.EventData, painted: Settings) -> Iterator[tuple[Any, ...]]:
             place, ids = event._data["place"], tuple(event._data["ids"])
-            yield from again(changed_tokens(tokens, place, ids), *values)
+            yield from paint(replace(painted, tokens=changed_tokens(painted.tokens, place, ids)))
+
+        def undone(painted: Settings | None, *values: Any) -> Iterator[tuple[Any, ...]]:
+            yield from drawn(*values) if painted is None else paint(replace(painted, tokens=()))
 
         def other_generator(name: str) -> list[Any]:
             fresh = first_settings(opened, name)
@@ -119,12 +120,13 @@ class Page:
         address = {"fn": None, "inputs": [self.query], "js": ADDRESS}
         quiet: dict[str, Any] = {"show_progress": "hidden", **MODEL}
         draw.click(drawn, self.controls, shown, **quiet).then(**address)
-        undo.click(drawn, self.controls, shown, **quiet).then(**address)
+        undo.click(undone, [self.painted, *self.controls], shown, **quiet).then(**address)
         next_seed = another.click(lambda seed: (seed or 0) + 1, self.seed, self.seed, show_progress="hidden")
         next_seed.then(drawn, self.controls, shown, **quiet).then(**address)
-        self.picture.select(chosen, [self.tokens, *self.controls], shown, **quiet).then(**address)
-        self.generator.input(other_generator, self.generator, self.controls[1:], show_progress="hidden")
-        self.repaint, self.repainted = again, shown
+        self.picture.select(chosen, self.painted, shown, **quiet).then(**address)
+        # a dropdown that is left without a choice has an input event all the same
+        self.generator.select(other_generator, self.generator, self.controls[1:], show_progress="hidden")
+        self.repaint, self.repainted = paint, shown
 
     def reconstruct(self) -> None:
         first = next(iter(self.opened.tokenizers))
@@ -165,8 +167,12 @@ class Page:
 
         def chosen(event: gr.EventData, files: Any, tokenizer: str, keep: int, replaced: Any) -> tuple[Any, ...]:
             data = event._data
-            own = {**replaced.get(data["picture"], {}), data["place"]: tuple(data["ids"])}
-            return rebuilt(files, tokenizer, keep, {**replaced, data["picture"]: own})
+            try:
+                more = self.desk.with_replaced(tokenizer, replaced, data["picture"], data["place"], tuple(data["ids"]))
+            except BadInput as error:  # the pictures stay as they are
+                gr.Warning(escape(str(error)), duration=None)
+                return (gr.skip(),) * len(shown)
+            return rebuilt(files, tokenizer, keep, more)
 
         def length(tokenizer: str) -> Any:
             total = self.opened.tokenizers[tokenizer].num_tokens
@@ -175,7 +181,7 @@ class Page:
         address = {"fn": None, "inputs": [self.query], "js": ADDRESS}
         for event in (self.files.change, self.back.click):
             event(other_files, inputs, shown, **MODEL).then(**address)
-        switched = self.tokenizer.input(length, self.tokenizer, self.keep, show_progress="hidden")
+        switched = self.tokenizer.select(length, self.tokenizer, self.keep, show_progress="hidden")
         switched.then(other_files, inputs, shown, **MODEL).then(**address)
         quiet: dict[str, Any] = {"show_progress": "hidden", **MODEL}
         moved = self.keep.input(same_files, [*inputs, self.replaced], shown, trigger_mode="always_last", **quiet)
@@ -189,7 +195,7 @@ class Page:
         self.comparing: list[Any] = []
         if pairs:
             gr.Markdown("### Generators: the same class and seed")
-            classes = list(dict.fromkeys(name for own in opened.generators.values() for name in class_names(own)))
+            classes = list(dict.fromkeys(name for own in opened.generators for name in opened.labels(own)))
             chosen = gr.CheckboxGroup(pairs, value=pairs, label="Generator + tokenizer", elem_id="pairs")
             with gr.Row():
                 label = gr.Dropdown(classes, value=self.first.label, label="Class", min_width=120)
@@ -235,13 +241,11 @@ class Page:
     def shown_settings(self, settings: Settings) -> list[Any]:
         """Values of the controls of Generate."""
         generator = settings.generator
-        partners, scale = self.opened.partners(generator), settings.guidance
-        scale = self.opened.recommended(generator).guidance if scale is None else scale
         return [
             gr.Dropdown(value=generator),
-            gr.Dropdown(partners, value=settings.tokenizer if settings.tokenizer in partners else partners[0]),
-            gr.Dropdown(class_names(self.opened.generators[generator]), value=settings.label),
-            scale,
+            gr.Dropdown(self.opened.partners(generator), value=settings.tokenizer),
+            gr.Dropdown(self.opened.labels(generator), value=settings.label),
+            settings.guidance,
             settings.power,
             gr.Dropdown(self.opened.schedules(generator), value=settings.schedule),
             settings.temperature,
@@ -253,14 +257,12 @@ class Page:
         opened, has_generator = self.opened, bool(self.opened.generators)
         tab = gr.State("")
         outputs = [tab, self.tabs, self.tokenizer, self.keep, self.through]
-        outputs += [*self.controls, self.tokens, *self.comparing] if has_generator else []
+        outputs += [*self.controls, self.painted, *self.comparing] if has_generator else []
 
         def restored(query: str) -> list[Any]:
-            try:
-                settings = read_query(query, opened)
-            except BadInput as error:
-                gr.Warning(str(error), duration=None)
-                settings = self.first
+            settings, refused = read_query(query, opened)
+            if refused:
+                gr.Warning(escape(" ".join(refused[:5])), duration=None)  # a message is HTML
             pairs = [name for name in settings.models if name in self.desk.pair_names()]
             through = [name for name in settings.models if name in opened.tokenizers] or list(opened.tokenizers)
             total = opened.tokenizers[settings.tokenizer].num_tokens
@@ -270,16 +272,23 @@ class Page:
                 return values
             compared = [pairs or self.desk.pair_names(), settings.label, settings.seed]
             compared.append(settings.guidance if settings.tab == "compare" else None)
-            return [*values, *self.shown_settings(settings), settings.tokens, *compared]
+            own = first_settings(opened, settings.generator)  # a comparison has no guidance of its own
+            painted = replace(
+                settings,
+                tab="generate",
+                tokenizer=settings.tokenizer if settings.tokenizer in opened.partners(own.generator) else own.tokenizer,
+                guidance=own.guidance if settings.guidance is None else settings.guidance,
+                keep=None,
+                models=(),
+            )
+            return [*values, *self.shown_settings(painted), painted, *compared]
 
         def all_if_open(tab: str, *values: Any) -> Any:
             return self.redraw_all(*values) if tab == "compare" else (gr.skip(), gr.skip())
 
         loaded = self.blocks.load(restored, self.query, outputs, js="() => window.opened", show_progress="hidden")
         if has_generator:
-            painted = loaded.then(
-                self.repaint, [self.tokens, *self.controls], self.repainted, show_progress="hidden", **MODEL
-            )
+            painted = loaded.then(self.repaint, self.painted, self.repainted, show_progress="hidden", **MODEL)
             painted.then(all_if_open, [tab, *self.comparing, self.through], self.redrawn, **MODEL)
 
 
@@ -291,7 +300,7 @@ def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("
             could read it.
 
     Raises:
-        BadInput: the port is taken.
+        BadInput: the port is taken, or none of gradio's is free.
     """
     page = Page(opened)
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
@@ -299,7 +308,7 @@ def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("
     theme = gr.themes.Default(primary_hue="blue", font=sans, font_mono=mono)  # its own fonts come from another host
     page.blocks.queue(api_open=False)
     try:
-        _, address, _ = page.blocks.launch(
+        page.blocks.launch(
             server_name=host,
             server_port=port,
             share=False,
@@ -315,8 +324,11 @@ def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("
             enable_monitoring=False,
         )
     except OSError as error:
-        raise BadInput(f"Cannot listen on {host}:{port or ''}: {error}; choose another --port.") from error
-    print(f"The app is at {address} (Ctrl-C ends it).", flush=True)
+        taken = f"Every port that gradio tries on {host}" if port is None else f"{host}:{port}"
+        raise BadInput(f"{taken} is taken; choose another --port.") from error
+    number, everywhere = page.blocks.server_port, host in ("0.0.0.0", "::")
+    others = f"; others reach it at port {number} of this machine's addresses" if everywhere else ""
+    print(f"The app is at http://{'127.0.0.1' if everywhere else host}:{number}/{others} (Ctrl-C ends it).", flush=True)
     try:
         Event().wait()  # gradio's own way swallows Ctrl-C
     finally:

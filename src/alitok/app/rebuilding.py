@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alitok.app.drawing import check_token
 from alitok.app.layout import Layout, decode_first
-from alitok.app.settings import Ids
+from alitok.app.settings import Ids, check_token
 from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.data.pictures import crop, read_picture

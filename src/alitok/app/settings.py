@@ -1,7 +1,8 @@
 """The settings of the page: in its address, and as the command that gives the same picture."""
 
+import functools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -10,10 +11,11 @@ from alitok.app.opened import OF_CARD, Opened
 from alitok.common.build import nearest
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
-from alitok.sampling.sets import class_names
+from alitok.models.generator import Generator
 
 TABS = ("generate", "reconstruct", "compare")
 Ids = tuple[int, ...]  # of one token, one for each sub-code
+LARGEST_SEED = 2**53  # the numbers of a browser have 53 bits
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Settings:
     Attributes:
         tab: which is open.
         generator, tokenizer: names of opened models; the generator is empty if there is none.
-        label: name of the class.
+        label: of `Opened.labels`.
         guidance: scale; None for the card's.
         schedule: a name of `Opened.schedules`.
         tokens: chosen tokens by position, which stand in place of those that the generator would draw.
@@ -56,7 +58,7 @@ class Settings:
             power=self.power,
             schedule=None if self.schedule == OF_CARD else self.schedule,
             temperature=self.temperature,
-            seed=self.seed,
+            seed=check_seed(self.seed),
         )
 
     def class_number(self, opened: Opened) -> int:
@@ -65,7 +67,7 @@ class Settings:
         Raises:
             BadInput: the generator has no class of that name.
         """
-        names = class_names(opened.generators[self.generator])
+        names = opened.labels(self.generator)
         if self.label not in names:
             raise BadInput(f"{self.generator} has no class {self.label!r}{nearest(self.label, names)}.")
         return names.index(self.label)
@@ -118,51 +120,59 @@ def first_settings(opened: Opened, generator: str | None = None) -> Settings:
         "generate",
         generator,
         opened.partners(generator)[0],
-        class_names(opened.generators[generator])[0],
+        opened.labels(generator)[0],
         draw.guidance,
         draw.power,
         str(schedule),
         draw.temperature,
-        draw.seed,
+        draw.seed if abs(draw.seed) < LARGEST_SEED else 0,
     )
 
 
-def read_query(query: str, opened: Opened) -> Settings:
-    """The settings of an address; what it does not set is as the page opens.
+def read_query(query: str, opened: Opened) -> tuple[Settings, list[str]]:
+    """The settings of an address, and a sentence for each value in it that is not taken.
 
-    An address may come from anybody: it chooses among the opened models and named schedules, and nothing else.
-
-    Raises:
-        BadInput: a value that is not there or no number, a model that is not open.
+    What it does not set is as the page opens. An address may come from anybody: it chooses among the opened models and
+    named schedules, and nothing else.
     """
     values = parse_qs(query.removeprefix("?"))
-    given = {key: value[-1] for key, value in values.items()}
-    generator = _one_of(given, "generator", list(opened.generators))
-    base = first_settings(opened, generator)
-    if given.get("tab") == "compare":
+    refused: list[str] = []
+
+    def taken(key: str, read: Callable[[str], Any], default: Any = None) -> Any:
+        try:
+            return read(values[key][-1]) if key in values else default
+        except BadInput as error:
+            refused.append(f"The address has {key} {values[key][-1][:60]!r}. {error}")
+            return default
+
+    base = first_settings(opened, taken("generator", _one_of(opened.generators)))
+    tab = taken("tab", _one_of(TABS if opened.generators else TABS[1:]), base.tab)
+    if tab == "compare":
         base = replace(base, guidance=None)  # each card has its own
-    tokenizers = opened.partners(base.generator) if base.generator else list(opened.tokenizers)
-    if given.get("tab") == "reconstruct":
-        tokenizers = list(opened.tokenizers)
-    models = [f"{own} + {tokenizer}" for own, tokenizer in opened.pairs] + list(opened.tokenizers)
-    found: dict[str, Any] = {
-        "tab": _one_of(given, "tab", TABS),
-        "tokenizer": _one_of(given, "tokenizer", tokenizers),
-        "keep": _number(given, "keep", int),
-        "models": tuple(_one_of({"model": name}, "model", models) for name in values.get("model", ())) or None,
-        "tokens": _tokens(given["tokens"]) if "tokens" in given else None,
-    }
+    paired = base.generator and tab != "reconstruct"
+    tokenizers = opened.partners(base.generator) if paired else list(opened.tokenizers)
+    tokenizer = taken("tokenizer", _one_of(tokenizers), tokenizers[0])
+    found: dict[str, Any] = {"tab": tab, "tokenizer": tokenizer}
+    total = opened.tokenizers[tokenizer].num_tokens
+    if (keep := taken("keep", _whole)) is not None:
+        found["keep"] = min(max(keep, 1), total)
+        if keep != found["keep"]:
+            refused.append(f"The address asks for a keep of less than 1 or more than {total}: it is {found['keep']}.")
+    models = _one_of([*(f"{own} + {tokenizer}" for own, tokenizer in opened.pairs), *opened.tokenizers])
+    names = []
+    for name in values.pop("model", ()):
+        values["model"] = [name]
+        names += [] if (known := taken("model", models)) is None else [known]
+    found["models"] = tuple(names)
     if base.generator:
-        found |= {
-            "label": _one_of(given, "class", class_names(opened.generators[base.generator])),
-            "schedule": _one_of(given, "schedule", opened.schedules(base.generator)),
-            "seed": _number(given, "seed", int),
-        }
-        found |= {name: _number(given, name, float) for name in ("guidance", "power", "temperature")}
-    settings = replace(base, **{name: value for name, value in found.items() if value is not None})
-    if settings.generator:
-        settings.draw(opened)  # its bounds
-    return settings
+        network = opened.generators[base.generator]
+        found["label"] = taken("class", _one_of(opened.labels(base.generator)), base.label)
+        found["schedule"] = taken("schedule", _one_of(opened.schedules(base.generator)), base.schedule)
+        found["seed"] = taken("seed", lambda text: check_seed(_whole(text)), base.seed)
+        for key in ("guidance", "power", "temperature"):
+            found[key] = taken(key, functools.partial(_of_draw, key), getattr(base, key))
+        found["tokens"] = taken("tokens", lambda text: _tokens(text, network), ())
+    return replace(base, **found), refused
 
 
 def changed_tokens(tokens: Sequence[tuple[int, Ids]], place: int, ids: Ids) -> tuple[tuple[int, Ids], ...]:
@@ -175,27 +185,59 @@ def _short(number: float) -> str:
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
-def _one_of(given: dict[str, str], key: str, choices: Sequence[str]) -> str | None:
-    value = given.get(key)
-    if value is not None and value not in choices:
-        known = ", ".join(choices) if len(choices) <= 12 else f"{len(choices)} others"
-        raise BadInput(f"The address asks for {key} {value!r}; there is {known or 'none'}{nearest(value, choices)}.")
-    return value
+def _one_of(choices: Iterable[str]) -> Callable[[str], str]:
+    known = list(choices)
+
+    def read(value: str) -> str:
+        if value not in known:
+            shown = ", ".join(known) if len(known) <= 12 else f"{len(known)} others"
+            raise BadInput(f"There is {shown or 'none'}{nearest(value, known)}.")
+        return value
+
+    return read
 
 
-def _number(given: dict[str, str], key: str, kind: type[int] | type[float]) -> Any:
-    if key not in given:
-        return None
+def _number(text: str, kind: type[int] | type[float]) -> Any:
     try:
-        return kind(given[key])
+        return kind(text)
     except ValueError as error:
-        raise BadInput(f"The address has {key} {given[key]!r}, which is no number; correct it.") from error
+        raise BadInput(f"Give a {'whole ' if kind is int else ''}number.") from error
 
 
-def _tokens(text: str) -> tuple[tuple[int, Ids], ...]:
+def _whole(text: str) -> int:
+    number: int = _number(text, int)
+    return number
+
+
+def _of_draw(key: str, text: str) -> float:
+    number: float = _number(text, float)
+    Draw.of({key: number})  # its bounds
+    return number
+
+
+def _tokens(text: str, network: Generator) -> tuple[tuple[int, Ids], ...]:
     """Chosen tokens of "12:85,30:4.7", by position."""
     try:
-        pairs = (part.split(":") for part in text.split(","))
-        return tuple(sorted((int(place), tuple(int(code) for code in ids.split("."))) for place, ids in pairs))
+        pairs = [part.split(":") for part in text.split(",")]
+        found = {int(place): tuple(int(code) for code in ids.split(".")) for place, ids in pairs}
     except ValueError as error:
-        raise BadInput(f"The address has tokens {text!r}; write position:id,position:id, e.g. 12:85,30:4.") from error
+        raise BadInput("Write position:id,position:id, e.g. 12:85,30:4.") from error
+    for place, ids in found.items():
+        check_token(place, ids, network.num_tokens, network.codebook_size, network.sub_codes)
+    return tuple(sorted(found.items()))
+
+
+def check_seed(seed: int) -> int:
+    """The seed; raises BadInput for one that a browser would round."""
+    if abs(seed) >= LARGEST_SEED:
+        raise BadInput(f"A seed is a whole number below 2^53 ({LARGEST_SEED:,}).")
+    return seed
+
+
+def check_token(place: int, ids: Ids, tokens: int, codes: int, sub_codes: int) -> None:
+    """Raises BadInput for a token that is not there, or is no number: it comes from the page."""
+    if not (isinstance(place, int) and 0 <= place < tokens):
+        raise BadInput(f"There is no token {place}: positions are 0 to {tokens - 1}.")
+    if len(ids) != sub_codes or not all(isinstance(code, int) and 0 <= code < codes for code in ids):
+        form = f"{sub_codes} ids of" if sub_codes > 1 else "an id of"
+        raise BadInput(f"{'.'.join(map(str, ids))} is no token: give {form} 0 to {codes - 1}.")

@@ -1,10 +1,11 @@
 """The model card (README.md) of a published artifact: from its `card.json` and its evaluation records."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alitok.artifacts.local_paths import without_folders
+from alitok.artifacts.records import METRICS, Record, is_number, numbers, protocol, tie
 from alitok.common.errors import BadInput
 
 GRID = "samples.png"
@@ -13,20 +14,6 @@ TAGS = {
     "generator": ["image-generation", "autoregressive", "class-conditional"],
     "tokenizer": ["image-tokenizer", "image-reconstruction"],
 }
-# key of a record -> how people write it
-METRICS = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "inception_score": "Inception Score",
-    "precision": "Precision",
-    "recall": "Recall",
-    "rfid": "rFID",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "codebook_usage": "Codebook usage",
-}
-# keys of a record that a number depends on
-PROTOCOL = ("protocol", "resize", "quantisation", "guidance", "power", "schedule", "temperature", "seed", "keep")
 
 LOAD = {
     "tokenizer": """import alitok
@@ -38,48 +25,26 @@ images = tokenizer.decode(ids)""",
 import torch
 
 generator = alitok.load_generator("{name}")
-tokenizer = alitok.load_tokenizer({tokenizer})
+tokenizer = alitok.load_tokenizer("{tokenizer}"){where}
 ids = alitok.generate(generator, torch.tensor([0, 1]), seed=0)
 images = tokenizer.decode(ids)  # (B, 3, H, W) in [0, 1]""",
 }
 
-Record = Mapping[str, Any]
 
-
-def read_record(path: Path, card: Record) -> dict[str, Any]:
-    """An evaluation record of `alitok evaluate --json`.
-
-    Raises:
-        BadInput: the file is none, or names another model than the card.
-    """
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is not readable JSON ({error}); give what `alitok evaluate --json` wrote.") from error
-    if not isinstance(record, dict) or not isinstance(record.get("samples"), dict) or "measure" not in record:
-        raise BadInput(f"{path} is no evaluation record; give what `alitok evaluate --json` wrote.")
-    named = record.get(card["kind"])
-    if isinstance(named, dict) and named.get("digest") not in (None, card.get("digest")):
-        raise BadInput(
-            f"{path} measured the {card['kind']} {named['digest'][:12]}, and this one is {str(card['digest'])[:12]};"
-            " give the record of this one."
-        )
-    return record
-
-
-def numbers(record: Record) -> dict[str, float]:
-    """The numbers of a record by metric."""
-    return {key: float(record[key]) for key in METRICS if record.get(key) is not None}
-
-
-def protocol(record: Record) -> dict[str, Any]:
-    """What the numbers of a record depend on; names of sets and networks without their folders."""
-    found = {key: record[key] for key in PROTOCOL if record.get(key) is not None}
-    for key in ("reference", "extractor"):
-        if isinstance(named := record.get(key), dict):
-            found[key] = f"{Path(named['name']).name} ({named['digest'][:12]})"
-    found["images"] = record["samples"].get("count")
-    return found
+def check_card(card: Record, source: Path) -> None:
+    """Raises BadInput for a value of a card that a model card cannot show."""
+    names = card.get("class_names")
+    if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
+        raise BadInput(f"{source} has class_names {names!r}, and they are a list of names; correct it.")
+    for key in ("metrics", "parents"):
+        if not isinstance(card.get(key), dict | None):
+            raise BadInput(f"{source} has {key} {card[key]!r}, and they are a map of names to values; correct it.")
+    for key in ("digest", "tokenizer"):
+        if not isinstance(card.get(key), str | None):
+            raise BadInput(f"{source} has the {key} {card[key]!r}, and a digest is a text; export the artifact again.")
+    for key, value in (card.get("metrics") or {}).items():
+        if isinstance(value, float) and not is_number(value):
+            raise BadInput(f"{source} has {key} {value!r} among its metrics, and it must be a finite number.")
 
 
 def model_card(
@@ -102,6 +67,7 @@ def model_card(
     """
     from huggingface_hub import EvalResult, ModelCardData
 
+    card, records = without_folders(card), [without_folders(record) for record in records]
     kind, task = card["kind"], TASKS[card["kind"]]
     results = [
         EvalResult(
@@ -127,11 +93,12 @@ def model_card(
     parts = [f"---\n{data.to_yaml()}\n---", f"# {name.partition('/')[2]}", _what(card)]
     if grid:
         parts.append(f"![Pictures of its run]({GRID})")
-    load = LOAD[kind].format(name=name, tokenizer=json.dumps(tokenizer or "the tokenizer named below"))
+    where = "" if tokenizer else "  # give the folder or hub name of the tokenizer with the digest below"
+    load = LOAD[kind].format(name=name, tokenizer=tokenizer or "OWNER/NAME", where=where)
     parts += ["## Load it", f"It needs the Python package `alitok`.\n\n```python\n{load}\n```"]
     parts += ["## Training", _training(card)]
     if records:
-        parts += ["## Numbers", *(_measured(record) for record in records)]
+        parts += ["## Numbers", *(_measured(record, card) for record in records)]
     elif card.get("metrics"):
         parts += ["## Numbers", "At the end of training, on the validation split:", _table(card["metrics"])]
     return "\n\n".join(parts) + "\n"
@@ -165,12 +132,14 @@ def _training(card: Record) -> str:
     return _table({key: value for key, value in rows.items() if value is not None})
 
 
-def _measured(record: Record) -> str:
+def _measured(record: Record, card: Record) -> str:
     named = {METRICS[key]: value for key, value in numbers(record).items()}
     reasons = record.get("reasons") or []
-    words = ["These numbers may stand beside published ones."]
+    words = [] if (untied := tie(record, card)) is None else [untied]
+    if not reasons and not words:
+        words = ["These numbers may stand beside published ones."]
     if reasons:
-        words = ["Do not compare these numbers with published ones:", "", *(f"- {reason}" for reason in reasons)]
+        words += ["Do not compare these numbers with published ones:", "", *(f"- {reason}" for reason in reasons)]
     settings = "; ".join(f"{key} {value}" for key, value in protocol(record).items() if value is not None)
     return "\n".join([_table(named), "", f"Protocol of {record['measure']}: {settings}.", "", *words])
 

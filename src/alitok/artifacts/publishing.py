@@ -1,13 +1,17 @@
 """An artifact on its way to the Hugging Face hub: what goes there, and what may not."""
 
+import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from alitok.artifacts.folder import CARD, KINDS, class_paths, load_artifact, plain_block, read_block, read_card
-from alitok.artifacts.model_card import GRID, model_card, read_record
+from alitok.artifacts.local_paths import has_path, texts
+from alitok.artifacts.model_card import GRID, check_card, model_card
+from alitok.artifacts.records import read_record
+from alitok.common.digest import module_digest, tokenizer_digest
 from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_folder
 
@@ -36,16 +40,19 @@ def prepare(
         The artifact's files, and the text of README.md.
 
     Raises:
-        BadInput: a name or license that the hub does not take, no artifact, one that does not load, or one that names
-            classes of another package than alitok.
+        BadInput: a name or license that the hub does not take, no artifact, one that does not load, whose weights are
+            not the card's, that draws with a file of this machine, or that names classes of another package than
+            alitok; a record that is none or of another model.
     """
-    if not _NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
-        raise BadInput(f"{name!r} is no name on the hub; write owner/name, of letters, digits, '-', '_' and '.'.")
+    for given in (name, *([] if tokenizer is None else [tokenizer])):
+        if not _NAME.fullmatch(given) or ".." in given or "--" in given or given.endswith((".git", ".", "-")):
+            raise BadInput(f"{given!r} is no name on the hub; write owner/name, of letters, digits, '-', '_' and '.'.")
     if license is not None and not _LICENSE.fullmatch(license):
         raise BadInput(f"--license {license!r} is no identifier of the hub; write e.g. mit, apache-2.0 or other.")
     card = read_card(folder)
     if card.get("kind") not in KINDS:
         raise BadInput(f"{folder / CARD} names the kind {card.get('kind')!r}; export the artifact again.")
+    check_card(card, folder / CARD)
     files = [folder / CARD]
     for block in sorted(folder.glob("*.yaml")):
         weights = folder / ("model.safetensors" if block.name == "config.yaml" else f"{block.stem}.safetensors")
@@ -54,17 +61,36 @@ def prepare(
         _check_ours(class_paths(read_block(block)), block)
         files += [block, weights]
     _check_ours(_of_card(card), folder / CARD)
-    load_artifact(folder)  # weights that are damaged or do not fit
+    _check_no_file(card, folder / CARD)
+    module = load_artifact(folder)  # weights that are damaged or do not fit
+    digest = tokenizer_digest(module) if card["kind"] == "tokenizer" else module_digest(module)
+    if digest != card.get("digest"):
+        raise BadInput(
+            f"The weights in {folder} have the digest {digest[:12]}, and {CARD} says {str(card.get('digest'))[:12]};"
+            " export the artifact again."
+        )
     read = [read_record(path, card) for path in records]
     return files, model_card(name, card, read, license, tokenizer, grid is not None)
+
+
+def local_keys(files: Sequence[Path]) -> list[str]:
+    """Keys of the card and the class blocks whose values hold a path of this machine, as `card.json: data`."""
+    found = []
+    for path in files:
+        if path.suffix in (".json", ".yaml"):
+            content = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else read_block(path)
+            found += [f"{path.name}: {key}" for key, text in texts(content) if has_path(text)]
+    return found
 
 
 def write(folder: Path, files: Sequence[Path], text: str, grid: Path | None) -> None:
     """Writes all that would be uploaded into a folder, whole or not at all.
 
     Raises:
-        BadInput: the folder holds something else, or cannot be written.
+        BadInput: the folder holds something else, is the current one or around it, or cannot be written.
     """
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"--dry-run {folder} is the current folder or one around it; name another folder.")
     if folder.exists() and not _is_dry_run(folder):
         raise BadInput(f"{folder} holds something else than a dry run; choose another folder or empty it.")
     with atomic_folder(folder) as temporary:
@@ -110,10 +136,41 @@ def upload(
         operations = [CommitOperationAdd(path_in_repo=place, path_or_fileobj=content) for place, content in parts]
         done = api.create_commit(name, operations, commit_message="Upload with alitok")
     except Exception as error:  # each layer of the library has its own: no network, no permission, a broken upload
-        raise BadInput(
-            f"{name} is not published: {first_line(error)}; the same command sends what is missing."
-        ) from error
+        raise BadInput(f"{name} is not published: {_reason(error, api.endpoint)}.") from error
     return str(done.repo_url)
+
+
+def _reason(error: BaseException, endpoint: str) -> str:
+    """Why an upload failed, in the hub's own words where it gave any, and what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chain = list(_causes(error))
+    refused = next((cause for cause in chain if isinstance(cause, HfHubHTTPError) and cause.response is not None), None)
+    if refused is not None:
+        status = refused.response.status_code
+        said = (refused.server_message or "").strip()
+        words = first_line(Exception(said)) if said else f"HTTP status {status}, without a word"
+        if status == 401:
+            return f"the hub refuses the token ({words}); run `hf auth login`, or set HF_TOKEN to one that may write"
+        if status == 403:
+            return f"the token may not write there ({words}); take a token that may, or another OWNER"
+        again = "; try again later" if status == 429 or status >= 500 else ""
+        return f"the hub refuses it ({words}){again}"
+    if any(isinstance(cause, json.JSONDecodeError) for cause in chain):
+        return f"{endpoint} does not answer as a hub does; look at HF_ENDPOINT, or for a proxy that asks for a login"
+    # of httpx or requests, whichever the library uses
+    if any(
+        isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith(("httpx", "requests"))
+        for cause in chain
+    ):
+        return f"{first_line(error)}; the same command sends what is missing"
+    return first_line(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _of_card(card: dict[str, Any]) -> list[str]:
@@ -135,3 +192,14 @@ def _check_ours(paths: Any, source: Path) -> None:
                 f"{source} names {path}, and an artifact of the hub may only name classes of alitok: nobody could load"
                 " it without your code. Give people the folder and the code instead."
             )
+
+
+def _check_no_file(card: dict[str, Any], source: Path) -> None:
+    """Refuses a way of drawing that reads something of this machine."""
+    for key in ("schedule", "sampler"):
+        for place, value in texts(card.get(key), key):
+            if value and (place.endswith(".checkpoint") or has_path(value)):
+                raise BadInput(
+                    f"{source} draws with {value} ({place}), which nobody else can load; export the generator with"
+                    " another schedule or sampler."
+                )

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         nargs="+",
         default=[],
-        help="tokenizer artifacts, or names on the hub; a generator's own must be among them",
+        help="tokenizer artifacts, or owner/name on the hub; every --generator needs its own (default: the demo's)",
     )
     parser.add_argument(
         "--host",
@@ -42,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    import sys
+
+    from alitok.common.ends import Terminated
+
+    try:
+        show(args)
+    except KeyboardInterrupt as error:  # the usual end of an app: there is nothing to continue
+        sys.exit(143 if isinstance(error, Terminated) else 130)
+
+
+def show(args: argparse.Namespace) -> None:
+    """Opens the models and serves the page until it is interrupted."""
     import importlib.util
     import os
     import tempfile
@@ -55,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     paths = chosen_paths(args.generator, args.tokenizer)
     if importlib.util.find_spec("gradio") is None:
         raise BadInput("The app needs gradio: pip install 'alitok[app]'.")
+    check_address(args.host, args.port)
 
     from alitok.app.opened import open_models
     from alitok.common.devices import pick_device
@@ -71,3 +84,27 @@ def run(args: argparse.Namespace) -> None:
         from alitok.app.page import serve
 
         serve(opened, args.host, args.port, LOOPBACK if args.host in LOOPBACK else ("*",))
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raises BadInput for an address that cannot be listened on: gradio would try for ever, or tell of its options."""
+    import errno
+    import socket
+
+    from alitok.common.errors import BadInput
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            listener.bind(address)
+            listener.listen()
+    except (OSError, UnicodeError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code == errno.EADDRINUSE:
+            raise BadInput(f"{host}:{port} is taken; choose another --port.") from error
+        if code == errno.EACCES:
+            raise BadInput(f"You may not listen on {host}:{port}; choose a --port above 1023.") from error
+        raise BadInput(
+            f"--host {host!r} is no address of this machine; give 127.0.0.1, 0.0.0.0 or one of its own addresses."
+        ) from error

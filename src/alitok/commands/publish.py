@@ -1,8 +1,8 @@
 """Upload an artifact to the Hugging Face hub, with a model card made of its card.json and evaluation records.
 
-Anybody then loads it by its name: alitok.load_tokenizer("owner/name"). The upload is one commit, whole or not at all;
-the same command after an interruption sends only what the hub does not have. The token comes from `hf auth login` or
-HF_TOKEN.
+Anybody then loads it by its name: alitok.load_tokenizer("owner/name"). The upload is one commit: readers see all of it
+or nothing. If it is interrupted, give the same command again: weights that the hub already has are not sent twice.
+The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -22,11 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `alitok evaluate --json` wrote: numbers with their protocol",
     )
     parser.add_argument(
-        "--grid", metavar="PNG", type=Path, help="picture of samples (default: the newest in pictures/ beside DIR)"
+        "--grid",
+        metavar="PNG",
+        type=Path,
+        help="picture of samples (default: of pictures/ beside DIR, the last by name)",
     )
     parser.add_argument("--tokenizer", metavar="OWNER/NAME", help="where a generator's tokenizer is, for the card")
-    parser.add_argument("--private", action="store_true", help="a new repository is seen by you alone")
-    parser.add_argument("--dry-run", metavar="FOLDER", type=Path, help="write all of it there and upload nothing")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="make a new repository private (default: as your account makes them); an existing one stays as it is",
+    )
+    parser.add_argument(
+        "--dry-run",
+        metavar="FOLDER",
+        type=Path,
+        help="write all of it there and upload nothing; a FOLDER that exists must be empty, or a dry run to replace",
+    )
     parser.epilog = (
         "example: alitok publish runs/demo/stage2/artifact me/shapes --license mit --dry-run published\n"
         "         alitok publish runs/demo/stage2/artifact me/shapes --license mit --record rfid.json"
@@ -34,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from alitok.artifacts.publishing import prepare, upload, write
+    from alitok.artifacts.folder import read_card
+    from alitok.artifacts.publishing import local_keys, prepare, upload, write
     from alitok.common.errors import BadInput
 
     grid = args.grid or newest_grid(args.artifact)
@@ -43,6 +56,10 @@ def run(args: argparse.Namespace) -> None:
     files, text = prepare(args.artifact, args.name, args.license, args.record, grid, args.tokenizer)
     if args.license is None:
         print("alitok: no --license: people may then look at the model and not use it.")
+    if keys := local_keys(files):
+        print(f"alitok: paths of this machine will be public, in {', '.join(keys)}.")
+    if args.tokenizer is None and read_card(args.artifact)["kind"] == "generator":
+        print("alitok: no --tokenizer: the card cannot say from where to load the generator's tokenizer.")
     if args.dry_run is not None:
         if args.dry_run.resolve() == args.artifact.resolve():
             raise BadInput(f"--dry-run {args.dry_run} is the artifact itself; name another folder.")
