@@ -45,7 +45,7 @@ demo: setup  ## the whole line on embedded data: twelve minutes on a CPU, ends i
 	$(BIN)/alitok demo --out $(RUN)/demo $(ARGS)
 
 test: setup  ## the tests, on CPU without network
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: setup  ## the long tests
 	$(BIN)/python -m pytest -m slow $(ARGS)

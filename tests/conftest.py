@@ -173,9 +173,20 @@ def artifacts(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a module's fixture go to one worker, else each worker makes it: `pytest --dist loadgroup`."""
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-        if any(definition.scope == "module" for found in fixtures.values() for definition in found):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@cache
+def shares_a_fixture(file: str) -> bool:
+    """Whether a test file has a fixture for all of its tests."""
+    return 'scope="module"' in (FOLDER.parents[1] / file).read_text("utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share a module's fixture go to one worker, else each worker makes it; all others go one by one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if shares_a_fixture(file) else nodeid
+
+    return ByFixture(config, log)
