@@ -157,8 +157,7 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
     share = global_batch // layout.devices
     micro_batch = min(data.get("micro_batch") or share, share)
     for name, block in ((config["model"].get("init_args") or {}).get("losses") or {}).items():
-        kind = import_class(block["class_path"])
-        if kind.needs_codebook:
+        if (kind := import_class(block["class_path"])).needs_codebook:
             print(f"alitok: losses.{name} reads another artifact, so its step is not counted.", file=sys.stderr)
         if kind.needs_reference:
             print(f"alitok: the reference of losses.{name} is counted as large as the generator.", file=sys.stderr)
@@ -235,8 +234,8 @@ def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Ite
             term.setup("cpu")
         beside: dict[str, nn.Module] = {name: network for (name, _), network in networks.items()}
         if any(term.needs_reference for term in terms.values()):
-            beside["reference"] = build(module.model.block).requires_grad_(False).eval()
-            module._reference = [beside["reference"]]
+            module._reference = [build(module.model.block).requires_grad_(False).eval()]
+            beside["reference"] = module._reference[0]
             ledger.attribute(beside["reference"], "reference")
         yield module, beside
 
@@ -297,8 +296,7 @@ def _rehearse(
             turn.memory["allowance"] = RUNTIME_BYTES + max(
                 round(PIECES_OVERHEAD * ledger.peak_pieces), min(later, ledger.peak_pieces)
             )
-        if extra := _strategy_bytes(module, layout, precision):
-            turn.memory[layout.strategy] = extra
+        turn.memory |= {layout.strategy: extra} if (extra := _strategy_bytes(module, layout, precision)) else {}
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -308,8 +306,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _keeps_average(config: Mapping[str, Any]) -> bool:
     from alitok.callbacks.average import WeightAverage
 
-    callbacks = (config["trainer"].get("callbacks") or {}).values()
-    return any(issubclass(import_class(block["class_path"]), WeightAverage) for block in callbacks)
+    blocks = (config["trainer"].get("callbacks") or {}).values()
+    return any(issubclass(import_class(block["class_path"]), WeightAverage) for block in blocks)
 
 
 def _shards(module: Any, layout: Layout) -> dict[int, int]:
@@ -394,8 +392,7 @@ def _strategy_bytes(module: Any, layout: Layout, precision: str) -> int:
     if layout.strategy == "fsdp":
         from alitok.training.parallel import blocks
 
-        each = [_count(block) for block in blocks(module.model)]
-        kept = _replicated(module)
+        each, kept = [_count(block) for block in blocks(module.model)], _replicated(module)
         rest = sum(p.numel() for p in module.model.parameters() if id(p) not in kept) - sum(each)
         gathered = 2 if precision == "bf16-mixed" else 4
         # Whole at that time: the rest, one block and the next, and the gradient of one, before and while it is sent.
