@@ -63,7 +63,7 @@ def model_card(
         records: evaluation records.
         license: as the hub names it, e.g. "mit"; None if it is not known.
         tokenizer: where a generator's tokenizer is, if it is known.
-        grid: `GRID` lies beside it.
+        grid: `GRID` lies next to it.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

@@ -62,14 +62,13 @@ def show(args: argparse.Namespace) -> None:
 
     if args.port is not None and not 1 <= args.port <= 65535:
         raise BadInput(f"--port must be 1 to 65535, not {args.port}.")
-    from alitok.app.opened import chosen_paths
+    from alitok.app.opened import chosen_paths, open_models
 
     paths = chosen_paths(args.generator, args.tokenizer)
     if importlib.util.find_spec("gradio") is None:
         raise BadInput("The app needs gradio: pip install 'alitok[app]'.")
     check_address(args.host, args.port)
 
-    from alitok.app.opened import open_models
     from alitok.common.devices import pick_device
 
     opened = open_models(*paths, pick_device(args.device))

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grid",
         metavar="PNG",
         type=Path,
-        help="picture of samples (default: of pictures/ beside DIR, the last by name)",
+        help="picture of samples (default: the last by name in pictures/ next to DIR)",
     )
     parser.add_argument("--tokenizer", metavar="OWNER/NAME", help="where a generator's tokenizer is, for the card")
     parser.add_argument(

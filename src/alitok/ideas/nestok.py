@@ -3,17 +3,13 @@
 The paper is named at huggingface.co/Jiawei804/NesTok.
 """
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alitok.common.errors import BadInput
 from alitok.common.random import Step
+from alitok.ideas.shared.decoder_blocks import decoder_with_blocks
 from alitok.losses.terms import Batch, LossTerm, Outputs
-from alitok.models import seams
 from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
-from alitok.models.tokenizer import Tokenizer
 
 
 class AllAndPrefix(Bottleneck):
@@ -53,15 +49,8 @@ class FirstLayer(LossTerm):
         self.weight = weight
 
     def attach(self, model: nn.Module) -> None:
-        decoder: Any = model.decoder if isinstance(model, Tokenizer) else None
-        known = decoder is not None and type(decoder).at_image is not seams.Decoder.at_image
-        if not known or "blocks" not in dict(decoder.named_children()):
-            raise BadInput(
-                f"FirstLayer reads the first block of a tokenizer's decoder, and {type(decoder or model).__name__} has"
-                " no `blocks`, or no `at_image` that finds the patches in them."
-            )
+        self._decoder = decoder_with_blocks(model, "FirstLayer reads the first block")
         self.taps = ("decoder.blocks.0",)
-        self._decoder = decoder
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         if "first" not in outputs:

@@ -1,25 +1,22 @@
 """GigaTok's semantic regularization: a decoder's early features predict a frozen encoder's (arXiv 2504.08736)."""
 
 import math
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.ideas.shared.teachers import Teacher
-from alitok.losses.terms import Batch, LossTerm, Outputs
-from alitok.models import seams
-from alitok.models.tokenizer import Tokenizer
+from alitok.ideas.shared.decoder_blocks import decoder_with_blocks
+from alitok.ideas.shared.teachers import Teacher, TeacherTerm
+from alitok.losses.terms import Batch, Outputs
 
 
-class Semantic(LossTerm):
+class Semantic(TeacherTerm):
     """-cos(MLP(h), f), the mean over images and patches: h of a decoder block, f the teacher's features.
 
-    The MLP is Linear(w, 4 w), SiLU, Linear(4 w, 4 w), SiLU, Linear(4 w, channels); it trains beside the tokenizer and
-    is no part of the artifact. The teacher's map is as fine as the grid of patches.
+    The MLP is Linear(w, 4 w), SiLU, Linear(4 w, 4 w), SiLU, Linear(4 w, channels); it trains with the tokenizer and is
+    no part of the artifact. The teacher's map is as fine as the grid of patches.
 
     Args:
         teacher: a `Teacher`.
@@ -32,20 +29,13 @@ class Semantic(LossTerm):
     """
 
     def __init__(self, teacher: Teacher, block: int | None = None, weight: float = 0.5) -> None:
-        if not isinstance(teacher, Teacher):
-            raise BadInput(f"Semantic: teacher must be a {Teacher.__module__}.Teacher, not a {type(teacher).__name__}.")
-        self.teacher = teacher
+        super().__init__(teacher)
         self.block = block
         self.weight = weight
 
     def attach(self, model: nn.Module) -> None:
-        decoder: Any = model.decoder if isinstance(model, Tokenizer) else None
-        blocks = dict(decoder.named_children()).get("blocks") if decoder is not None else None
-        if blocks is None or type(decoder).at_image is seams.Decoder.at_image:
-            raise BadInput(
-                f"Semantic reads a block of a tokenizer's decoder, and {type(decoder or model).__name__} has no"
-                " `blocks`, or no `at_image` that finds the patches in them."
-            )
+        decoder = decoder_with_blocks(model, "Semantic reads a block")
+        blocks = decoder.blocks
         block = math.ceil(len(blocks) / 8) if self.block is None else self.block
         if not 1 <= block <= len(blocks):
             raise BadInput(f"Semantic: the decoder has blocks 1 to {len(blocks)}, not {block}.")
@@ -59,12 +49,6 @@ class Semantic(LossTerm):
             nn.SiLU(),
             nn.Linear(4 * width, self.teacher.channels),
         )
-
-    def check(self) -> None:
-        self.teacher.check()
-
-    def setup(self, device: torch.device | str) -> None:
-        self.teacher.setup(device)
 
     def similarity(self, batch: Batch, outputs: Outputs) -> Tensor:
         """(B, H * W): the cosine at each patch."""

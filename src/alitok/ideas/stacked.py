@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,11 +48,7 @@ class StackedDecoder(Decoder):
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
         """As `Decoder`; with a causal head also "causal_image" (B, 3, H, W)."""
-        if self.drop_prefix:
-            latents = latents[:, self.num_prefix :]
-        x = self.embed(latents)
-        front = self.buffer_tokens.to(x.dtype).expand(x.shape[0], -1, -1)
-        x = self.norm_in(torch.cat([front, x], dim=1) + self.positions)
+        x = self.sequence(latents)
         outputs: dict[str, Tensor] = {}
         for number, block in enumerate(self.blocks, 1):
             x = block(x)

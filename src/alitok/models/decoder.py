@@ -86,11 +86,7 @@ class Decoder(seams.Decoder):
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
         """(B, N, D) -> {"image": (B, 3, H, W), with a prefix head also "prefix": (B, 3, patch, patch * K)}."""
-        if self.drop_prefix:
-            latents = latents[:, self.num_prefix :]
-        x = self.embed(latents)
-        front = self.buffer_tokens.to(x.dtype).expand(x.shape[0], -1, -1)
-        x = self.norm_in(torch.cat([front, x], dim=1) + self.positions)
+        x = self.sequence(latents)
         for block in self.blocks:
             x = block(x)
         x = self.norm_out(x[:, self.buffer_tokens.shape[0] :])
@@ -98,6 +94,15 @@ class Decoder(seams.Decoder):
         if self.prefix_head is not None:
             outputs["prefix"] = self.prefix_head(x[:, : self.num_prefix], 1)
         return outputs
+
+    def sequence(self, latents: Tensor) -> Tensor:
+        """(B, N, D) -> what the first block reads, buffer tokens in front."""
+        if self.drop_prefix:
+            latents = latents[:, self.num_prefix :]
+        x = self.embed(latents)
+        front = self.buffer_tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+        normed: Tensor = self.norm_in(torch.cat([front, x], dim=1) + self.positions)
+        return normed
 
     def at_image(self, hidden: Tensor) -> Tensor:
         return hidden[:, -self.image_tokens :]

@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from alitok.artifacts.folder import class_paths
 from alitok.common.build import import_class
 from alitok.common.ends import alone_in
 from alitok.common.errors import BadInput
@@ -155,7 +156,7 @@ def digest_of(config: Mapping[str, Any], out: Path, *settings: Any) -> str:
     decisive = {key: config["trainer"].get(key) for key in ("precision", "max_steps")}
     parts = _placed([config["model"], config["data"], decisive, settings], str(out))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for name in sorted(set(_classes(config["model"]))):
+    for name in sorted(set(class_paths(config["model"]))):
         file = inspect.getsourcefile(import_class(name))
         digest.update(f"{name} {sha256(file) if file else ''}".encode())
     return digest.hexdigest()[:12]
@@ -168,14 +169,6 @@ def _placed(value: Any, out: str) -> Any:
     if isinstance(value, list | tuple):
         return [_placed(item, out) for item in value]
     return "OUT" + value.removeprefix(out) if isinstance(value, str) and value.startswith(f"{out}/") else value
-
-
-def _classes(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        if "class_path" in value:
-            yield str(value["class_path"])
-        for item in value.values():
-            yield from _classes(item)
 
 
 def run_league(
@@ -196,10 +189,16 @@ def run_league(
     kept = results.with_suffix(".json")
     with alone_in(out):
         rows: list[Row] = read_rows(kept)
+
+        def write() -> None:
+            write_json(kept, {"rows": rows, "command": command(), "machine": machine()})
+            write_page(league.families, rows, results)
+
         entries = list(entries_of(league, data, out))
         for entry in entries:
             for row in filter(entry.is_row, rows):
                 row["stale"] = row["digest"] != entry.digest
+        write()
         wanted = [entry for entry in entries if only is None or entry.name in (BASE, *only)]
         if only is not None:  # no base without an idea
             families = {entry.family for entry in wanted if entry.name != BASE}
@@ -233,10 +232,7 @@ def run_league(
             row |= {"flops": work, "wall": time.perf_counter() - began}
             rows[:] = [other for other in rows if not entry.is_row(other)] + [row]
             pace = pace_of(rows)
-            write_json(kept, {"rows": rows, "command": command(), "machine": machine()})
-            write_page(league.families, rows, results)
-        write_json(kept, {"rows": rows, "command": command(), "machine": machine()})
-        write_page(league.families, rows, results)
+            write()
     notes = [f"{row['family']} {row['name']}, seed {row['seed']}: {row['failed']}" for row in rows if row.get("failed")]
     if left:
         notes.append(f"{left} runs do not fit into the {hours:g} hours: run the command again.")

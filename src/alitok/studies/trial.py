@@ -157,11 +157,10 @@ def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
 def cost_of(config: dict[str, Any]) -> dict[str, float]:
     """`parameters` of the model that is trained, and `flops_a_step` of the global batch."""
     from alitok.profiling.cost import cost
-    from alitok.profiling.record import as_record, hardware_of, images_of, layout_of
+    from alitok.profiling.record import layout_of
 
-    images = images_of(config["data"].get("init_args") or {})
-    record = as_record(cost(config, layout_of(config["trainer"], None)), hardware_of(None), 0.4, images)
-    return {"parameters": record["parameters"]["total"], "flops_a_step": record["flops_per_step"]}
+    found = cost(config, layout_of(config["trainer"]))
+    return {"parameters": found.total, "flops_a_step": round(sum(found.flops.values()))}
 
 
 def measures(run: "Run") -> dict[str, float]:

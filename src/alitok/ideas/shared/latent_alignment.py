@@ -2,17 +2,16 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.ideas.shared.teachers import Teacher
-from alitok.losses.terms import Batch, LossTerm, Outputs, required
+from alitok.ideas.shared.teachers import Teacher, TeacherTerm
+from alitok.losses.terms import Batch, Outputs, required
 from alitok.models.tokenizer import Tokenizer
 
 
-class LatentAlignment(LossTerm):
+class LatentAlignment(TeacherTerm):
     """Compares what a head makes of each image latent with the teacher's feature at its place.
 
     The head trains along and is no part of the artifact.
@@ -32,12 +31,7 @@ class LatentAlignment(LossTerm):
     output = "latents"
 
     def __init__(self, teacher: Teacher, channels: int, prefix: int) -> None:
-        if not isinstance(teacher, Teacher):
-            raise BadInput(
-                f"{type(self).__name__}: teacher must be a {Teacher.__module__}.Teacher, not a"
-                f" {type(teacher).__name__}."
-            )
-        self.teacher = teacher
+        super().__init__(teacher)
         self.channels = channels
         self.prefix = prefix
 
@@ -57,12 +51,6 @@ class LatentAlignment(LossTerm):
                 f" have a square grid of latents, not {places}. Set prefix, or leave the term out."
             )
         self.head = self.make_head()
-
-    def check(self) -> None:
-        self.teacher.check()
-
-    def setup(self, device: torch.device | str) -> None:
-        self.teacher.setup(device)
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         assert self.head is not None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
 from alitok.losses.perceptual import Standardised
+from alitok.losses.terms import LossTerm
 from alitok.networks import dino
 from alitok.networks.classifier import Classifier
 from alitok.networks.frozen import VGG16, Network, load, locate
@@ -119,3 +120,25 @@ class ClassifierMap(Teacher):
                 f" not {self.channels // 4}; give its width."
             )
         return classifier.body.requires_grad_(False).to(device)
+
+
+class TeacherTerm(LossTerm):
+    """A loss term that compares with a teacher's features.
+
+    Raises:
+        BadInput: `teacher` is no Teacher.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        if not isinstance(teacher, Teacher):
+            raise BadInput(
+                f"{type(self).__name__}: teacher must be a {Teacher.__module__}.Teacher, not a"
+                f" {type(teacher).__name__}."
+            )
+        self.teacher = teacher
+
+    def check(self) -> None:
+        self.teacher.check()
+
+    def setup(self, device: torch.device | str) -> None:
+        self.teacher.setup(device)
