@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+APP := .venv-app
+PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 DATA ?= data/imagenet
 EXPERIMENT ?= $(if $(filter shapes,$(DATA)),demo,imagenet256)
 SIZE ?= 662M
@@ -13,8 +15,9 @@ PIP_ARGS ?=
 ARGS ?=
 HERE := $(RUN)/$(EXPERIMENT)
 CONFIGS := experiments/$(EXPERIMENT)
-SIZES := $(if $(filter demo cifar10,$(EXPERIMENT)),,$(notdir $(basename $(wildcard experiments/sizes/*.yaml))))
-SIZED := $(if $(SIZES),$(wildcard experiments/sizes/$(SIZE).yaml))
+# recipes of other folders have one size, unless SIZE is given
+SIZES := $(if $(or $(filter imagenet256 imagenet512 release,$(EXPERIMENT)),$(filter-out file,$(origin SIZE))),sizes $(EXPERIMENT))
+SIZED := $(firstword $(foreach folder,$(SIZES),$(wildcard experiments/$(folder)/$(SIZE).yaml)))
 TOKENIZER ?= $(HERE)/stage2/artifact
 CACHE ?= $(HERE)/tokens
 GENERATOR ?= $(HERE)/generator$(if $(SIZED),-$(SIZE))/artifact
@@ -28,7 +31,7 @@ TRAINER := --define.run $(HERE) --trainer.devices $(DEVICES) --trainer.num_nodes
 OVERLAY := $(if $(STRATEGY),-c experiments/strategies/$(STRATEGY).yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint train-tokenizer tokenize train-ar eval-fid bench ablation league known-size
+.PHONY: help setup demo test test-slow test-browser lint train-tokenizer tokenize train-ar eval-fid bench ablation league known-size
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -50,6 +53,16 @@ test: setup  ## the tests, on CPU without network
 test-slow: setup  ## the long tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-browser: $(APP)/installed  ## the app in a browser; Debian's chromium and chromium-driver must be there
+	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest -m slow tests/app/test_browser.py $(ARGS)
+
+# gradio and selenium, laid over .venv: that one stays without them, and keeps the versions of constraints.txt
+$(APP)/installed: $(VENV)/installed
+	$(BIN)/python -m venv $(APP)
+	$(BIN)/python -c "$(PACKAGES)" > "$$($(APP)/bin/python -c "$(PACKAGES)")/under.pth"
+	$(APP)/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[app]' selenium
+	@touch $@
+
 lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -61,7 +74,7 @@ tokenize: setup  ## the ten-crop token cache of DATA (DEVICES share the work)
 	$(SHARED) tokenize --tokenizer $(TOKENIZER) --data $(DATA) --out $(CACHE) $(if $(filter tokenize,$(MAKECMDGOALS)),$(ARGS))
 
 known-size:
-	@test -n "$(SIZED)" -o -z "$(SIZES)" || { echo "make: $(CONFIGS) has no SIZE=$(SIZE); it has $(SIZES)." >&2; exit 2; }
+	@test -n "$(SIZED)" -o -z "$(SIZES)" || { echo "make: there is no SIZE=$(SIZE); experiments/sizes has $(notdir $(basename $(wildcard experiments/sizes/*.yaml)))." >&2; exit 2; }
 
 train-ar: known-size setup tokenize  ## the generator, SIZE=177M | 318M | 662M; encodes the pictures first if there is no cache
 	$(FIT) -c $(CONFIGS)/generator.yaml $(if $(SIZED),-c $(SIZED)) $(OVERLAY) $(TRAINER) --define.cache $(CACHE) --define.tokenizer $(TOKENIZER) $(ARGS)
@@ -79,9 +92,9 @@ bench: setup  ## how fast sampling, training, tokenising, data and evaluation ar
 	$(BIN)/alitok bench $(ARGS)
 
 league: DATA := $(if $(filter file,$(origin DATA)),uoft-cs/cifar10,$(DATA))
-league: setup  ## every idea against its base at a laptop's size, on DATA (default uoft-cs/cifar10): hours, goes on where it stopped
+league: setup  ## every idea against its base at a laptop's size, on DATA (default uoft-cs/cifar10): hours, continues where it stopped
 	$(BIN)/alitok league --data $(DATA) --out $(RUN)/league --results docs/results/league $(ARGS)
 
 ablation: DATA := $(if $(filter file,$(origin DATA)),uoft-cs/cifar10,$(DATA))
-ablation: setup  ## the ladder of the paper's ablation on DATA (default uoft-cs/cifar10): hours, goes on where it stopped
+ablation: setup  ## the ladder of the paper's ablation on DATA (default uoft-cs/cifar10): hours, continues where it stopped
 	$(BIN)/alitok ablation --data $(DATA) --out $(RUN)/ablation --results docs/results/ablation-$(notdir $(DATA)) $(ARGS)

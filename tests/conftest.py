@@ -43,7 +43,7 @@ class Golden:
     def json(self, name: str) -> Any:
         return json.loads((FOLDER / f"{name}.json").read_text())
 
-    def randomise(self, module: nn.Module) -> nn.Module:
+    def randomize(self, module: nn.Module) -> nn.Module:
         """Weights large enough for every input to show in the outputs, where the usual start is near zero."""
         state = module.state_dict()
         module.load_state_dict(self.fill({name: list(tensor.shape) for name, tensor in state.items()}))
@@ -153,14 +153,14 @@ def artifacts(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `tokenizer` and, trained on its tokens, `generator`; and with `stranger`, another tokenizer."""
     folder = tmp_path_factory.mktemp("artifacts")
     names = ["circle", "square", "star"]
-    tokenizer = golden.randomise(build(tokenizer_block(2)))
+    tokenizer = golden.randomize(build(tokenizer_block(2)))
     card = save_artifact(folder / "tokenizer", tokenizer_block(2), tokenizer, {"kind": "tokenizer"})
     torch.manual_seed(0)
     save_artifact(folder / "stranger", tokenizer_block(2), build(tokenizer_block(2)), {"kind": "tokenizer"})
     save_artifact(
         folder / "generator",
         generator_block(),
-        golden.randomise(build(generator_block())),
+        golden.randomize(build(generator_block())),
         {
             "kind": "generator",
             "class_names": names,

@@ -200,7 +200,7 @@ def test_arguments_may_stand_beside_class_path(base: Path, tmp_path: Path) -> No
     beside = write(tmp_path, "a.yaml", f"model: {{tokenizer: {{class_path: {QUANTIZER}, decay: 0.1}}, seed: 3}}")
     inside = "model: {init_args: {tokenizer: {init_args: {decay: 0.1}}, seed: 3}}"
     assert compose([base, beside]) == compose([base, write(tmp_path, "b.yaml", inside)])
-    with pytest.raises(BadInput, match=r"model\.seed stands both beside init_args and in it"):
+    with pytest.raises(BadInput, match=r"model\.seed stands both next to init_args and in it"):
         compose([base, write(tmp_path, "c.yaml", "model: {seed: 3, init_args: {seed: 4}}")])
     with pytest.raises(BadInput, match=r"model\.init_args\.sede, did you mean|model\.init_args\.sede"):
         compose([base, write(tmp_path, "d.yaml", "model: {sede: 3}")])
@@ -381,3 +381,15 @@ def test_whole_arguments_by_an_override(base: Path) -> None:
     assert found["init_args"] == {"vgg_weights": "here"}
     with pytest.raises(BadInput):
         compose([base], ["--model.init_args", "5"])
+
+
+def test_an_unknown_key_of_an_overlay_is_named_with_its_file(tmp_path: Path) -> None:
+    experiments = Path(__file__).parents[1] / "experiments"
+    stage1 = experiments / "demo" / "tokenizer-stage1.yaml"
+    with pytest.raises(BadInput, match=r"Unknown configuration key model.init_args.generator, set by .*ort\.yaml"):
+        compose_run([stage1, experiments / "ideas" / "ort.yaml"])
+    (tmp_path / "mine.yaml").write_text("model: {init_args: {codebok_lr: 1.0}}")
+    with pytest.raises(BadInput, match=r"codebok_lr, set by .*mine\.yaml; did you mean 'codebook_lr'"):
+        compose_run([stage1, tmp_path / "mine.yaml"])
+    with pytest.raises(BadInput, match=r"codebok_lr; did you mean 'codebook_lr'"):
+        compose_run([stage1], ["--model.codebok_lr", "1.0"])

@@ -34,7 +34,9 @@ from alitok.models.tokenizer import Tokenizer
 from alitok.studies.demo import again_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["laptop", "own-pictures", "imagenet", "training", "evaluation", "configuration"]
+# the first two go through the whole line: minutes
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("laptop", "own-pictures")]
+PAGES = ["imagenet", "training", "evaluation", "configuration"]
 # Fences in another language are not for the shell.
 SHELL, OTHER = ("", "bash", "sh"), ("text", "yaml", "json", "python")
 
@@ -83,7 +85,8 @@ REFUSALS = {
     ],
     "own-pictures": [
         (
-            "Data folder data/pets has no class folders; put one folder of images per class there.",
+            "Data folder data/pets has no class folders; put one folder of images per class there, or one folder"
+            " with all images if they have no classes.",
             "tokenize --tokenizer runs/pets/stage2/artifact --data data/flat --out runs/none",
         ),
         (
@@ -105,7 +108,7 @@ REFUSALS = {
             " --trainer.default_root_dir runs/new",
         ),
         (
-            "No class 'cafe creme': there are 5, 0..4; did you mean 'café crème'?",
+            "No class 'cafe creme': there are 1, 10, 2, café crème, red apple; did you mean 'café crème'?",
             "sample --generator runs/pets/generator/artifact --tokenizer runs/pets/stage2/artifact"
             " --classes 'cafe creme' --out x.png",
         ),
@@ -152,11 +155,6 @@ def commands(page: str) -> list[str]:
         if language in SHELL:
             found += [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
     return found
-
-
-def existing(name: str) -> Path | None:
-    path = ROOT / "docs" / f"{name}.md"
-    return path if path.is_file() else None
 
 
 def understood(verb: str, words: list[str]) -> argparse.Namespace:
@@ -207,7 +205,15 @@ def small_demo() -> None:
 
 
 def cluster(words: list[str]) -> None:
-    """A job's script is there, and what it would run is understood."""
+    """A job's script is there, and what it would run is understood; a wrapped line is run."""
+    while words and words[0].startswith("--"):
+        name, value = words[0].split("=") if "=" in words[0] else words[:2]
+        words = words[1:] if "=" in words[0] else words[2:]
+        assert name in ("--dependency", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--wrap")
+        if name == "--wrap":
+            execute(value)
+            assert not words
+            return
     script, base, *more = words
     text = (ROOT / script).read_text()
     laid = re.search(r'alitok fit -c "\$base" -c (\S+)', text)
@@ -301,7 +307,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if existing(name)])
+@pytest.mark.parametrize("name", [*LONG, *PAGES])
 def test_every_command_of_a_page_runs(name: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / f"{name}.md").read_text()
     lines = commands(page)
@@ -333,6 +339,8 @@ def test_every_command_of_a_page_runs(name: str, scratch: Path, capsys: pytest.C
         "alitok describe -c experiments/nothing.yaml",
         "torchrun --nnodes 2 -m alitok tokenize --nothing",
         "sbatch experiments/strategies/nothing.sh experiments/demo/generator.yaml",
+        "sbatch --nothing 2 experiments/strategies/slurm.sh experiments/demo/generator.yaml",
+        "sbatch --nodes 1 --wrap 'make nothing'",
         "sbatch experiments/strategies/slurm.sh experiments/demo/nothing.yaml",
         "python nothing.py",
     ],
@@ -351,6 +359,13 @@ def test_links_between_pages() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_named_in_pages_exist() -> None:
+    roots = [ROOT, ROOT / "src" / "alitok", ROOT / "experiments"]
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|yaml|sh|md))`", page.read_text()):
+            assert "NAME" in name or any((root / name).exists() for root in roots), f"{page.name}: {name}"
 
 
 @pytest.mark.parametrize("verb", VERBS)

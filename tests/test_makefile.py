@@ -17,14 +17,30 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_mistyped_size_trains_nothing() -> None:
     result = make("known-size", "SIZE=622M")
     assert result.returncode == 2
-    assert "experiments/imagenet256 has no SIZE=622M; it has 177M 318M 662M." in result.stderr
+    assert "there is no SIZE=622M; experiments/sizes has 177M 318M 662M." in result.stderr
     for target in ("train-ar", "eval-fid"):
-        assert "has no SIZE" in make("--dry-run", target, "SIZE=622M").stdout.splitlines()[0]
+        assert "no SIZE=622M" in make("--dry-run", target, "SIZE=622M").stdout.splitlines()[0]
 
 
-@pytest.mark.parametrize("words", [("SIZE=177M",), ("EXPERIMENT=release", "SIZE=318M"), ("DATA=shapes",)])
-def test_sizes_that_there_are(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ((), "sizes/662M"),
+        (("SIZE=177M",), "sizes/177M"),
+        (("EXPERIMENT=release", "SIZE=318M"), "sizes/318M"),
+        (("EXPERIMENT=bar", "SIZE=1.1B"), "bar/1.1B"),
+        (("EXPERIMENT=mine", "SIZE=177M"), "sizes/177M"),
+        (("EXPERIMENT=mine",), ""),
+        (("EXPERIMENT=bar",), ""),
+        (("EXPERIMENT=cifar10",), ""),
+        (("DATA=shapes",), ""),
+    ],
+)
+def test_the_size_is_the_one_given_or_the_papers_for_its_own_recipes(words: tuple[str, ...], size: str) -> None:
     assert make("known-size", *words).returncode == 0
+    (line,) = [line for line in make("--dry-run", "train-ar", *words).stdout.splitlines() if "generator.yaml" in line]
+    given = line.split("generator.yaml")[1].split("--define.run")[0].replace("-c", "").strip()
+    assert given == (f"experiments/{size}.yaml" if size else "")
 
 
 @pytest.mark.parametrize("target", ["tokenize", "eval-fid"])

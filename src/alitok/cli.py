@@ -1,4 +1,4 @@
-"""The one door: `alitok VERB ...`, a file per verb under commands/, imported when its verb is called."""
+"""The command line, `alitok VERB ...`. Each verb is a file in commands/, imported when the verb is called."""
 
 import argparse
 import errno
@@ -13,7 +13,7 @@ from alitok.common.build import nearest
 from alitok.common.ends import Terminated, drop_output, raise_on_sigterm
 from alitok.common.errors import BadInput
 
-# What the user can put right when a file cannot be written or read.
+# Errors of reading and writing files that the user can correct.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 
 VERBS = {
@@ -29,7 +29,8 @@ VERBS = {
     "reconstruct": "send pictures through a tokenizer and back",
     "app": "look at models in a browser: generate, reconstruct, compare (needs alitok[app])",
     "evaluate": "FID, sFID, IS, precision, recall of samples; rFID, PSNR, SSIM of a tokenizer",
-    "train-classifier": "the network behind FIDs of your own, where Inception's file is not at hand",
+    "text-fidelity": "how much of small text survives a tokenizer: words drawn, reconstructed, read again",
+    "train-classifier": "the network behind FIDs of your own, if Inception's file is missing",
     "trial": "ideas against their base over several seeds: trained, measured, one table",
     "league": "many ideas against their bases at a laptop's size: one table of what each changed",
     "check-idea": "hold an idea of your own to the contract that the other parts rely on",
@@ -46,7 +47,7 @@ VERBS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One clear line for wrong usage, instead of a dump of the whole usage."""
+    """Reports wrong usage in one line, without the whole usage."""
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}; see `{self.prog} --help`.")
@@ -56,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb.
 
     Exits with 0 on success, 2 for wrong usage or bad input, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of
-    its output is gone, 1 for a fault of ours.
+    its output has closed the pipe, 1 for a bug.
     """
     raise_on_sigterm()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
         run(list(sys.argv[1:] if arguments is None else arguments))
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         drop_output()
         sys.exit(141)
     except SystemExit as error:
-        if not isinstance(error.__context__, BrokenPipeError):  # rich ends so when the reader is gone
+        if not isinstance(error.__context__, BrokenPipeError):  # rich exits so if the pipe is closed
             raise
         drop_output()
         sys.exit(141)
@@ -93,7 +94,7 @@ def _end(sentence: str, status: int) -> NoReturn:
 
 
 def run(words: list[str]) -> None:
-    """Dispatches the words after `alitok`; raises BadInput for an unknown verb."""
+    """Runs the verb of the words after `alitok`. Raises BadInput if it is unknown."""
     if not words or words[0] in ("-h", "--help", "help"):
         print("usage: alitok VERB ...   (alitok VERB --help says more)\n")
         for verb, text in VERBS.items():

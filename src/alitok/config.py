@@ -1,15 +1,18 @@
-"""compose(files, overrides): the one way a configuration comes together, for every verb and the tests.
+"""`compose(files, overrides)` makes every configuration, for the verbs and the tests.
 
-Files and overrides are merged deeply and in order before anything is resolved, so that a value which the data and the
-model share through `${...}` is the same in both, whichever file changed it last.
+It merges files and overrides deeply and in order before it resolves `${...}`. A value that data and model share is
+therefore the same in both, no matter which file changed it last.
 
-Every value keeps the text that was written until all is merged; then it is read by the type of the argument that it
-goes to (`alitok.common.written`).
+Every value keeps its written text until all is merged. Then it is read by the type of its argument
+(`alitok.common.written`).
 """
 
+import copy
 import inspect
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,75 +25,67 @@ from alitok.common.build import (
     import_class,
     is_class_block,
     known_arguments,
-    misfit,
     moved_files,
     nearest,
-    not_a,
     present,
 )
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
+from alitok.common.keys import UnknownKey, check_arguments, check_blocks
 from alitok.common.merge import Merged, opened
 from alitok.common.written import Hints, Written, read_written
 
-# What a run's configuration may hold; `define` is free: values that others refer to.
+# The keys of a run's configuration. `define` takes any key: its values are for references.
 TOP_LEVEL = ("define", "seed_everything", "model", "data", "trainer", "ckpt_path")
-# The types of arguments that are needed before the classes of model, data and trainer are imported.
+# Types of the arguments that are needed before the classes of model, data and trainer are imported.
 _EARLY: Hints = {"seed_everything": int, "ckpt_path": str, "trainer": {"default_root_dir": str, "max_steps": int}}
 _NULL = ("null", "Null", "NULL")
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
-# Since omegaconf 2.4 the one is called as the other was, and the other warns.
+# omegaconf 2.4 renamed `register_new_resolver` to `register_resolver`; the old name warns.
 _newer = "replace" in inspect.signature(OmegaConf.register_resolver).parameters
 _register: Any = OmegaConf.register_resolver if _newer else OmegaConf.register_new_resolver
 
 
-def _add(a: int, b: int) -> int:
-    return a + b
-
-
-def _mul(a: int, b: int) -> int:
-    return a * b
-
-
-def _div(a: int, b: int) -> int:
-    return a // b
-
-
-for _name, _function in {"add": _add, "mul": _mul, "div": _div}.items():
+for _name, _function in {"add": operator.add, "mul": operator.mul, "div": operator.floordiv}.items():
     _register(_name, _function, replace=True)
 
 
 def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merges YAML files and `--key value` overrides, resolves interpolations once, and checks every key.
 
-    Maps merge deeply; a block whose `class_path` changes keeps only the arguments that the new class knows; `key: null`
-    removes the entry; lists and scalars are replaced. The first file may build on another one, which it names as
-    `base`. The arguments of a class may stand next to `class_path` too. `${add:a,b}`,
-    `${mul:a,b}` and `${div:a,b}` are integer sums.
-    An argument that takes text gets it to the letter, with a leading `~` expanded to the home folder.
+    Maps merge deeply; lists and scalars are replaced; `key: null` removes the entry. A block whose `class_path` changes
+    keeps only the arguments that the new class takes. The first file may name a file as its `base`. The arguments of a
+    class may also be next to `class_path`. `${add:a,b}`, `${mul:a,b}` and `${div:a,b}` calculate with integers.
+    An argument that takes text gets the exact text, with a leading `~` expanded to the home folder.
 
     Args:
-        files: paths, laid over one another in order.
+        files: paths; each file is merged over the ones before it.
         overrides: ["--a.b", "1", "--c=2", ...]; a dotted key may leave out `init_args`.
 
     Raises:
-        BadInput: a file that is missing or no YAML map, an override without a value, an unknown key (with the nearest
-            one), an interpolation that cannot be resolved.
+        BadInput: a file is missing or not a YAML map, an override has no value, a key is unknown (the message has the
+            nearest one), or an interpolation cannot be resolved.
     """
-    merged = _merge(files, overrides)
-    top = dict(_EARLY)
+    layers = _merge(files, overrides)
+    merged, top = layers.config, dict(_EARLY)
     if "trainer" in merged:
         from lightning import Trainer  # slow to import: only if a configuration has a trainer
 
         top["trainer"] = argument_hints(Trainer)
     config = _interpolate(read_written(merged, top, lambda class_path, _: argument_hints(import_class(class_path))))
-    check(config)
+    try:
+        check(config)
+    except UnknownKey as error:
+        source = layers.source_of(error.key)
+        if source is None or source.startswith("--"):
+            raise
+        raise BadInput(f"Unknown configuration key {error.key}, set by {source}{error.hint}") from None
     return config
 
 
 def resolve(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """`compose` without the check of the keys and without Lightning, which takes seconds to import.
+    """`compose` without checking the keys and without Lightning, which takes seconds to import.
 
     The arguments of `model`, `data` and `trainer` are read as YAML, except for those in `_EARLY`.
     """
@@ -99,11 +94,11 @@ def resolve(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[
         slow = path in ("model", "data") or path.startswith("trainer.")
         return {} if slow else argument_hints(import_class(class_path))
 
-    return _interpolate(read_written(_merge(files, overrides), _EARLY, hints_of))
+    return _interpolate(read_written(_merge(files, overrides).config, _EARLY, hints_of))
 
 
-def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, Any]:
-    """Files and overrides laid over one another, every value as it was written."""
+def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> Merged:
+    """Merges files and overrides, every value as it was written."""
     merged = Merged()
     files = list(files)
     first = next((file for file in files if file != DEFAULTS), None)
@@ -122,11 +117,11 @@ def _merge(files: Iterable[str | Path], overrides: Sequence[str]) -> dict[str, A
         _check_path(merged.config, path, key)
         _check_define(merged.config, path, key)
         merged.lay(_present(block), f"--{key}")
-    return merged.config
+    return merged
 
 
 def _present(value: Any) -> Any:
-    """`present` for an override, whose value may be a map as it was written."""
+    """`present` for an override, whose value may be a `Written` map."""
     if isinstance(value, Written):
         return replace(value, value=present(value.value, renamed_only=True))
     if not isinstance(value, Mapping):
@@ -144,10 +139,10 @@ def _interpolate(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """`compose` over the defaults that every training run shares (defaults.yaml beside this file).
+    """`compose` over the defaults that every training run shares (defaults.yaml next to this file).
 
     Raises:
-        BadInput: as `compose`, or the files describe no run (`model` and `data`).
+        BadInput: as `compose`; or `model` or `data` is missing.
     """
     config = compose([DEFAULTS, *files], overrides)
     for part in ("model", "data"):
@@ -159,12 +154,12 @@ def compose_run(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> d
 
 
 def load_yaml(file: str | Path) -> dict[str, Any]:
-    """One YAML file, laid over its `base` if it has one, as a plain map as YAML reads it; interpolations stay.
+    """Reads one YAML file as a plain map, merged over its `base` if it has one. Leaves interpolations as they are.
 
-    A file experiments/... that is not here is the one that ships with the package, so that no repository is needed.
+    A missing file experiments/... is read from the package, so that no repository is needed.
 
     Raises:
-        BadInput: it is missing, no YAML or no map.
+        BadInput: the file is missing or not a YAML map.
     """
     merged = Merged()
     for content, _ in _chain(file):
@@ -173,10 +168,10 @@ def load_yaml(file: str | Path) -> dict[str, Any]:
 
 
 def _chain(file: str | Path) -> list[tuple[dict[str, Any], Any]]:
-    """What YAML reads of a file and, before it, of the bases that it builds on; each with its texts, see `_load`.
+    """The contents of a file's bases and then of the file itself, each with its texts (see `_load`).
 
     Raises:
-        BadInput: a base that is no file name, is missing, or builds on this file.
+        BadInput: a base is not a file name, is missing, or has this file as a base.
     """
     chain: list[tuple[dict[str, Any], Any]] = []
     place: str | Path | None = file
@@ -200,7 +195,7 @@ def _chain(file: str | Path) -> list[tuple[dict[str, Any], Any]]:
 
 
 def _found(file: str | Path) -> Path:
-    """The path of a configuration. What is missing under experiments/ is the file that ships with the package."""
+    """The path of a configuration. A missing file under experiments/ is taken from the package."""
     path = Path(file)
     if path.exists() or path.parts[:1] != ("experiments",):
         return path
@@ -210,7 +205,7 @@ def _found(file: str | Path) -> Path:
 
 
 def _base(name: str, file: Path) -> str | Path:
-    """Where a base is: next to the file that names it, else among the shipped files."""
+    """The path of a base: next to the file that names it, else in the package."""
     near = file.parent / name
     if near.exists():
         return near
@@ -221,17 +216,16 @@ def _base(name: str, file: Path) -> str | Path:
 
 
 class _Texts(yaml.SafeLoader):
-    """Reads every scalar as the text that it is."""
+    """Reads every scalar as text."""
 
 
 _Texts.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<` merges maps
 
 
 def _load(path: Path, file: str | Path) -> tuple[dict[str, Any], Any]:
-    """What YAML reads at a path, and the same with every scalar as a text. `file` is its name for the messages."""
+    """What YAML reads at a path, and the same with every scalar as text. `file` is its name for the messages."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        texts = yaml.load(path.read_text("utf-8"), Loader=_Texts)
+        content, texts = copy.deepcopy(_parsed(path, path.read_text("utf-8")))
     except OSError as error:
         raise BadInput(f"Cannot read configuration {file}: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
@@ -241,8 +235,14 @@ def _load(path: Path, file: str | Path) -> tuple[dict[str, Any], Any]:
     return cast(dict[str, Any], content), texts
 
 
+@lru_cache(maxsize=1024)
+def _parsed(path: Path, text: str) -> tuple[Any, Any]:
+    """The same, for a text that was just read there. Cached: trials and leagues read the same few files many times."""
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False), yaml.load(text, Loader=_Texts)
+
+
 def _both(value: Any, text: Any) -> Any:
-    """What YAML reads, with every value that is something else than its text as `Written`."""
+    """What YAML reads, with every value that is not text or null as `Written`."""
     if isinstance(value, Mapping) and isinstance(text, Mapping):
         return {key: _both(item, text.get(str(key))) for key, item in value.items()}
     if isinstance(value, list) and isinstance(text, list):
@@ -255,7 +255,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Written | None]
     """["--a.b", "1", "--c=null"] -> [("a.b", Written("1", 1)), ("c", None)].
 
     Raises:
-        BadInput: an argument that is no `--key`, or a key without a value.
+        BadInput: an argument is not a `--key`, or a key has no value.
     """
     pairs, rest = [], list(overrides)
     while rest:
@@ -272,23 +272,23 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Written | None]
 
 
 def _written(text: str, key: str) -> Written:
-    """A value of the command line; lists and maps in it keep the texts of their items."""
+    """A value from the command line; the items of a list or map keep their texts."""
     document = "value:\n  " + text.replace("\n", "\n  ")
     try:
-        # OmegaConf's reader, so that 1e-4 is a number here as it is in a file.
+        # With OmegaConf's reader 1e-4 is a number, as it is in a file.
         value = OmegaConf.to_container(OmegaConf.create(document), resolve=False)["value"]  # type: ignore
         texts = yaml.load(document, Loader=_Texts)["value"]
     except (yaml.YAMLError, OmegaConfBaseException):
         value = None
-    broken = value is None  # null is a word of its own; YAML also reads nothing, a comment and ~ so
+    broken = value is None  # `parse_overrides` handles null; YAML reads an empty text, a comment and ~ as None too
     if isinstance(value, dict | list):
         value = _both(value, texts)
     return Written(text, text if broken else value, key, broken)
 
 
 def has_place(files: Iterable[str | Path], key: str) -> bool:
-    """Whether an override `--key` has something to change: an argument, an entry of a map, a value in use."""
-    node: Any = _merge([DEFAULTS, *files], ())
+    """Whether an override `--key` would change something: an argument, an entry of a map, a value in use."""
+    node: Any = _merge([DEFAULTS, *files], ()).config
     path = _full_path(node, key)
     if path[0] == "define" and len(path) > 1:
         return path[1] in node.get("define", {}) or f"define.{path[1]}" in str(node)
@@ -303,7 +303,7 @@ def has_place(files: Iterable[str | Path], key: str) -> bool:
 
 
 def _full_path(merged: Mapping[str, Any], key: str) -> list[str]:
-    """The path of a dotted key, with the `init_args` that it may leave out."""
+    """The path of a dotted key, with the `init_args` that the key may leave out."""
     path: list[str] = []
     node: Any = merged
     for name in key.split("."):
@@ -316,7 +316,7 @@ def _full_path(merged: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _check_path(merged: Mapping[str, Any], path: list[str], key: str) -> None:
-    """Refuses an override below something that is no map."""
+    """Refuses an override of an entry below a value that is not a map."""
     node: Any = merged
     for name in path[:-1]:
         node = opened(node.get(name)) if isinstance(node, Mapping) else None
@@ -325,7 +325,7 @@ def _check_path(merged: Mapping[str, Any], path: list[str], key: str) -> None:
 
 
 def _check_define(merged: Mapping[str, Any], path: list[str], key: str) -> None:
-    """Refuses an override of a value that no file defines or refers to: it would change nothing."""
+    """Refuses an override of a value that no file defines or refers to; it would change nothing."""
     if path[0] != "define" or len(path) == 1:
         return
     known = merged.get("define") or {}
@@ -334,7 +334,7 @@ def _check_define(merged: Mapping[str, Any], path: list[str], key: str) -> None:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises BadInput for the first key that nobody knows, with the nearest known one, or a missing argument."""
+    """Raises BadInput for the first unknown key (the message has the nearest known one) or missing argument."""
     for key in config:
         if key not in TOP_LEVEL:
             raise BadInput(f"Unknown configuration key {key!r}{nearest(key, TOP_LEVEL)}")
@@ -350,51 +350,7 @@ def check(config: Mapping[str, Any]) -> None:
 
         kinds = {"model": LightningModule, "data": LightningDataModule}
     if trainer := config.get("trainer"):
-        from lightning import Trainer  # slow to import: only where a configuration has a trainer
+        from lightning import Trainer  # slow to import: only if a configuration has a trainer
 
-        _check_arguments("trainer", trainer, known_arguments(Trainer.__init__) or set())
-    _check_blocks(config, "", kinds)
-
-
-def _check_arguments(where: str, arguments: Mapping[str, Any], known: set[str]) -> None:
-    for key in arguments:
-        if key not in known:
-            raise BadInput(f"Unknown configuration key {where}.{key}{nearest(key, known)}")
-
-
-def _check_blocks(value: Any, where: str, hint: Any = None) -> None:
-    hints = hint if isinstance(hint, dict) else {}
-    if is_class_block(value):
-        for key in value:
-            if key not in ("class_path", "init_args"):
-                raise BadInput(f"Unknown configuration key {where}.{key}; arguments go under {where}.init_args.")
-        target = import_class(value["class_path"])
-        if wanted := not_a(target, hint):
-            raise BadInput(f"Configuration key {where}: {value['class_path']} is no {wanted}; name another class.")
-        arguments, hints = value.get("init_args") or {}, {"init_args": argument_hints(target)}
-        if not isinstance(arguments, Mapping):
-            raise BadInput(f"Configuration key {where}.init_args must be a map of arguments, not {arguments!r}.")
-        known = known_arguments(target)
-        if known is not None:
-            _check_arguments(f"{where}.init_args", arguments, known)
-            required = [
-                name
-                for name, parameter in inspect.signature(target).parameters.items()
-                if parameter.default is parameter.empty
-                and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            ]
-            for name in required:
-                if name not in arguments:
-                    raise BadInput(f"Configuration key {where}.init_args.{name} is missing ({value['class_path']}).")
-        if wrong := misfit(target, arguments):
-            name, wanted = wrong
-            raise BadInput(
-                f"Configuration key {where}.init_args.{name} must be {wanted}, not {arguments[name]!r}"
-                f" ({value['class_path']})."
-            )
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_blocks(item, f"{where}.{key}" if where else str(key), hints.get(key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_blocks(item, f"{where}[{index}]")
+        check_arguments("trainer", trainer, known_arguments(Trainer.__init__) or set())
+    check_blocks(config, "", kinds)

@@ -23,8 +23,28 @@ MISSING = [name for name in ("gradio", "selenium") if importlib.util.find_spec(n
 MISSING += [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"the app is tried in a browser: {', '.join(MISSING)} not installed"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"the app is tried in a browser, and {', '.join(MISSING)} cannot be found here"
+    ),
 ]
+
+
+# The verb, under a hook that names each file that is opened to be written outside the temporary folder.
+# A shell's background job ignores Ctrl-C, and so would the verb.
+WATCHED = """import os, signal, sys, tempfile
+signal.signal(signal.SIGINT, signal.default_int_handler)
+place = os.path.realpath(tempfile.gettempdir())
+def opened(event, arguments):
+    if event != "open" or not isinstance(arguments[0], (str, bytes)):
+        return
+    path, mode, flags = os.path.realpath(os.fsdecode(arguments[0])), arguments[1] or "", arguments[2]
+    writes = set(mode) & set("wax+") or flags & (os.O_WRONLY | os.O_RDWR)
+    if writes and not path.startswith((place, "/dev/", "/proc/")):
+        print("written:", path, file=sys.stderr)
+sys.addaudithook(opened)
+from alitok.cli import main
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +58,7 @@ def address(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     words += ["--tokenizer", str(artifacts / "tokenizer"), str(artifacts / "stranger")]
     log = (tmp_path_factory.mktemp("log") / "app.log").open("w+")
     app = subprocess.Popen(
-        [sys.executable, "-m", "alitok", *words],
+        [sys.executable, "-B", "-c", WATCHED, *words],
         cwd=place,
         stdout=log,
         stderr=log,
@@ -60,7 +80,9 @@ def address(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         finally:
             app.kill()
             log.seek(0)
-            sys.stdout.write(log.read())
+            said = log.read()
+            sys.stdout.write(said)
+        assert "written:" not in said
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the page shows: HTML of pictures, sentences where there are none, progress."""
+"""What the page shows: HTML of pictures, sentences if there are none, progress."""
 
 import json
 import re

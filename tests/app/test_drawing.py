@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from alitok.app.drawing import OTHERS, WORK, Painter, likely_tokens
-from alitok.app.layout import GREY, Layout
+from alitok.app.layout import GRAY, Layout
 from alitok.app.opened import Opened
 from alitok.common.build import build
 from alitok.common.draw import Draw
@@ -38,8 +38,8 @@ def test_the_frames_grow_to_the_picture_that_sampling_gives(painter: Painter) ->
     ids = Sampler(painter.generator, painter.draw).sample(LAST)
     assert ids_of(frames[-1]) == ids[0].tolist()
     assert_close(frames[-1].image, painter.tokenizer.decode(ids)[0].clamp(0, 1))
-    grey = (frames[3].image == GREY).all(0)  # 7 of 4 x 4 cells of 8 pixels are known
-    cells = grey.view(4, 8, 4, 8).transpose(1, 2).flatten(2).all(-1).flatten()
+    gray = (frames[3].image == GRAY).all(0)  # 7 of 4 x 4 cells of 8 pixels are known
+    cells = gray.view(4, 8, 4, 8).transpose(1, 2).flatten(2).all(-1).flatten()
     assert cells.tolist() == [False] * 7 + [True] * 9
     assert not frames[-2].tokens
 
@@ -157,7 +157,7 @@ def test_the_best_tokens_of_several_sub_codes() -> None:
 
 def test_tokens_of_sub_codes_are_drawn_and_chosen(opened: Opened, golden: Any, small_generator_block: Any) -> None:
     block = small_generator_block(sub_codes=2)
-    generator = golden.randomise(build({**block, "class_path": "alitok.ideas.shared.sub_codes.SubCodeGenerator"}))
+    generator = golden.randomize(build({**block, "class_path": "alitok.ideas.shared.sub_codes.SubCodeGenerator"}))
 
     class Tokens:  # a tokenizer of two sub-codes is not needed to see what is drawn
         num_tokens, any_length, decoder = 21, True, None
@@ -177,7 +177,7 @@ def test_a_generator_that_is_not_causal_has_no_probabilities(opened: Opened, gol
     arguments = {"codebook_size": 24, "num_classes": 3, "num_prefix": 5, "grid": [4, 4], "width": 32, "depth": 2}
     block = {"class_path": "alitok.ideas.masked.MaskedGenerator", "init_args": {**arguments, "heads": 2}}
     (_, tokenizer), *_ = opened.pairs
-    painter = Painter(golden.randomise(build(block)), opened.tokenizers[tokenizer], Draw())
+    painter = Painter(golden.randomize(build(block)), opened.tokenizers[tokenizer], Draw())
     frame = painter.picture(STAR, [(3, (7,))])
     assert [token.probability for token in frame.tokens] == [None] * 21
     assert frame.tokens[3].ids == (7,)

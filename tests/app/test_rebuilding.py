@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from alitok.app.layout import GREY
+from alitok.app.layout import GRAY
 from alitok.app.opened import Opened
 from alitok.app.rebuilding import difference, neighbors, open_picture, rebuild
 from alitok.common.errors import BadInput
@@ -63,8 +63,8 @@ def test_a_replaced_token_changes_the_picture(tokenizer: Tokenizer, original: Te
 def test_first_tokens_of_a_tokenizer_that_decodes_all(tokenizer: Tokenizer, original: Tensor) -> None:
     made = rebuild(tokenizer, original, keep=10)  # 5 of them are the prefix
     assert made.psnr is None
-    grey = (made.image == GREY).all(0).view(4, 8, 4, 8).transpose(1, 2).flatten(2).all(-1).flatten()
-    assert grey.tolist() == [False] * 5 + [True] * 11
+    gray = (made.image == GRAY).all(0).view(4, 8, 4, 8).transpose(1, 2).flatten(2).all(-1).flatten()
+    assert gray.tolist() == [False] * 5 + [True] * 11
     whole = rebuild(tokenizer, original, keep=21)
     assert torch.equal(whole.image, rebuild(tokenizer, original).image)
     for count in (0, 22):

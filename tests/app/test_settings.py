@@ -181,7 +181,7 @@ def test_the_command_draws_the_same_picture(
     run(words[1:])
     (drawn,) = (tmp_path / "picture").glob("*.png")
     with Image.open(drawn) as theirs, Image.open(io.BytesIO(b64decode(encoded))) as ours:
-        # truncation may turn the rounding of another batch's products into a grey level
+        # truncation may turn the rounding of another batch's products into a gray level
         assert int(np.abs(np.asarray(theirs).astype(int) - np.asarray(ours)).max()) <= 1
 
 

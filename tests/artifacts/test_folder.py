@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from functools import partial
 
@@ -30,7 +31,7 @@ class Tied(nn.Module):
 
 @pytest.fixture
 def tokenizer(golden, small_tokenizer_block):
-    return golden.randomise(build(small_tokenizer_block(1)))
+    return golden.randomize(build(small_tokenizer_block(1)))
 
 
 @pytest.fixture
@@ -40,17 +41,25 @@ def folder(tmp_path, tokenizer, small_tokenizer_block):
     return tmp_path / "tokenizer"
 
 
+@pytest.fixture(params=["small", "large"])
+def sizes(request, monkeypatch):
+    """Artifacts are read as small ones and as large ones."""
+    if request.param == "large":
+        monkeypatch.setattr("alitok.artifacts.folder.SMALL", -1)
+
+
 @pytest.fixture
 def save_generator(tmp_path, golden, small_generator_block):
     def save(arguments: dict, **card):
         block = small_generator_block(**arguments)
-        module = golden.randomise(build(block))
+        module = golden.randomize(build(block))
         save_artifact(tmp_path / "generator", block, module, {"kind": "generator", **card})
         return tmp_path / "generator"
 
     return save
 
 
+@pytest.mark.usefixtures("sizes")
 def test_round_trip(folder, tokenizer):
     loaded = load_tokenizer(folder)
     assert not loaded.training
@@ -64,6 +73,7 @@ def test_round_trip(folder, tokenizer):
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", "config.yaml", "model.safetensors"]
 
 
+@pytest.mark.usefixtures("sizes")
 def test_loaded_module_trains_and_is_saved_again(folder, tmp_path):
     loaded = load_artifact(folder)
     loaded.train()(torch.rand(1, 3, 32, 32))["image"].mean().backward()
@@ -105,6 +115,7 @@ def test_extra_modules_travel(tmp_path, tokenizer, small_tokenizer_block):
     assert load_extra(tmp_path / "a", "other") is None
 
 
+@pytest.mark.usefixtures("sizes")
 def test_tied_weights_views_and_unsaved_tables(tmp_path):
     block = {"class_path": f"{__name__}.Tied", "init_args": {"width": 4}}
     module = build(block)
@@ -119,7 +130,7 @@ def test_tied_weights_views_and_unsaved_tables(tmp_path):
 
 def test_digest_covers_what_decides_the_ids(golden, tokenizer, small_tokenizer_block):
     digest = tokenizer_digest(tokenizer)
-    stage2 = golden.randomise(build(small_tokenizer_block(2)))
+    stage2 = golden.randomize(build(small_tokenizer_block(2)))
     stage2.encoder.load_state_dict(tokenizer.encoder.state_dict())
     stage2.quantizer.load_state_dict(tokenizer.quantizer.state_dict())
     stage2.quantizer.usage.add_(1)
@@ -190,6 +201,7 @@ def test_damaged_files(folder):
         load_artifact(folder)
 
 
+@pytest.mark.usefixtures("sizes")
 def test_weights_that_do_not_fit_are_named(folder):
     weights = folder / "model.safetensors"
     state = load_file(weights)
@@ -227,6 +239,23 @@ def test_sizes_that_the_class_refuses(folder):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(BadInput, match=r"cannot be built: .*Encoder: width 64 does not divide into 5 heads"):
         load_artifact(folder)
+    config["init_args"]["encoder"]["init_args"].update(heads=1, num_latents=10**15)  # more than any memory
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(BadInput, match=r"config\.yaml cannot be built: .*; it was made for another version"):
+        load_artifact(folder)
+
+
+@pytest.mark.usefixtures("sizes")
+def test_reading_leaves_the_random_numbers_of_whoever_reads(folder):
+    random_state = torch.get_rng_state()
+    load_artifact(folder)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_small_artifact_needs_no_compiler(folder):
+    """torch imports it for the meta device, which takes longer than all else that a small artifact needs."""
+    script = f"import sys, alitok; alitok.load_tokenizer({str(folder)!r}); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_folder_with_other_things_is_left_alone(tmp_path, tokenizer, small_tokenizer_block):

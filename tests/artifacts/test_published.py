@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alitok.artifacts.folder import load_artifact, load_extra, load_generator, load_tokenizer, save_artifact
-from alitok.artifacts.published import _recognise, export_release, import_release
+from alitok.artifacts.published import _recognize, export_release, import_release
 from alitok.artifacts.release import generator_to_release, tokenizer_to_release
 from alitok.common.build import build
 from alitok.common.errors import BadInput
@@ -15,7 +15,7 @@ from alitok.losses.adversarial import BlurDiscriminator
 @pytest.fixture
 def tokenizer_state(golden, small_tokenizer_block):
     def make(stage: int) -> dict[str, torch.Tensor]:
-        state = tokenizer_to_release(golden.randomise(build(small_tokenizer_block(stage))).state_dict())
+        state = tokenizer_to_release(golden.randomize(build(small_tokenizer_block(stage))).state_dict())
         return {name: tensor.clone() for name, tensor in state.items()}
 
     return make
@@ -38,7 +38,7 @@ def test_stage2_both_ways(tmp_path, tokenizer_state, golden, small_tokenizer_blo
     torch.save(state, tmp_path / "AliTok.pth")
     model = load_tokenizer(import_release(tmp_path / "AliTok.pth", tmp_path / "out"))
     assert_same(torch.load(export_release(tmp_path / "out", tmp_path / "back.pth"), weights_only=True), state)
-    original = golden.randomise(build(small_tokenizer_block(2)))
+    original = golden.randomize(build(small_tokenizer_block(2)))
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(model.encode(images), original.encode(images))
     assert torch.equal(model.decode(model.encode(images)), original.decode(original.encode(images)))
@@ -110,9 +110,9 @@ def test_size_b_at_full_width(tmp_path, golden):
 
 
 @pytest.mark.parametrize(("stage", "keys"), [(1, "official_stage1_keys"), (2, "official_tokenizer_keys")])
-def test_full_size_tokenizers_are_recognised(golden, stage, keys):
+def test_full_size_tokenizers_are_recognized(golden, stage, keys):
     state = {name: torch.empty(shape, device="meta") for name, shape in golden.json(keys).items()}
-    block, module = _recognise(state, "file")
+    block, module = _recognize(state, "file")
     parts = block["init_args"]
     assert parts["encoder"]["init_args"] == {
         "image_size": 256, "patch_size": 16, "num_latents": 273, "code_dim": 32, "width": 768, "depth": 12, "heads": 12,
@@ -207,7 +207,7 @@ def test_class_that_the_release_does_not_know(tmp_path):
 
 def test_own_artifact_reaches_the_release_form(tmp_path, golden, small_generator_block):
     block = small_generator_block(num_prefix=17, grid=[16, 16], dropout=0.0)
-    module = golden.randomise(build(block))
+    module = golden.randomize(build(block))
     save_artifact(tmp_path / "a", block, module, {"kind": "generator"})
     export_release(tmp_path / "a", tmp_path / "a.bin")
     state = torch.load(tmp_path / "a.bin", weights_only=True)

@@ -32,20 +32,20 @@ def test_rows_and_values(tmp_path: Path) -> None:
 
 
 def test_titles_stand_above_their_columns_and_are_cut_to_them(tmp_path: Path) -> None:
-    images = torch.zeros(4, 3, 64, 64)
+    images = torch.zeros(4, 3, 128, 128)
     save_grid(images, tmp_path / "plain.png", 2)
     save_grid(images, tmp_path / "titled.png", 2, ["a", "b"])
     save_grid(images, tmp_path / "first.png", 2, ["a", ""])
     save_grid(images, tmp_path / "long.png", 2, ["a", "b" * 200])
     plain, titled, first, long = (read(tmp_path / f"{name}.png") for name in ("plain", "titled", "first", "long"))
     strip = len(titled) - len(plain)
-    assert strip == 66 // 4
+    assert strip == 130 // 4
     assert np.array_equal(titled[strip:], plain)
     ink = titled[:strip] < 128
-    assert ink[:, :66].any()
-    assert ink[:, 68:].any()
-    assert not (first[:strip, 68:] < 128).any()
-    assert np.array_equal(long[:strip, :66], titled[:strip, :66])
+    assert ink[:, :130].any()
+    assert ink[:, 132:].any()
+    assert not (first[:strip, 132:] < 128).any()
+    assert np.array_equal(long[:strip, :130], titled[:strip, :130])
     assert long.shape == titled.shape
 
 
@@ -71,9 +71,9 @@ def test_small_pictures_grow_under_titles_and_accents_are_drawn(tmp_path: Path) 
     for name, title in (("plain", "cafe"), ("accent", "caf\u00e9"), ("none", "caf\uffff"), ("word", "automobile")):
         save_grid(images, tmp_path / f"{name}.png", 2, [title, ""])
     plain, accent, none, word = (read(tmp_path / f"{name}.png") for name in ("plain", "accent", "none", "word"))
-    assert plain.shape == (66 + 2 + 66 // 4, 2 * 66 + 2, 3)
+    assert plain.shape == (130 + 2 + 130 // 4, 2 * 130 + 2, 3)
     assert not np.array_equal(accent, plain)
     assert not np.array_equal(accent, none)
-    columns = np.flatnonzero((word[: 66 // 4] < 128).any((0, 2)))
-    assert columns.max() < 66
-    assert columns.max() > np.flatnonzero((plain[: 66 // 4] < 128).any((0, 2))).max() + 20  # not cut to "autom"
+    columns = np.flatnonzero((word[: 130 // 4] < 128).any((0, 2)))
+    assert columns.max() < 130
+    assert columns.max() > np.flatnonzero((plain[: 130 // 4] < 128).any((0, 2))).max() + 40  # not cut to "autom"

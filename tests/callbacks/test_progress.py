@@ -75,13 +75,13 @@ def test_the_artifact_is_that_of_the_last_step(resumed: tuple[Path, list[str]]) 
 
 
 def test_the_last_line_names_what_lies_beside_the_artifact(resumed: tuple[Path, list[str]], tmp_path: Path) -> None:
-    assert "artifact: the tokenizer after 6 steps; curves.png and logs beside it" in resumed[1][1]
+    assert "artifact: the tokenizer after 6 steps; curves.png and logs next to it" in resumed[1][1]
     short = ["--model.phases", "{continuous: null, main: {steps: 2, lr: 1.e-3}}", "--trainer.limit_val_batches", "0"]
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         run("fit", tiny("tokenizer-stage1", tmp_path, *short))
     assert not (tmp_path / "stage1" / "curves.png").exists()
-    assert "artifact: the tokenizer after 2 steps; logs beside it" in output.getvalue()
+    assert "artifact: the tokenizer after 2 steps; logs next to it" in output.getvalue()
 
 
 def test_a_finished_run_says_so(resumed: tuple[Path, list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""Images per second, waiting for data, utilisation."""
+"""Images per second, waiting for data, utilization."""
 
 import csv
 import time

@@ -68,7 +68,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: find("json" if name == "gradio" else name))
     monkeypatch.setitem(sys.modules, "alitok.app.page", page)  # type: ignore[arg-type]
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"):
+    monkeypatch.setattr("alitok.app.read_only.import_read_only", lambda: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY", "MPLBACKEND"):
         monkeypatch.setenv(name, "before")
     return page
 

@@ -56,6 +56,8 @@ CASES = [
     ("evaluate --reconstruction --tokenizer BAD --data PETS", ARTIFACTS, ""),
     ("evaluate --reconstruction --tokenizer TOK --data BAD", FILES, ""),
     (CLASSIFIER.replace("PETS", "BAD"), FILES, ""),
+    ("text-fidelity --device cpu --tokenizer BAD", ARTIFACTS, ""),
+    *((f"text-fidelity --device cpu --tokenizer TOK --{name} BAD", NUMBERS, "") for name in ("words", "seed")),
     ("compare BAD --out OUT/page.html", FILES, ""),
     ("check-idea BAD", FILES, ".yaml"),
     ("league --data BAD --out OUT/l", FILES, ""),

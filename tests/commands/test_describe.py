@@ -37,8 +37,8 @@ def test_json_has_what_programs_read(capsys: pytest.CaptureFixture[str]) -> None
     assert record["hours"]["A100"] == pytest.approx(expected)
 
 
-def test_hours_fall_with_utilisation_and_devices_and_epochs_follow_the_data(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--hardware", "H100", "--utilisation"]
+def test_hours_fall_with_utilization_and_devices_and_epochs_follow_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--hardware", "H100", "--utilization"]
     one = describe(capsys, *options, "0.2")
     eight = describe(capsys, *options, "0.4", "--trainer.devices", "8", "--images", "9600")
     assert one["hours"]["H100"] == pytest.approx(16 * eight["hours"]["H100"])
@@ -76,7 +76,7 @@ def test_layout_of_a_trainer(files: list[str], overrides: list[str], expected: L
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--utilisation", "40"], "between 0 and 1"),
+        (["--utilization", "40"], "between 0 and 1"),
         (["--images", "0"], "at least 1"),
         (["--trainer.strategy", "deepspeed"], "strategies ddp and fsdp"),
         (["--trainer.devices", "few"], "number of devices"),
@@ -86,6 +86,12 @@ def test_layout_of_a_trainer(files: list[str], overrides: list[str], expected: L
 def test_bad_input_is_said_in_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         cli.run(["describe", *SMALL, *words])
+
+
+def test_an_average_under_fsdp_is_refused_as_in_training() -> None:
+    files = [str(ROOT / file) for file in ("strategies/fsdp.yaml", "options/average.yaml")]
+    with pytest.raises(BadInput, match="cannot be kept while FSDP shards them"):
+        cli.run(["describe", *SMALL, "-c", files[0], "-c", files[1], "--trainer.devices", "2"])
 
 
 def test_the_processor_is_measured() -> None:

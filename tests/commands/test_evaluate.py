@@ -7,25 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import stand_in
-import torch
+from evaluating import against, evaluate, save_pngs, shapes
 from PIL import Image
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
-from alitok.artifacts.folder import load_tokenizer, save_artifact
 from alitok.cli import main, run
-from alitok.common.build import build
-from alitok.common.distributed import process_group
 from alitok.common.errors import BadInput
 from alitok.common.files import sha256
-from alitok.common.images import to_uint8
-from alitok.common.random import stream
-from alitok.config import compose_run
-from alitok.data.shapes import Shapes
-from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_batches, train_classifier
-from alitok.evaluation.code_distance import CodeHistograms
-from alitok.evaluation.fid import FeatureStatistics, frechet_distance
-from alitok.studies import small
+from alitok.evaluation.classifier import Classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 CONTRACT = {
@@ -33,59 +23,6 @@ CONTRACT = {
     *("quantisation", "comparable", "reasons"),
 }
 NUMBERS = ("fid", "sfid", "inception_score", "precision", "recall")
-
-
-def shapes(split: str, count: int, size: int = 32) -> Any:
-    return np.stack([np.asarray(image) for image, _ in Shapes(split, size, count)])
-
-
-def save_pngs(folder: Path, images: Any) -> Path:
-    folder.mkdir()
-    for index, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{index:03d}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier, and twelve shapes as an .npz, as a folder and as stored statistics; and twelve others."""
-    folder = tmp_path_factory.mktemp("sets")
-    images = shapes("train", 12)
-    pixels, labels = torch.from_numpy(images).permute(0, 3, 1, 2), torch.arange(12) % 10
-    classifier = train_classifier(array_batches(pixels, labels), 10, steps=20, width=4)
-    classifier.save(folder / "classifier")
-    np.savez(folder / "shapes.npz", arr_0=images)
-    save_pngs(folder / "shapes", images)
-    np.savez(folder / "others.npz", arr_0=shapes("val", 12))
-    statistics = FeatureStatistics(16)
-    statistics.update(ClassifierExtractor(classifier, "classifier")(pixels).pooled)
-    statistics.save(folder / "statistics.npz")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in for the Inception file; 100 samples; a reference in ADM's form of 120 images, 70 of them kept."""
-    folder = tmp_path_factory.mktemp("inception")
-    stand_in.write(folder / "network.pt")
-    np.savez(folder / "samples.npz", shapes("val", 100))
-    training = shapes("train", 120, 48)
-    pooled, spatial, _ = stand_in.truth(training)
-    arrays = {"mu": pooled.mean(axis=0), "sigma": np.cov(pooled.T)}
-    arrays |= {"mu_s": spatial.mean(axis=0), "sigma_s": np.cov(spatial.T)}
-    np.savez(folder / "reference.npz", arr_0=training[:70], **arrays)
-    return folder
-
-
-def evaluate(sets: Path, *words: object, extractor: str = "classifier") -> dict[str, Any]:
-    record = sets / "record.json"
-    record.unlink(missing_ok=True)
-    run([str(word) for word in ["evaluate", *words, "--json", record, "--extractor", sets / extractor]])
-    return json.loads(record.read_text())
-
-
-def against(sets: Path, samples: str, reference: str, *more: object) -> dict[str, Any]:
-    return evaluate(sets, sets / samples, "--reference", sets / reference, *more)
 
 
 def frechet(mean_x: Any, cov_x: Any, mean_y: Any, cov_y: Any) -> float:
@@ -297,7 +234,7 @@ def test_jpeg_is_a_reason(sets: Path, ending: str) -> None:
         ("shapes", "shapes", ["--count", 3], "--count is of a data spec as SAMPLES"),
         ("shapes", "shapes", ["--split", "train"], "--split is of a data spec as SAMPLES"),
         ("shapes", "shapes", ["--reference-split", "val"], "--reference-split is of a data spec as REF"),
-        ("shapes", "shapes", ["--quantisation", "rounded"], "--quantisation is of reconstructions"),
+        ("shapes", "shapes", ["--quantisation", "rounded"], "--quantization is for reconstructions"),
         ("shapes", "shapes", ["--json", "shapes.npz/record.json"], r"shapes\.npz is no folder that can be written"),
         ("shapes", "shapes", ["--save-statistics", "empty"], "empty: it is a folder"),
     ],
@@ -348,157 +285,3 @@ def test_wrong_usage(sets: Path) -> None:
     ):
         with pytest.raises(BadInput, match=message):
             evaluate(sets, *words)
-
-
-def test_reconstruction_is_measured_against_its_own_images(
-    sets: Path, artifacts: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 20]
-    record = evaluate(sets, *words, "--batch", 7)
-    assert capsys.readouterr().out.startswith("Data shapes: drawn shapes; images: 20 of val; 10 classes: circle,")
-    assert record["measure"] == "rFID"
-    assert record["rfid"] > 0
-    assert record["rfid_mean"] > 0
-    assert record["rfid_mean"] + record["rfid_covariance"] == pytest.approx(record["rfid"])
-    assert record["fid"] is None
-    assert 0 < record["psnr"] < 100
-    assert 0 < record["codebook_usage"] <= 1
-    assert record["quantisation"] == "truncated"
-    assert record["reference"] == {name: record["samples"][name] for name in ("name", "digest")}
-    assert record["samples"]["count"] == 20
-    assert record["tokenizer"]["digest"] == json.loads((artifacts / "tokenizer" / "card.json").read_text())["digest"]
-    assert any("20 images instead of the 50,000" in reason for reason in record["reasons"])
-
-    saved = sets / "val.npz"
-    evaluate(sets, "shapes", "--count", 20, "--size", 32, "--save-statistics", saved)
-    stored = evaluate(sets, *words, "--reference", saved)
-    assert stored["rfid"] == pytest.approx(record["rfid"], rel=1e-5)
-    assert not any("reference" in reason for reason in stored["reasons"])
-    given = evaluate(sets, *words, "--reference", sets / "others.npz")
-    assert any("what the reference is made of" in reason for reason in given["reasons"])
-
-    # Each reference for its own number.
-    with pytest.raises(BadInput, match="statistics of validation images, which are meant for rFID"):
-        against(sets, "shapes", "val.npz")
-    trained = sets / "trained.npz"
-    evaluate(sets, "shapes", "--split", "train", "--count", 20, "--size", 32, "--save-statistics", trained)
-    with pytest.raises(BadInput, match="made of training images, which is meant for the FID of samples"):
-        evaluate(sets, *words, "--reference", trained)
-    with pytest.raises(BadInput, match="leave it out"):
-        evaluate(sets, *words, "--reference", "shapes", "--reference-split", "train")
-    other = sets / "val24.npz"
-    evaluate(sets, "shapes", "--count", 20, "--size", 24, "--save-statistics", other)
-    with pytest.raises(BadInput, match="of 24 pixels, the reconstructions have 32"):
-        evaluate(sets, *words, "--reference", other)
-
-
-def test_chd_is_of_the_codes_of_both_sets(sets: Path, artifacts: Path) -> None:
-    codes = ["--chd", artifacts / "tokenizer"]
-    record = against(sets, "shapes.npz", "others.npz", *codes, "--batch", 5)
-    tokenizer, histograms = load_tokenizer(artifacts / "tokenizer"), []
-    for split in ("train", "val"):
-        histograms.append(CodeHistograms(tokenizer.codebook_size, tokenizer.sub_codes))
-        pixels = torch.from_numpy(shapes(split, 12)).permute(0, 3, 1, 2).float() / 255
-        histograms[-1].update(tokenizer.encode(pixels))
-    assert record["chd"] == pytest.approx(histograms[0].distance(histograms[1]))
-    assert 0 < record["chd"] < 1
-    assert record["codes"]["digest"] == tokenizer.card["digest"]
-    assert against(sets, "shapes.npz", "shapes.npz", *codes)["chd"] == pytest.approx(0, abs=1e-6)
-    assert against(sets, "shapes.npz", "others.npz")["chd"] is None
-    assert record["fid_mean"] + record["fid_covariance"] == pytest.approx(record["fid"])
-    for samples, reference in (("statistics.npz", "statistics.npz"), ("shapes.npz", "statistics.npz")):
-        with pytest.raises(BadInput, match="which have no codes: leave --chd out"):
-            against(sets, samples, reference, *codes)
-    with pytest.raises(BadInput, match="has images of 24 pixels, and the tokenizer of CHD takes 32"):
-        evaluate(sets, "shapes", "--count", 4, "--size", 24, "--reference", "shapes", *codes)
-
-
-def test_pfid_is_of_perturbed_codes(sets: Path, artifacts: Path) -> None:
-    words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 12]
-    plain = evaluate(sets, *words, "--picture", sets / "plain.png")
-    record = evaluate(sets, *words, "--pfid", "--batch", 5, "--picture", sets / "perturbed.png")
-    widths = [Image.open(sets / name).width for name in ("plain.png", "perturbed.png")]
-    assert widths == [2 * 66 + 2, 4 * 66 + 2]  # originals and decoded, then the two ends of the perturbations
-    assert plain["pfid"] is None
-    assert record["rfid"] == pytest.approx(plain["rfid"], rel=1e-5)
-    assert list(record["pfid_by_setting"]) == [f"alpha 0.{alpha}, delta 2" for alpha in range(5, 10)]
-    assert record["pfid"] == pytest.approx(sum(record["pfid_by_setting"].values()) / 5)
-    assert "pFID has no published deltas for a codebook of 24 codes" in record["reasons"]
-
-    tokenizer = load_tokenizer(artifacts / "tokenizer")
-    images = torch.from_numpy(shapes("val", 12)).permute(0, 3, 1, 2)
-    ids, latents = tokenizer.encode(images.float() / 255), tokenizer.encode_latents(images.float() / 255)
-    second = torch.cdist(latents, tokenizer.quantizer.codebook.weight.detach()).argsort(-1)[..., 1]
-    uniforms = torch.stack([torch.rand(ids.shape[1], 2, generator=stream("pFID", index)) for index in range(12)])
-    swapped = torch.where((uniforms[..., 0] < 0.7) & (uniforms[..., 1] >= 0.5), second, ids)
-    extractor = ClassifierExtractor(Classifier.load(sets / "classifier"), "classifier")
-    real, fake = FeatureStatistics(16), FeatureStatistics(16)
-    real.update(extractor(images).pooled)
-    fake.update(extractor(to_uint8(tokenizer.decode(swapped))).pooled)
-    assert record["pfid_by_setting"]["alpha 0.7, delta 2"] == pytest.approx(frechet_distance(fake, real), rel=1e-5)
-
-
-def test_adms_reference_is_refused_for_reconstructions(inception: Path, artifacts: Path) -> None:
-    words = ["--reconstruction", "--tokenizer", artifacts / "tokenizer", "--data", "shapes", "--count", 8]
-    with pytest.raises(BadInput, match="made of training images"):
-        evaluate(inception, *words, "--reference", inception / "reference.npz", extractor="network.pt")
-
-
-def of_one_process(rank: int, folder: str, tokenizer: str, port: int) -> None:
-    import os
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    broken = ["evaluate", f"{folder}/broken", "--batch", "3", "--save-statistics", f"{folder}/x.npz"]
-    with process_group(torch.device("cpu")):
-        both(Path(folder), tokenizer, "two")
-        # the fourth batch is the second process's
-        with pytest.raises(BadInput, match="Another process" if rank == 0 else r"009\.png"):
-            run([*broken, "--extractor", f"{folder}/network.pt"])
-
-
-def both(folder: Path, tokenizer: str, name: str) -> None:
-    words = ["--extractor", f"{folder}/network.pt", "--batch", "16", "--json"]
-    sets = [f"{folder}/samples.npz", "--reference", f"{folder}/reference.npz"]
-    run(["evaluate", *sets, *words, f"{folder}/g-{name}.json"])
-    spec = ["--reconstruction", "--tokenizer", tokenizer, "--data", "shapes", "--count", "50"]
-    run(["evaluate", *spec, *words, f"{folder}/r-{name}.json"])
-
-
-def test_two_processes_give_the_numbers_of_one(inception: Path, artifacts: Path) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tokenizer = str(artifacts / "tokenizer")
-    (save_pngs(inception / "broken", shapes("val", 12)) / "009.png").write_bytes(b"no picture")
-    torch.multiprocessing.spawn(of_one_process, args=(str(inception), tokenizer, port), nprocs=2)
-    both(inception, tokenizer, "one")
-    for kind in "gr":
-        one, two = (json.loads((inception / f"{kind}-{name}.json").read_text()) for name in ("one", "two"))
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            if isinstance(value, float):
-                assert two[key] == pytest.approx(value, rel=1e-7), key
-            else:
-                assert two[key] == value, key
-
-
-def test_what_a_flow_was_integrated_with_is_in_the_record(sets: Path, tmp_path: Path) -> None:
-    """No weight tells the steps of a decoder that draws."""
-    records = []
-    for steps in (2, 3):
-        demo = Path(__file__).parents[2] / "experiments"
-        files = [demo / "demo" / "tokenizer-stage2.yaml", demo / "ideas" / "flow-decoder.yaml"]
-        config = small.small(compose_run(files, [f"--model.tokenizer.decoder.sampler.steps={steps}"]))
-        block = config["model"]["init_args"]["tokenizer"]
-        torch.manual_seed(0)
-        save_artifact(tmp_path / str(steps), block, build(block), {"kind": "tokenizer"})
-        words = ["--reconstruction", "--tokenizer", tmp_path / str(steps), "--data", "shapes", "--count", 4]
-        records.append(evaluate(sets, *words)["tokenizer"])
-    assert records[0]["digest"] == records[1]["digest"]
-    assert [json.loads(record["decoder"])["init_args"]["sampler"]["init_args"]["steps"] for record in records] == [2, 3]
-    run(["reconstruct", "--tokenizer", str(tmp_path / "2"), str(sets / "shapes"), "--out", str(tmp_path / "out")])
-    assert len(list((tmp_path / "out").iterdir())) >= 12

@@ -18,7 +18,7 @@ from alitok.common.images import to_uint8
 @pytest.fixture
 def run(tmp_path, golden, small_tokenizer_block):
     block = small_tokenizer_block(2)
-    save_artifact(tmp_path / "tokenizer", block, golden.randomise(build(block)), {"kind": "tokenizer"})
+    save_artifact(tmp_path / "tokenizer", block, golden.randomize(build(block)), {"kind": "tokenizer"})
 
     def run(*images) -> None:
         parser = argparse.ArgumentParser()
@@ -98,7 +98,7 @@ def any_length(tmp_path, golden, small_tokenizer_block) -> Path:
         "class_path": "alitok.ideas.nested_dropout.NestedDropout",
         "init_args": {"code_dim": 8},
     }
-    save_artifact(tmp_path / "any", block, golden.randomise(build(block)), {"kind": "tokenizer"})
+    save_artifact(tmp_path / "any", block, golden.randomize(build(block)), {"kind": "tokenizer"})
     return tmp_path / "any"
 
 
@@ -141,10 +141,10 @@ def test_pictures_and_psnr_by_tokens_kept(tmp_path, any_length, capsys):
         decoded = tokenizer.decode(ids[:, : int(count)]).clamp(0, 1)
         assert value == pytest.approx(10 * np.log10(1 / float((decoded - images).square().mean())), abs=1e-3)
     grid = pixels(tmp_path / "out" / "tokens.png")
-    cell = 2 * 32 + 2  # enlarged, as there are titles
+    cell = 4 * 32 + 2  # enlarged, as there are titles
     assert grid.shape == (cell // 4 + 8 * cell + 2, 7 * cell + 2, 3)  # eight rows, six counts and the original
-    row = grid[cell // 4 + cell + 2 :][: 2 * 32 : 2]  # the first row's upper edge may have ink of the titles
-    kept, original = (row[:, column * cell + 2 :][:, : 2 * 32 : 2] for column in (5, 6))
+    row = grid[cell // 4 + cell + 2 :][: 4 * 32 : 4]  # the first row's upper edge may have ink of the titles
+    kept, original = (row[:, column * cell + 2 :][:, : 4 * 32 : 4] for column in (5, 6))
     assert np.array_equal(original, pixels(tmp_path / "some" / "p1.png"))
     assert np.array_equal(kept, pixels(tmp_path / "out" / "p1.png"))
     assert "tokens kept" in capsys.readouterr().out

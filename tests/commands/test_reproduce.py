@@ -38,7 +38,7 @@ def weights(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     folder = tmp_path_factory.mktemp("weights")
     decoder = Decoder(256, 16, 17, 8, 64, 1, 1, causal=False, buffer_tokens=4)
     tokenizer = Tokenizer(Encoder(256, 16, 273, 8, 64, 1, 1), ClusteredQuantizer(64, 8, clustering=False), decoder)
-    golden.randomise(tokenizer)
+    golden.randomize(tokenizer)
     state = golden.fill(golden.json("official_ar_tiny_keys"))
     torch.save({name: t.clone() for name, t in tokenizer_to_release(tokenizer.state_dict()).items()}, folder / "t.pth")
     torch.save(state, folder / "g.bin")

@@ -36,7 +36,7 @@ def pixels(path: Path) -> NDArray[np.uint8]:
 
 
 def same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
-    """Equal but for the rounding of matrix products, which a truncated value may turn into one grey level."""
+    """Equal but for the rounding of matrix products, which a truncated value may turn into one gray level."""
     return a.shape == b.shape and int(np.abs(a.astype(int) - b).max()) <= 1
 
 
@@ -44,15 +44,15 @@ def test_grid_with_titles(artifacts: Path, tmp_path: Path, capsys: pytest.Captur
     sample(artifacts, tmp_path / "grid.png", "--classes", "star,0", "--per-class", 3)
     assert "6 images" in capsys.readouterr().out
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (2 * 66 + 2, 66 // 4 + 3 * 66 + 2)  # a column for each class, enlarged, under its title
+        assert grid.size == (2 * 130 + 2, 130 // 4 + 3 * 130 + 2)  # a column for each class, enlarged, under its title
         shown = np.asarray(grid.convert("RGB"))
     generator, tokenizer = load_generator(artifacts / "generator"), load_tokenizer(artifacts / "tokenizer")
     images = torch.cat(
         [images for *_, images in sample_images(generator, tokenizer, [2, 0] * 3, Draw.chosen(generator.card, seed=5))]
     )
-    third = shown[16 + 2 + 66 : 16 + 66 + 66, 2:66][::2, ::2]
+    third = shown[32 + 2 + 130 : 32 + 130 + 130, 2:130][::4, ::4]
     assert int(np.abs(third.astype(int) - (images[2] * 255).permute(1, 2, 0).numpy()).max()) <= 1
-    assert (shown[:16] < 128).any()  # the titles' ink
+    assert (shown[:32] < 128).any()  # the titles' ink
 
 
 def test_titles_only_over_columns_of_one_class(
@@ -62,7 +62,7 @@ def test_titles_only_over_columns_of_one_class(
     monkeypatch.setattr("alitok.common.images.save_grid", lambda images, path, *rest: grids.append(rest))
     block = small_generator_block(num_classes=12)
     card = {"kind": "generator", "tokenizer": read_card(artifacts / "tokenizer")["digest"]}
-    save_artifact(tmp_path / "generator", block, golden.randomise(build(block)), card)
+    save_artifact(tmp_path / "generator", block, golden.randomize(build(block)), card)
     words = ["sample", "--generator", tmp_path / "generator", "--tokenizer", artifacts / "tokenizer"]
     for count in (7, 13):
         run([str(word) for word in [*words, "--count", count, "--out", tmp_path / "grid.png"]])
@@ -116,7 +116,7 @@ def test_guidance_power_and_seed_come_from_the_card(artifacts: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("out", "arguments", "words"),
     [
-        ("out.png", ["--classes", "strar"], "'strar'.*0..2.*'star'"),
+        ("out.png", ["--classes", "strar"], "'strar': there are circle, square, star; did you mean 'star'"),
         ("out.png", ["--classes", "3"], "No class '3'"),
         ("out.npz", ["--count", 0], "--count must be at least 1"),
         ("out.npz", ["--batch", 0], "--batch must be at least 1"),

@@ -47,7 +47,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal but for the rounding of matrix products, which a truncated value may turn into one grey level."""
+    """Equal but for the rounding of matrix products, which a truncated value may turn into one gray level."""
     return a.shape == b.shape and int(np.abs(a.astype(int) - b).max()) <= 1
 
 

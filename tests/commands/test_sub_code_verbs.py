@@ -33,12 +33,12 @@ def pair(golden, small_tokenizer_block, small_generator_block, tmp_path_factory)
         "class_path": "alitok.ideas.lookup_free.LookupFreeQuantizer",
         "init_args": {"codebook_size": CODES, "sub_codes": SUB_CODES},
     }
-    card = save_artifact(folder / "tokenizer", block, golden.randomise(build(block)), {"kind": "tokenizer"})
+    card = save_artifact(folder / "tokenizer", block, golden.randomize(build(block)), {"kind": "tokenizer"})
     block = small_generator_block(codebook_size=CODES, sub_codes=SUB_CODES)
     block["class_path"] = "alitok.ideas.shared.sub_codes.SubCodeGenerator"
     names = ["circle", "square", "star"]
     content = {"kind": "generator", "class_names": names, "tokenizer": card["digest"], "guidance": 3.0, "seed": 5}
-    save_artifact(folder / "generator", block, golden.randomise(build(block)), content)
+    save_artifact(folder / "generator", block, golden.randomize(build(block)), content)
     return folder
 
 

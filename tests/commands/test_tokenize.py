@@ -39,7 +39,7 @@ def test_ten_crops_of_the_shapes(artifacts: Path, tmp_path: Path, capsys: pytest
         assert torch.equal(cache.gather(torch.full((10,), index), torch.arange(10)), expected)
 
 
-def test_one_centre_crop_of_a_folder(artifacts: Path, tmp_path: Path) -> None:
+def test_one_center_crop_of_a_folder(artifacts: Path, tmp_path: Path) -> None:
     shapes = Shapes("train", 48, 6)
     for index, (image, label) in enumerate(shapes):
         for part, offset in (("train", 0), ("val", 1)):

@@ -100,7 +100,7 @@ def test_fid_is_that_of_the_images(artifacts: Path, place: Path, tmp_path: Path)
     assert found["best"]["fid"] == pytest.approx(frechet_distance(*sides), rel=1e-3)
 
 
-def test_refinement_goes_halfway_to_the_neighbours(artifacts: Path, place: Path, tmp_path: Path) -> None:
+def test_refinement_goes_halfway_to_the_neighbors(artifacts: Path, place: Path, tmp_path: Path) -> None:
     found = tune(artifacts, place, tmp_path, "--scales", "2,8,32", "--powers", "1", "--refine", 1, "--count", 30)
     settings = {(row["scale"], row["power"]) for row in found["results"]}
     assert settings > {(2, 1), (8, 1), (32, 1)}

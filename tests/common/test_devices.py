@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from alitok.common.devices import float32_products, send, widest_float
+from alitok.common import devices
+from alitok.common.devices import float32_products, has_bfloat16, send, widest_float
 
 
 def flags() -> tuple[str, bool]:
@@ -47,3 +48,22 @@ def test_what_is_sent_to_a_gpu_is_pinned_and_nothing_waits(name: str, monkeypatc
     monkeypatch.setattr(torch.Tensor, "to", to)
     send(torch.zeros(2), torch.device(name))
     assert calls == [*(["pinned"] if name == "cuda" else []), (name, True)]
+
+
+def test_the_processor_is_asked_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not has_bfloat16(torch.device("cpu"))
+
+
+def test_it_warns_once_where_float32_is_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: device.type != "cpu")
+    devices.warn_of_bfloat16.cache_clear()
+    for name in ("cuda", "cpu", "cpu"):
+        devices.warn_of_bfloat16(torch.device(name))
+    devices.warn_of_bfloat16.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "This processor has no products of bfloat16 matrices: float32 is hundreds of times faster here."
+    ]

@@ -31,8 +31,15 @@ def test_a_record_gives_the_same_draw_again(schedule: object) -> None:
         ({"power": 0.0}, "power must be above 0"),
         ({"temperature": float("nan")}, "temperature must be above 0"),
         ({"precision": "float16"}, "choose float32 or bfloat16"),
+        ({"noise": "normal"}, "choose inverse or gumbel"),
     ],
 )
 def test_numbers_outside_of_their_bounds(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(BadInput, match=words):
         Draw(**arguments)  # type: ignore[arg-type]
+
+
+def test_noise_is_in_a_record_unless_it_is_the_usual_one() -> None:
+    assert "noise" not in Draw().record()
+    draw = Draw(noise="gumbel")
+    assert Draw.of(json.loads(json.dumps(draw.record()))) == draw

@@ -174,13 +174,16 @@ def test_two_starts_of_one_work(verb: str, tmp_path: Path, artifacts: Path, caps
     assert f"Another command is at work in {tmp_path / FOLDERS[verb]}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seconds", "status"), [(0, 0), (0, 3), (2, 0)])
-def test_a_slurm_job_at_its_time_limit_is_queued_again(seconds: int, status: int, tmp_path: Path) -> None:
-    for name, text in (("srun", f"sleep {seconds}; exit {status}"), ("scontrol", f'echo "$@" > {tmp_path}/queued')):
+@pytest.mark.parametrize(("seconds", "status", "refused"), [(0, 0, 0), (0, 3, 0), (2, 0, 0), (2, 5, 1)])
+def test_a_slurm_job_at_its_time_limit_is_queued_again(seconds: int, status: int, refused: int, tmp_path: Path) -> None:
+    srun = f'echo "$@" > {tmp_path}/started; sleep {seconds}; exit {status}'
+    for name, text in (("srun", srun), ("scontrol", f'echo "$@" > {tmp_path}/queued; exit {refused}')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
-    script = ["bash", str(ROOT / "experiments" / "strategies" / "slurm.sh"), "base.yaml"]
+    given = {"JOB_ID": "7", "NNODES": "2", "NTASKS_PER_NODE": "4", "CPUS_PER_TASK": "12"}
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {f"SLURM_{name}": value for name, value in given.items()}
+    script = ["bash", str(ROOT / "experiments" / "strategies" / "slurm.sh"), "base.yaml", "--data.count", "8"]
     with subprocess.Popen(script, env=environment) as job:
         if seconds:
             time.sleep(0.5)
@@ -189,3 +192,13 @@ def test_a_slurm_job_at_its_time_limit_is_queued_again(seconds: int, status: int
     assert (tmp_path / "queued").exists() == bool(seconds)
     if seconds:
         assert (tmp_path / "queued").read_text() == "requeue 7\n"
+    started = (tmp_path / "started").read_text()
+    assert "--cpus-per-task=12 alitok fit -c base.yaml -c experiments/strategies/fsdp.yaml" in started
+    assert started.endswith("--trainer.num_nodes 2 --trainer.devices 4 --data.count 8\n")
+
+
+def test_a_slurm_job_without_a_configuration_says_how_to_start_it() -> None:
+    script = ROOT / "experiments" / "strategies" / "slurm.sh"
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "usage: sbatch experiments/strategies/slurm.sh BASE.yaml" in done.stderr

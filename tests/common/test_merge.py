@@ -37,6 +37,13 @@ def test_a_class_that_another_overlay_set_is_not_replaced_in_silence(capsys: pyt
     ]
 
 
+def test_an_idea_of_the_base_is_not_replaced_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    lay(block(FSQ), block(LFQ))
+    assert capsys.readouterr().err.splitlines() == [
+        f"alitok: 1.yaml replaces {FSQ}, which the base set as model.quantizer, by {LFQ}."
+    ]
+
+
 def test_what_the_base_set_may_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     assert lay(block(VQ, decay=0.5), block(FSQ)) == block(FSQ)
     assert lay(block(VQ), block(FSQ), block(FSQ, levels=[8])) == block(FSQ, levels=[8])

@@ -87,7 +87,7 @@ def read(values, feature=INT, classes=None, guessed=()):
     [
         ([1, 2, 3, 4, 4], INT, 5, "number 0 of 0 to 4"),
         ([0, 5, 900, 0], INT, 901, "numbers 1-4, 6-899 of 0 to 900"),
-        ([1, 1, 1], NAMED, 2, "number 0 of 0 to 1"),
+        ([1, 1, 1], NAMED, 2, "cat"),
     ],
 )
 def test_classes_without_a_picture_are_named(values, feature, count, numbers):

@@ -52,6 +52,36 @@ def test_every_epoch_has_each_image_once_in_an_order_of_its_own():
     assert len({tuple(epoch.tolist()) for epoch in indices}) == 4
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_parts_of_a_batch_are_the_batch(tokens, rank, cache):
+    options = {"global_batch": 14, **({"cache": cache} if tokens else {})}
+    whole = train_batches(module(rank, 2, step=2, **options), 3)
+    for most, sizes in ((3, [3, 3, 1]), (7, [7]), (99, [7])):
+        data = module(rank, 2, step=2, micro_batch=most, **options)
+        assert all(map(same, train_batches(data, 3), whole))
+        assert [len(part.indices) for part in islice(data.loaders["train"].loader.sampler, len(sizes))] == sizes
+
+
+def test_parts_that_several_processes_make_are_in_order():
+    whole = train_batches(module(global_batch=8), 3)
+    data = module(global_batch=8, micro_batch=3, num_workers=2)
+    assert all(map(same, train_batches(data, 3), whole))
+
+
+def test_loader_processes_need_shared_memory(monkeypatch):
+    usage = SimpleNamespace(total=2**26, used=0, free=2**20)
+    monkeypatch.setattr("alitok.data.batches.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("alitok.data.batches.Path.is_dir", lambda _: True)
+    data = module(global_batch=1024, num_workers=4)
+    with pytest.raises(BadInput, match=r"4 loader processes need 6 MiB of shared memory and /dev/shm has 1: start"):
+        data.train_dataloader()
+    data.micro_batch = 128
+    data.train_dataloader()
+    data.micro_batch, data.num_workers = None, 0
+    data.train_dataloader()
+
+
 def test_a_batch_may_be_larger_than_the_data_set():
     order = TrainOrder(3, 8, seed=0, rank=0, world_size=1, start=lambda: 0)
     indices = torch.cat([slots.indices for slots in islice(order, 3)])
@@ -248,7 +278,7 @@ def test_what_was_found_in_a_cache(cache, tmp_path):
     options = {"codebook_size": 50, "class_names": ["a", "b", "c"], "recipe": {}, "total": 3}
     write_token_cache(tmp_path / "gaps", rows, digest="d", **options)
     gaps = module(cache=str(tmp_path / "gaps"), count=2, val_fraction=0)
-    assert "classes without a picture (2): numbers 1-2 of 0 to 2" in gaps.description
+    assert "classes without a picture (2): b, c; sampling draws them all the same" in gaps.description
     assert any(note.why == "2 of the 3 of train are asked for" for note in gaps.found.passed_over)
 
 

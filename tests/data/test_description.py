@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,7 @@ from PIL import Image
 from alitok import cli
 from alitok.common.errors import BadInput
 
-KEYS = ["layout", "splits", "classes", "columns", "passed_over"]
+KEYS = ["layout", "splits", "classes", "columns", "passed_over", "tried", "cannot_be_read"]
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +156,7 @@ def test_shapes_and_a_picture_of_them(tmp_path: Path, capsys: pytest.CaptureFixt
     assert record["classes"]["circle"] == 2_000
     assert (record["columns"], record["passed_over"]) == (None, [])
     with Image.open(tmp_path / "shapes.png") as image:
-        assert image.size == (8 * 66 + 2, 4 * 66 + 2 + 66 // 4)
+        assert image.size == (8 * 130 + 2, 4 * 130 + 2 + 130 // 4)
 
 
 def test_the_picture_leaves_out_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,10 +164,19 @@ def test_the_picture_leaves_out_what_cannot_be_read(tmp_path: Path, capsys: pyte
     class_folders(tmp_path / "data" / "val", 1)
     (tmp_path / "data" / "train" / "a" / "0.png").write_bytes(b"none")
     cli.run(["describe", "--data", str(tmp_path / "data"), "--picture", str(tmp_path / "grid.png"), "--size", "64"])
-    assert "not shown: Cannot read the image" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "not shown: Cannot read the image" in said.err
+    assert f"Wrote {tmp_path / 'grid.png'}." in said.err
+    assert re.search(r"cannot be read +│ +1 +│ +of 8 tried", said.out)
+    cli.run(["describe", "--data", str(tmp_path / "data"), "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["tried"] == 8
+    (sentence,) = record["cannot_be_read"]
+    assert sentence.startswith(f"Cannot read the image {tmp_path / 'data' / 'train' / 'a' / '0.png'}: ")
     with Image.open(tmp_path / "grid.png") as image:
         rows = [
-            [image.getpixel((2 + 66 * column + 32, 16 + 2 + 66 * row + 32))[0] for column in (0, 1)] for row in range(4)
+            [image.getpixel((2 + 130 * column + 64, 32 + 2 + 130 * row + 64))[0] for column in (0, 1)]
+            for row in range(4)
         ]
     assert rows == [[10, 0], [20, 10], [255, 20], [255, 255]]
 

@@ -41,11 +41,13 @@ def test_the_same_note_of_both_splits_is_said_once(tmp_path):
         ([0, 2, 2], 3, False, ["number 1 of 0 to 2; validation cannot measure them"]),
         ([0, 1, 2], 3, False, []),
         ([0, 1, 2], 3, True, ["there are as many classes as pictures, as if a row's number were its label"]),
+        ([0, 2, 2], ["cat", "dog", "eel"], False, ["dog; validation cannot measure them"]),
         (list(range(0, 20, 2)) * 2, 20, True, ["numbers 1, 3, 5, 7, 9, 11, ... of 0 to 19; sampling"]),
     ],
 )
 def test_labels_that_are_odd(labels, classes, train, expected):
-    notes = label_notes(np.array(labels), classes, train)
+    names = [str(number) for number in range(classes)] if isinstance(classes, int) else classes
+    notes = label_notes(np.array(labels), names, train)
     assert [note.why[: len(why)] for note, why in zip(notes, expected, strict=True)] == expected
 
 

@@ -25,7 +25,7 @@ def png(value: int) -> bytes:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """ILSVRC/Data/CLS-LOC with train folders and a flat val; image number i of val has the grey value i."""
+    """ILSVRC/Data/CLS-LOC with train folders and a flat val; image number i of val has the gray value i."""
     images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
     for number, wnid in enumerate(SORTED):
         (images / "train" / wnid).mkdir(parents=True)

@@ -23,23 +23,23 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def test_every_mode_becomes_rgb():
     ramp = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
-    grey = Image.fromarray(ramp)
-    colour = Image.merge("RGB", (grey, grey.transpose(Image.Transpose.ROTATE_90), grey))
+    gray = Image.fromarray(ramp)
+    color = Image.merge("RGB", (gray, gray.transpose(Image.Transpose.ROTATE_90), gray))
     for mode, kind in [("L", "PNG"), ("1", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"), ("RGB", "WEBP"), ("YCbCr", "JPEG")]:
-        picture = read_picture(encoded(colour.convert(mode), kind), mode)
+        picture = read_picture(encoded(color.convert(mode), kind), mode)
         assert (picture.mode, picture.size) == ("RGB", (32, 32)), mode
         if mode in ("P", "CMYK", "YCbCr"):
-            assert np.abs(np.asarray(picture).astype(int) - np.asarray(colour)).mean() < 16, mode
-    assert np.array_equal(np.asarray(to_rgb(grey))[..., 1], ramp)
+            assert np.abs(np.asarray(picture).astype(int) - np.asarray(color)).mean() < 16, mode
+    assert np.array_equal(np.asarray(to_rgb(gray))[..., 1], ramp)
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_clipped():
+def test_sixteen_bit_gray_is_scaled_and_not_clipped():
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     picture = read_picture(encoded(Image.fromarray(ramp), "PNG"), "deep")
     assert np.abs(np.asarray(picture)[..., 0].astype(float) - ramp / 257).max() <= 0.5
 
 
-def test_floating_point_grey_is_taken_as_zero_to_one():
+def test_floating_point_gray_is_taken_as_zero_to_one():
     picture = to_rgb(Image.fromarray(np.array([[0.0, 0.5, 1.0, 7.0]], dtype=np.float32)))
     assert np.asarray(picture)[0, :, 0].tolist() == [0, 128, 255, 255]
 
@@ -91,11 +91,11 @@ def deep_png(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bit_colour_and_alpha():
+def test_sixteen_bit_color_and_alpha():
     pixels = np.zeros((4, 4, 4), dtype=np.uint16)
     pixels[..., 0], pixels[..., 1], pixels[:, :2, 3] = 65535, 32896, 65535
-    colour = np.asarray(read_picture(deep_png(pixels[..., :3]), "deep"))
-    assert np.abs(colour.astype(int) - [255, 128, 0]).max() <= 1
+    color = np.asarray(read_picture(deep_png(pixels[..., :3]), "deep"))
+    assert np.abs(color.astype(int) - [255, 128, 0]).max() <= 1
     faded = np.asarray(read_picture(deep_png(pixels), "deep with alpha"))
     assert np.abs(faded[:, :2].astype(int) - [255, 128, 0]).max() <= 1
     assert (faded[:, 2:] == 255).all()

@@ -35,7 +35,7 @@ def test_the_same_picture_at_every_size(index):
 
 
 def test_smooth_enough_for_a_small_tokenizer():
-    # what is left after one colour for every 4 x 4 pixels
+    # what is left after one color for every 4 x 4 pixels
     data = Shapes("train", 64)
     errors = []
     for i in range(30):

@@ -20,7 +20,7 @@ from alitok.data.sources import fingerprint, open_source
 
 
 def write(path: Path, start: int, count: int, group: int, named: bool = True, **more) -> None:
-    """`count` rows with the grey values start, start + 1, ...; the label is the value modulo 3."""
+    """`count` rows with the gray values start, start + 1, ...; the label is the value modulo 3."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = pa.array([{"bytes": png(start + i), "path": None} for i in range(count)])
     labels = pa.array([(start + i) % 3 for i in range(count)], pa.int64())

@@ -1,13 +1,21 @@
 """The whole line at the smallest size: two stages, tokens, generator, samples, measures, report."""
 
+import importlib
 import json
+import re
+from html import unescape
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tiny import tiny
 
-from alitok.cli import main
+from alitok.cli import Parser, main
 from alitok.data.reading import read_all
 from alitok.data.shapes import Shapes
 from alitok.evaluation.extractors import open_extractor
@@ -56,6 +64,49 @@ def test_what_a_person_looks_at(demo: Path) -> None:
     assert page.count("data:image/png;base64,") > 60
     for name in ("samples.png", "stage1/curves.png", "stage1/pictures", "generator/pictures", "tokens/alitok.json"):
         assert (demo / name).exists(), name
+    wrong = 1 - json.loads((demo / "report.json").read_text())["class_agreement"]
+    assert page.count('<figcaption class="other">') == round(20 * wrong)  # of 20 samples, all of which are shown
+
+
+def test_the_commands_of_the_page_are_understood(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    blocks = [unescape(re.sub("<[^>]+>", "", block)) for block in re.findall("<code>(.*?)</code>", page, re.DOTALL)]
+    commands = [line.split() for block in blocks for line in block.splitlines() if line.startswith("alitok ")]
+    assert [words[1] for words in commands] == ["app", "sample", "reconstruct", "fit", "compare", "demo"]
+    for _, verb, *words in commands:
+        module = importlib.import_module(f"alitok.commands.{verb}")
+        parser = Parser()
+        module.add_arguments(parser)
+        (parser.parse_known_args if getattr(module, "TAKES_OVERRIDES", False) else parser.parse_args)(words)
+        if verb == "app":
+            args = parser.parse_args(words)
+            assert all(Path(path).is_dir() for path in [*args.generator, *args.tokenizer])
+
+
+@pytest.mark.parametrize(("stage", "picture"), [("stage1", "reconstruction"), ("generator", "samples")])
+def test_what_tensorboard_shows(demo: Path, stage: str, picture: str) -> None:
+    (file,) = {path.parent for path in (demo / stage / "logs").rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(file), size_guidance={"images": 0, "tensors": 0, "histograms": 0})
+    events.Reload()
+
+    def text(name: str) -> str:
+        return str(events.Tensors(f"{name}/text_summary")[-1].tensor_proto.string_val[0].decode())
+
+    card = json.loads((demo / stage / "artifact" / "card.json").read_text())
+    stored = [Image.open(path) for path in sorted((demo / stage / "pictures").glob("*.png"))]
+    shown = [Image.open(BytesIO(image.encoded_image_string)) for image in events.Images(picture)]
+    assert shown
+    assert [np.asarray(image).tolist() for image in shown] == [np.asarray(image).tolist() for image in stored]
+    captions = {
+        "reconstruction": "Rows of originals, each above its reconstructions.",
+        "samples": f"Columns: {', '.join(card['class_names'])}; guidance 2.5.",
+    }
+    assert text(f"{picture}/caption") == captions[picture]
+    assert json.loads(text("card")) == card
+    assert ("codes" in events.Tags()["histograms"]) == (stage == "stage1")
+    plugins = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(plugins["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["model/class_path"].string_value.startswith("alitok.training.")
 
 
 def test_artifacts_belong_together(demo: Path) -> None:

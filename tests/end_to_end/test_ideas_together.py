@@ -45,7 +45,7 @@ def tokenizer_of(golden: Any, small_tokenizer_block: Any, tmp_path: Path) -> Mak
     def make(extra: Any = None, **parts: Any) -> Path:
         block = small_tokenizer_block(2)
         block["init_args"] |= parts
-        save_artifact(tmp_path / "tokenizer", block, golden.randomise(build(block)), {"kind": "tokenizer"}, extra)
+        save_artifact(tmp_path / "tokenizer", block, golden.randomize(build(block)), {"kind": "tokenizer"}, extra)
         return tmp_path / "tokenizer"
 
     return make
@@ -62,7 +62,7 @@ def generator_of(golden: Any, small_generator_block: Any, tmp_path: Path) -> Mak
             block["init_args"]["sub_codes"] = sub_codes
         digest = json.loads((tokenizer / "card.json").read_text())["digest"]
         card = {"kind": "generator", "tokenizer": digest, "class_names": list(CLASSES), "guidance": 3.0}
-        save_artifact(tmp_path / "generator", block, golden.randomise(build(block)), card)
+        save_artifact(tmp_path / "generator", block, golden.randomize(build(block)), card)
         return tmp_path / "generator"
 
     return make
@@ -121,7 +121,7 @@ def test_pairs_of_other_classes_are_refused(
 
 
 def test_a_prefix_is_the_same_under_soft_guidance_and_shorter_ones(golden: Any, small_generator_block: Any) -> None:
-    generator = golden.randomise(build(small_generator_block()))
+    generator = golden.randomize(build(small_generator_block()))
     labels = torch.tensor([0, 2, 1])
     whole = generate(generator, labels, 4.0, 0.8, seed=3, schedule="softcfg")
     for keep in (1, 5, 20):
@@ -168,7 +168,7 @@ def test_what_cannot_be_perturbed_is_refused_before_anything_is_trained(
 def test_post_training_keeps_a_tokenizer_of_any_length(small_tokenizer_block: Any, golden: Any) -> None:
     block = small_tokenizer_block(2)
     block["init_args"]["bottleneck"] = NESTED
-    tokenizer = golden.randomise(build(block)).train()
+    tokenizer = golden.randomize(build(block)).train()
     images, ids = torch.rand(6, 3, 32, 32), torch.randint(24, (6, 21))
     step = Step(0, 1, 2, 6, range(6))
     cut = tokenizer(images, ids=ids, step=step)["image"]

@@ -8,7 +8,7 @@ from alitok.evaluation.classifier import Classifier, ClassifierExtractor, array_
 
 
 def pictures(count: int, seed: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """A coloured square, disc or frame on a dark background, at a random place."""
+    """A colored square, disc or frame on a dark background, at a random place."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
     grid = torch.arange(size, dtype=torch.float32)
@@ -84,7 +84,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     (tmp_path / "classifier" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(BadInput, match="no readable classifier"):
         Classifier.load(tmp_path / "classifier")
-    with pytest.raises(BadInput, match="no readable classifier"):
+    with pytest.raises(BadInput, match="There is no folder"):
         Classifier.load(tmp_path / "absent")
 
 

@@ -157,7 +157,7 @@ FORMS = {
     "RGB": stored(PICTURE, "PNG"),
     "transparent": stored(Image.new("RGBA", (16, 16), (9, 9, 9, 0)), "PNG"),
     "palette": stored(PICTURE.quantize(), "PNG", transparency=0),
-    "grey and alpha": stored(PICTURE.convert("LA"), "PNG"),
+    "gray and alpha": stored(PICTURE.convert("LA"), "PNG"),
     "16 bits": stored(Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 257), "PNG"),
     "turned PNG": stored(PICTURE, "PNG", exif=TURNED),
     "turned JPEG": stored(PICTURE, "JPEG", exif=TURNED),

@@ -53,9 +53,9 @@ def test_batches_of_unequal_size_equal_one_pass() -> None:
     assert parts.compute() == pytest.approx(expected, rel=1e-5)
 
 
-def test_rfid_is_of_quantised_images() -> None:
+def test_rfid_is_of_quantized_images() -> None:
     images, reconstructions = pairs()
-    metric = ReconstructionMetrics(extractor(), quantisation="round")
+    metric = ReconstructionMetrics(extractor(), quantization="round")
     metric.update(images, reconstructions)
     statistics = [FeatureStatistics(8), FeatureStatistics(8)]
     for each, batch in zip(statistics, (images, reconstructions), strict=True):

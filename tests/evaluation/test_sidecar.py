@@ -54,8 +54,8 @@ def test_nothing_is_known_without_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"count": 13}, "tells of 13 images, but .* has 12"),
-        ({"count": None}, "tells no count"),
+        ({"count": 13}, "describes 13 images, but .* has 12"),
+        ({"count": None}, "has no count"),
         ({"image_size": 64}, "64 pixels"),
         ({"generator": "g"}, "generator should be a map with name and digest"),
         ({"seed": 1.5}, "seed should be a whole number"),
@@ -73,5 +73,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], w
 def test_another_json_is_refused(tmp_path: Path) -> None:
     for text in ("{", "[1]", '{"fid": 1}'):
         (tmp_path / "samples.json").write_text(text)
-        with pytest.raises(BadInput, match=r"samples\.json should say how"):
+        with pytest.raises(BadInput, match=r"samples\.json should record how"):
             read_sidecar(tmp_path / "samples.npz", 12, 32)

@@ -38,7 +38,7 @@ def make(golden: Any, small_tokenizer_block: Any) -> Any:
         parts["decoder"] = {"class_path": "alitok.ideas.titok.TiTokDecoder", "init_args": decoder}
         if bottleneck is not None:
             parts["bottleneck"] = bottleneck
-        return golden.randomise(build(block))
+        return golden.randomize(build(block))
 
     return make
 
@@ -100,7 +100,7 @@ def kept(tokenizer: Tokenizer, step: int, images: int) -> list[int]:
 
 
 @pytest.mark.parametrize("bottleneck", [TAIL, nested()])
-def test_dropped_tokens_get_no_gradient_from_the_image_but_are_quantised(make: Any, bottleneck: dict[str, Any]) -> None:
+def test_dropped_tokens_get_no_gradient_from_the_image_but_are_quantized(make: Any, bottleneck: dict[str, Any]) -> None:
     tokenizer = make(bottleneck).train()
     step = next(step for step in range(50) if kept(tokenizer, step, 1)[0] <= TOKENS // 2)
     (count,) = kept(tokenizer, step, 1)
@@ -191,7 +191,7 @@ def test_without_a_dropper_a_prefix_is_refused(make: Any) -> None:
 def test_a_mask_token_serves_the_aligned_decoder_too(golden: Any, small_tokenizer_block: Any) -> None:
     block = small_tokenizer_block(1)
     block["init_args"]["bottleneck"] = nested()
-    tokenizer = golden.randomise(build(block))
+    tokenizer = golden.randomize(build(block))
     ids = tokenizer.encode(torch.rand(2, 3, 32, 32))
     assert tokenizer.decode(ids[:, :7]).shape == (2, 3, 32, 32)
 

@@ -122,13 +122,14 @@ def faults(base: str, folder: Path, *overrides: str) -> dict[str, str]:
 def test_a_generator_that_sees_its_target_is_caught(tmp_path: Path) -> None:
     words = ["--model.generator.class_path", "test_contract.SeesItsTarget"]
     assert (
-        "sees the token that it predicts" in faults("generator.yaml", tmp_path, *words)["what it says it can do holds"]
+        "sees the token that it predicts"
+        in faults("generator.yaml", tmp_path, *words)["what it states it can do holds"]
     )
 
 
 def test_positions_left_out_of_the_step_are_caught(tmp_path: Path) -> None:
     words = ["--model.generator.class_path", "test_contract.ForgetsPositions"]
-    fault = faults("generator.yaml", tmp_path, *words)["what it says it can do holds"]
+    fault = faults("generator.yaml", tmp_path, *words)["what it states it can do holds"]
     assert "is not its forward pass" in fault
 
 

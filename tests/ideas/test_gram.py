@@ -1,5 +1,6 @@
 """The Gram loss: its formula, what it does not see, and what it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
-from alitok.ideas.gram import Gram, gram
+from alitok.ideas.gram import ClassifierGram, Gram, gram
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.models.tokenizer import Tokenizer
+from alitok.networks.classifier import Classifier
 from alitok.networks.frozen import VGG16, load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,3 +99,28 @@ def test_what_it_refuses() -> None:
         Gram().attach(model)
     with pytest.raises(BadInput, match="random:"):
         Gram("random:x").check()
+
+
+def test_the_same_on_a_classifier(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Classifier(3, 4).eval()
+    network.save(tmp_path / "classifier")
+    built = ClassifierGram(str(tmp_path / "classifier"), weight=2.0)
+    built.check()
+    built.setup("cpu")
+    assert built.weight == 2.0
+    images, targets = pair(16)
+    total = torch.zeros(2)
+    for ours, theirs in zip(network.maps(images), network.maps(targets), strict=True):
+        _, channels, height, width = ours.shape
+        one, two = (torch.einsum("bchw,bdhw->bcd", m, m) / (channels * height * width) for m in (ours, theirs))
+        total += ((one - two) ** 2).mean((1, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(built.distance(images, targets), total)
+    images.requires_grad_()
+    built.distance(images, targets).sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert built.distance(targets, targets).abs().max() == 0
+    with pytest.raises(BadInput, match="holds no readable classifier"):
+        ClassifierGram(str(tmp_path)).check()

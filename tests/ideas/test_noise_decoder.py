@@ -155,7 +155,7 @@ def noisy(golden: Any, small_tokenizer_block: Any, tmp_path: Path) -> Path:
     """An artifact whose noise has weights, with the encoder and the codes of `artifacts`."""
     block = small_tokenizer_block(2)
     block["init_args"]["decoder"]["class_path"] = "alitok.ideas.noise_decoder.NoiseDecoder"
-    save_artifact(tmp_path / "tokenizer", block, golden.randomise(build(block)), {"kind": "tokenizer"})
+    save_artifact(tmp_path / "tokenizer", block, golden.randomize(build(block)), {"kind": "tokenizer"})
     return tmp_path / "tokenizer"
 
 
@@ -201,6 +201,7 @@ def work(rank: int, folder: Path, parent: Path) -> None:
         run("fit", configuration(folder, strategy, parent))
 
 
+@pytest.mark.slow
 def test_strategies_agree_in_training_and_validation(tmp_path: Path) -> None:
     parent = begin("tokenizer-stage2", tmp_path)
     run("fit", configuration(tmp_path, "single", parent))

@@ -124,7 +124,7 @@ def test_the_gradient_goes_straight_through_and_the_quantizer_sees_nothing(quant
     assert float(torch.cdist(changed[:5].detach().flatten(0, 1), codes).amin(1).max()) < 1e-3
 
 
-def test_a_phase_without_quantisation_is_left_alone(quantizer, latents):
+def test_a_phase_without_quantization_is_left_alone(quantizer, latents):
     bottleneck = LatentPerturbation(beta=1.0, delta=8)
     found = replace(quantizer(latents), quantized=None)
     assert bottleneck(found, quantizer, Step.alone(SIZE))[0].latents is found.latents

@@ -17,7 +17,7 @@ LABELS = torch.tensor([0, 2, 1, 0])
 
 @pytest.fixture
 def small(golden, small_generator_block):
-    generator = golden.randomise(build(small_generator_block()))
+    generator = golden.randomize(build(small_generator_block()))
     generator.output.weight.data *= 3
     return generator
 

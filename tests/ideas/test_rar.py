@@ -138,7 +138,7 @@ def block(request: Any, small_generator_block: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def small(block: Any, golden: Any) -> Any:
-    generator = golden.randomise(build(block))
+    generator = golden.randomize(build(block))
     generator.output.weight.data *= 3
     return generator
 
@@ -291,6 +291,7 @@ def test_all_of_it_resumes_exactly(sub_codes: int, tmp_path: Path) -> None:
     assert generate(generator, torch.tensor([0, 1])).shape == (2, *generator.id_shape)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same(tmp_path: Path) -> None:
     prepare(tmp_path, 1)
     run("fit", configuration(tmp_path / "single", 1, shared=tmp_path))

@@ -96,7 +96,7 @@ def generator_of(quantizer: Quantizer, block: Any, golden: Any) -> Generator:
     if quantizer.sub_codes > 1:
         made["class_path"] = "alitok.ideas.shared.sub_codes.SubCodeGenerator"
         made["init_args"]["sub_codes"] = quantizer.sub_codes
-    generator: Generator = golden.randomise(build(made))
+    generator: Generator = golden.randomize(build(made))
     return generator
 
 

@@ -22,7 +22,7 @@ def block_of(small_generator_block: Any, **arguments: Any) -> dict[str, Any]:
 
 @pytest.fixture(params=["sum", "concatenated"])
 def small(request, golden, small_generator_block) -> SubCodeGenerator:
-    return golden.randomise(build(block_of(small_generator_block, combine=request.param)))
+    return golden.randomize(build(block_of(small_generator_block, combine=request.param)))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ BY_SUB_CODE = BySubCode((Constant(1.75), PowerCosine(3.0, 0.8), Constant(2.0)))
 @pytest.fixture(params=["sum", "concatenated"])
 def small(request, golden, small_generator_block):
     block = small_generator_block(codebook_size=CODES, sub_codes=SUB_CODES, combine=request.param)
-    generator = golden.randomise(build({**block, "class_path": "alitok.ideas.shared.sub_codes.SubCodeGenerator"}))
+    generator = golden.randomize(build({**block, "class_path": "alitok.ideas.shared.sub_codes.SubCodeGenerator"}))
     generator.output.weight.data *= 3
     return generator
 

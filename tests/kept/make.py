@@ -6,7 +6,7 @@
 
 `stacks` and `describe` read the YAML files of that commit, `runs` trains and draws in the folder `kept` there, `losses`
 needs what `runs` made. The numbers are the same in every run on one machine. Do not run it with a later source: the
-tests beside it compare that source with these files.
+tests next to it compare that source with these files.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Every stack of YAML files that 0.1 shipped: what it composed to and what `describe --json` printed of it.
 
-make.py calls it. It writes stacks.json and describe.json beside this file. `describe` takes five minutes of CPU time,
+make.py calls it. It writes stacks.json and describe.json next to this file. `describe` takes five minutes of CPU time,
 and a second start continues where the first one stopped.
 """
 

@@ -45,6 +45,10 @@ def check_alike(name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
             assert np.abs(value.astype(int) - now[key].astype(int)).max() <= ONE_LEVEL, f"{name}: {key}"
         elif value.dtype.kind == "f":
             np.testing.assert_allclose(now[key], value, rtol=1e-4, atol=1e-6, err_msg=f"{name}: {key}")
+        elif value.dtype.kind == "U" and str(value).startswith("{"):
+            assert without_version(json.loads(str(now[key]))) == without_version(json.loads(str(value))), (
+                f"{name}: {key}"
+            )
         else:
             np.testing.assert_array_equal(now[key], value, err_msg=f"{name}: {key}")
 

@@ -107,7 +107,7 @@ def test_networks_are_let_go() -> None:
 def test_lpips_gradient_where_features_are_zero() -> None:
     term = build("lpips", "random:0")
     term.MEAN = (0.0, 0.0, 0.0)
-    term.setup("cpu")  # mid-grey is then exactly 0, and so is every feature (the stand-in's biases are 0)
+    term.setup("cpu")  # mid-gray is then exactly 0, and so is every feature (the stand-in's biases are 0)
     image = torch.full((1, 3, 32, 32), 0.5, requires_grad=True)
     assert all(features.abs().max() == 0 for features in term.features(image.detach()))
     term.distance(image, torch.rand(1, 3, 32, 32)).sum().backward()
@@ -151,9 +151,9 @@ def test_files_of_other_models(weights: Path, tmp_path: Path) -> None:
         LPIPS(vgg_weights="random:0", linear_weights=str(vgg)).setup("cpu")
     reshaped = torch.load(vgg, weights_only=True)
     reshaped["features.0.weight"] = torch.zeros(64, 1, 3, 3)
-    torch.save(reshaped, tmp_path / "grey.pth")
+    torch.save(reshaped, tmp_path / "gray.pth")
     with pytest.raises(BadInput, match=r"features\.0\.weight is \(64, 1, 3, 3\), should be \(64, 3, 3, 3\)"):
-        LPIPS(vgg_weights=str(tmp_path / "grey.pth")).setup("cpu")
+        LPIPS(vgg_weights=str(tmp_path / "gray.pth")).setup("cpu")
 
 
 @pytest.mark.parametrize("content", [b"", b"not found", b"PK\x03\x04 cut short"])

@@ -15,13 +15,13 @@ PREFIX, GRID, TOKENS = 5, 4, 21  # of the small tokenizer
 @pytest.fixture
 def make(golden, small_tokenizer_block):
     def make(stage: int, **decoder) -> Tokenizer:
-        return golden.randomise(build(small_tokenizer_block(stage, **decoder)))
+        return golden.randomize(build(small_tokenizer_block(stage, **decoder)))
 
     return make
 
 
 def patches(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Outputs of one image, (tokens, numbers of a patch): first those of the strip, where there is one."""
+    """Outputs of one image, (tokens, numbers of a patch): first those of the strip, if there is one."""
     parts = [outputs[name] for name in ("prefix", "image") if name in outputs]
     rows = [rearrange(part, "1 c (h p) (w q) -> (h w) (c p q)", p=8, q=8) for part in parts]
     return torch.cat(rows)
@@ -146,7 +146,7 @@ def test_only_a_local_start_reads_each_patch_into_its_own_latent(init: Init, own
     assert hits == own
 
 
-def test_grey_is_nothing_to_a_fan_in_start():
+def test_gray_is_nothing_to_a_fan_in_start():
     encoder = Encoder(32, 8, 16, 8, 64, 1, 1, init="fan-in")
     assert encoder.patch_embed(torch.full((1, 3, 32, 32), 0.5)).abs().max() < 1e-5
     assert encoder.patch_embed.weight.std().item() == pytest.approx(3 / (3 * 8 * 8) ** 0.5, rel=0.02)

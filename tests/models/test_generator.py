@@ -21,7 +21,7 @@ def tiny(golden) -> Generator:
 
 @pytest.fixture
 def small(golden, small_generator_block) -> Generator:
-    return golden.randomise(build(small_generator_block()))
+    return golden.randomize(build(small_generator_block()))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from alitok.cli import main
 from alitok.commands import bench
+from alitok.common import devices
 from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.models.quantizer import ClusteredQuantizer
@@ -49,12 +50,22 @@ def test_the_command_writes_machine_and_rows(
     monkeypatch.setattr(bench_machine, "measure_machine", lambda device: MACHINE)
     monkeypatch.setattr(bench_sampling, "has_compiler", lambda: False)
     file = tmp_path / "bench.json"
-    main(["bench", "sampling", "--experiment", "demo", "--batch", "2", "--json", str(file)])
+    words = ["bench", "sampling", "--experiment", "demo", "--batch", "2", "--json", str(file)]
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
+    main(words)
+    assert "bfloat16 is left out" in capsys.readouterr().out
+    assert {row["name"].split("-")[-1] for row in json.loads(file.read_text())["rows"]} == {"float32"}
+    main([*words, "--precision", "float32", "bfloat16"])
     content = json.loads(file.read_text())
     assert content["machine"]["float32_flops"] == 1e11
     names = ["sampling-demo-b2-float32", "sampling-demo-b2-bfloat16", "softcfg-demo-b2-bfloat16"]
     names += ["windows-demo-b1-float32", "windows-demo-b8-float32"]
+    names += ["kernels-demo-b2-float32", "kernels-demo-b2-bfloat16"]
     assert [row["name"] for row in content["rows"]] == names
+    for row in (content["rows"].pop(), content["rows"].pop()):
+        assert row["baseline"] == min(row["step_ms"].values())
+        assert row["ratio"] == pytest.approx(row["baseline"] / row["value"])
+    assert set(content["machine"]["kernels"]) == {"attention", "decode", "linear"}
     for row in (content["rows"].pop(), content["rows"].pop()):
         assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])
         assert 0 < row["passes_per_token"] <= 1
@@ -217,6 +228,7 @@ def test_sampling_that_does_not_fit_is_a_row_without_a_value(fails: str, monkeyp
     monkeypatch.setattr(bench_sampling, "draw_seconds", lambda *_, **__: (1.0, [1.0]))
     monkeypatch.setattr(bench_sampling, fails, no_memory)
     monkeypatch.setattr(bench_sampling, "window_rows", lambda *_: iter(()))
+    monkeypatch.setattr(bench_sampling, "kernel_rows", lambda *_: iter(()))
     records = [row.record() for row in sampling(options())]
     assert [row["name"] for row in records] == [
         "sampling-demo-b2-float32",

@@ -14,6 +14,7 @@ from torch import nn
 
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
+from alitok.networks.classifier import Classifier
 from alitok.profiling.cost import Cost, Layout, cost
 from alitok.profiling.flops import Ledger
 from alitok.profiling.record import chosen
@@ -273,3 +274,21 @@ def test_a_term_of_another_artifact_is_left_out_and_said(capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert [said.count(f"losses.{name} reads another artifact") for name in ("current", "next")] == [1, 1]
     assert chosen(compose_run(files)["model"])["bottleneck"] is None
+
+
+FEATURES = {"class_path": "alitok.losses.perceptual.ClassifierFeatures", "weights": "FOLDER"}
+GRAM = {"class_path": "alitok.ideas.gram.ClassifierGram", "weights": "FOLDER"}
+TEACHER = {"class_path": "alitok.ideas.shared.teachers.ClassifierMap", "folder": "FOLDER", "width": 4}
+SEMANTIC = {"class_path": "alitok.ideas.semantic.Semantic", "teacher": TEACHER}
+
+
+@pytest.mark.parametrize("block", [FEATURES, GRAM, SEMANTIC], ids=["features", "gram", "teacher"])
+def test_what_reads_a_classifier_is_counted(block: dict, tmp_path: Path) -> None:
+    """A file of the project's own is there, and reading it on fake tensors would fail."""
+    Classifier(3, 4).save(tmp_path / "classifier")
+    text = json.dumps({"model": {"losses": {"extra": block}}}).replace("FOLDER", str(tmp_path / "classifier"))
+    (tmp_path / "extra.yaml").write_text(text)
+    files = [ROOT / "demo" / "tokenizer-stage1.yaml", tmp_path / "extra.yaml"]
+    plain, more = (cost(compose_run(some), Layout("cpu")) for some in (files[:1], files))
+    assert sum(count for (part, _), count in more.flops.items() if part == "loss extra") > 0
+    assert sum(more.flops.values()) > sum(plain.flops.values())

@@ -33,6 +33,7 @@ def content(**changes: Any) -> dict[str, Any]:
         "stage1": pictures(3),
         "stage2": pictures(3),
         "samples": {ODD_NAME: pictures(2), "ring": pictures(2)},
+        "taken": {ODD_NAME: [ODD_NAME, "ring"], "ring": ["ring", "ring", "of a picture that is not shown"]},
         "forming": [(ODD_NAME, [1, 2, 12], pictures(3))],
         "curves": {
             "Stage <1>": {
@@ -137,11 +138,19 @@ def test_page_holds_every_picture_exactly(tmp_path: Path) -> None:
 
 
 def test_errors_are_mean_differences_times_four(tmp_path: Path) -> None:
-    black, grey = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)
-    text, page = write(tmp_path, originals=black, stage1=grey, stage2=black)
+    black, gray = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)
+    text, page = write(tmp_path, originals=black, stage1=gray, stage2=black)
     assert (pixels(page.pictures["error of stage 1 in picture 1"]) == 102).all()
     assert (pixels(page.pictures["error of stage 2 in picture 1"]) == 0).all()
     assert "20.0\xa0dB" in text
+
+
+def test_under_each_sample_stands_what_it_is_taken_for(tmp_path: Path) -> None:
+    text, page = write(tmp_path)
+    assert text.count('<figcaption class="other">ring</figcaption>') == 1
+    assert text.count("<figcaption>ring</figcaption>") == 2
+    assert text.count("<figcaption>&eacute;") + text.count("<figcaption>étoile") == 1
+    assert "not shown" not in page.text
 
 
 def test_text_is_escaped(tmp_path: Path) -> None:
@@ -173,6 +182,7 @@ def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
         stage1=none,
         stage2=none,
         samples={},
+        taken={},
         forming=[],
         curves={},
         numbers={},

@@ -24,8 +24,8 @@ LABELS = torch.tensor([0, 2, 1])
 def pair(golden, small_generator_block) -> tuple[Generator, Generator]:
     """A generator, and one of another width for the same tokens."""
     torch.manual_seed(0)
-    generator = golden.randomise(build(small_generator_block()))
-    other = golden.randomise(build(small_generator_block(width=48, depth=1)))
+    generator = golden.randomize(build(small_generator_block()))
+    other = golden.randomize(build(small_generator_block(width=48, depth=1)))
     for each in (generator, other):
         each.output.weight.data *= 3
     return generator, other

@@ -1,4 +1,4 @@
-"""Compiled decoding: the same tokens, or one sentence where there is no compiler."""
+"""Compiled decoding: the same tokens, or one sentence if there is no compiler."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def small() -> Generator:
     return generator.eval()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_draws_the_same_tokens(small: Generator, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_compiler():
         with pytest.raises(BadInput, match="needs a C\\+\\+ compiler"):

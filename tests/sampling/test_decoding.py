@@ -27,7 +27,7 @@ RULES = [Guidance(), PowerCosine(5.0, 1.2), Constant(2.0), Linear(3.0), SoftCFG(
 
 @pytest.fixture
 def small(golden, small_generator_block) -> Generator:
-    generator = golden.randomise(build(small_generator_block()))
+    generator = golden.randomize(build(small_generator_block()))
     generator.output.weight.data *= 3
     return generator
 

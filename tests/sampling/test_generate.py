@@ -2,17 +2,19 @@ import pytest
 import torch
 
 from alitok.artifacts.release import generator_from_release
+from alitok.common import devices
 from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 from alitok.models.seams import draw, image_uniforms
-from alitok.sampling.generate import generate
+from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import Branch, Guidance, PowerCosine
 
 
 @pytest.fixture
 def small(golden, small_generator_block) -> Generator:
-    module = golden.randomise(build(small_generator_block()))
+    module = golden.randomize(build(small_generator_block()))
     module.output.weight.data *= 3  # a distribution that is neither flat nor certain
     return module
 
@@ -125,3 +127,13 @@ def test_uniforms_are_a_function_of_seed_and_index():
     assert torch.equal(numbers[1], image_uniforms(1, [7], 50)[0])
     assert torch.equal(numbers[0, :10], image_uniforms(1, [4], 10)[0])
     assert not torch.equal(numbers[0], image_uniforms(2, [4], 50)[0])
+
+
+def test_bfloat16_is_warned_of_where_float32_is_faster(small, monkeypatch, caplog):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
+    devices.warn_of_bfloat16.cache_clear()
+    Sampler(small, Draw())
+    assert not caplog.records
+    Sampler(small, Draw(precision="bfloat16"))
+    devices.warn_of_bfloat16.cache_clear()
+    assert "no products of bfloat16 matrices" in caplog.text

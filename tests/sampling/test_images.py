@@ -10,8 +10,8 @@ from alitok.sampling.images import CPU_BATCH, LARGEST_BATCH, ImageSampler, large
 
 @pytest.fixture
 def pair(golden, small_generator_block, small_tokenizer_block):
-    generator = golden.randomise(build(small_generator_block()))
-    return generator, golden.randomise(build(small_tokenizer_block(2)))
+    generator = golden.randomize(build(small_generator_block()))
+    return generator, golden.randomize(build(small_tokenizer_block(2)))
 
 
 def test_decoded_as_the_tokenizer_decodes(pair):

@@ -18,7 +18,7 @@ from alitok.sampling.images import largest_batch
 @pytest.fixture
 def latents(golden: Any, small_generator_block: Any) -> Generator:
     """A generator of 12 tokens in one dimension."""
-    module = golden.randomise(build(small_generator_block(num_prefix=12, grid=[0, 0])))
+    module = golden.randomize(build(small_generator_block(num_prefix=12, grid=[0, 0])))
     module.output.weight.data *= 3  # a distribution that is neither flat nor certain
     return module
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models import transformer
 from alitok.models.generator import Generator
-from alitok.sampling.cache import halves
+from alitok.sampling.cache import KeyValueCache, halves
 from alitok.sampling.generate import Sampler
+from alitok.sampling.weights import Projection
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the kernels need Triton, which is not installed")
 
 
 def drawn(window: int = 1, schedule: str = "power-cosine") -> torch.Tensor:
@@ -88,11 +90,68 @@ def test_the_parts_of_a_head() -> None:
     assert halves(72) is None
 
 
-@pytest.mark.parametrize("window", [1, 3])
-def test_fused_decoding_draws_the_same(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = drawn(window)
-    monkeypatch.setenv("ALITOK_KERNELS", "decode=fused")
-    assert torch.equal(drawn(window), expected)
+@pytest.mark.parametrize("words", ["decode=fused", "decode=turned,linear=turned", "decode=plain,linear=blocked"])
+@pytest.mark.parametrize("draw", [{}, {"window": 3}, {"schedule": "softcfg"}])
+def test_every_kernel_draws_the_same(words: str, draw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of either kind of processor run on any."""
+    monkeypatch.setenv("ALITOK_KERNELS", "decode=plain")
+    expected = drawn(**draw)
+    monkeypatch.setenv("ALITOK_KERNELS", words)
+    assert torch.equal(drawn(**draw), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("apart", [False, True])
+def test_turned_attention_is_the_plain_one(dtype: torch.dtype, length: int, apart: bool) -> None:
+    rows, heads, room, dim = 3, 2, 24, 16
+    caches = [
+        KeyValueCache(1, rows, heads, room, dim, torch.device("cpu"), dtype, kernel=kernel)
+        for kernel in ("plain", "turned")
+    ]
+    for cache in caches:
+        cache.resize(room)
+    torch.manual_seed(0)
+    for place in range(4, room - length):
+        positions = torch.arange(place, place + length)
+        positions = positions - torch.arange(rows)[:, None] if apart else positions
+        parts = torch.randn(3, rows, heads, length, dim).to(dtype)
+        found = []
+        for cache in caches:
+            cache.start_step(positions)
+            found.append(cache.attend(0, *parts).float())
+        torch.testing.assert_close(*found, rtol=0, atol=0.03 if dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel", ["blocked", "turned"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(48, 20), (192, 576), (512, 192)])
+def test_a_linear_layer_and_its_rows(
+    inputs: int, outputs: int, kernel: str, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kernel gives the layer's numbers; a default one gives a row the same ones next to any others."""
+    monkeypatch.setenv("ALITOK_KERNELS", f"linear={kernel}")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(inputs, outputs, bias)
+    made, x = Projection(layer, torch.float32), torch.randn(70, 1, inputs)
+    assert made.turned == (kernel == "turned")
+    # On processors of others, MKL's product of a row depends on the number of rows, so "turned" is a choice there only.
+    apart = 0.0 if kernel == "blocked" or kernels.intel() else 1e-6
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), layer(x), rtol=1e-5, atol=1e-5)
+        for rows in (1, 2, 3, 8, 33):
+            torch.testing.assert_close(made(x[:rows]), made(x)[:rows], rtol=apart, atol=apart)
+        torch.testing.assert_close(made(x[0]), made(x)[0], rtol=apart, atol=apart)
+        assert made(x[:0]).shape == (0, 1, outputs)
+
+
+def test_the_choice_follows_from_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALITOK_KERNELS", raising=False)
+    for intel, decode, linear in ((True, "turned", ["turned", "blocked"]), (False, "plain", ["blocked", "blocked"])):
+        monkeypatch.setattr(kernels, "intel", lambda intel=intel: intel)
+        assert kernels.decode_kernel(torch.device("cpu")) == decode
+        assert [kernels.linear_kernel(size, 192) for size in (2**18, 2**22)] == linear
+        assert kernels.linear_kernel(2**18, 4096) == "blocked"
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -119,7 +178,7 @@ def test_what_the_variable_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.decode_kernel(torch.device("cpu")) == "plain"
     for value, match in (
         ("decodes=plain", "'decodes'; did you mean 'decode'"),
-        ("decode=fast", "wants 'fast' for decode; there are plain, fused, triton"),
+        ("decode=fast", "wants 'fast' for decode; there are plain, turned, fused, triton"),
         ("decode", "wants '' for decode"),
         ("decode=triton", "needs Triton and an NVIDIA GPU"),
     ):

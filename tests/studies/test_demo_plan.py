@@ -25,15 +25,21 @@ def configs() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Seconds of any step, by precision; no time to load."""
-    seconds = {"32-true": 0.2, "bf16-mixed": 0.4}
-    monkeypatch.setattr(demo_plan, "timed_step", lambda config, precision, device: seconds[precision])
+    """Seconds of any step, by precision, and of any compiled one; no time to load."""
+    seconds = {"32-true": 0.2, "bf16-mixed": 0.4, "compiled": 99.0}
+
+    def timed(config: dict[str, Any], precision: str, device: torch.device) -> float:
+        return seconds["compiled" if config["model"]["init_args"].get("compile_blocks") is True else precision]
+
+    monkeypatch.setattr(demo_plan, "timed_step", timed)
+    monkeypatch.setattr(demo_plan, "has_compiler", lambda: True)
+    monkeypatch.setattr(demo_plan, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(demo_plan, "loading_seconds", lambda config: 0.0)
     return seconds
 
 
 def test_the_faster_precision_and_as_many_steps_as_fit(
-    configs: dict[str, Any], machine: dict[str, float], tmp_path: Path
+    configs: dict[str, Any], machine: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = planned(tmp_path, configs, 12, "auto", CPU, SIZES)
     assert plan.precision == "32-true"
@@ -43,6 +49,38 @@ def test_the_faster_precision_and_as_many_steps_as_fit(
     assert plan.left("stage1") == pytest.approx(sum(list(plan.seconds.values())[2:]))
     machine |= {"32-true": 0.8, "bf16-mixed": 0.1}
     assert planned(tmp_path / "other", configs, 12, "auto", CPU, SIZES).precision == "bf16-mixed"
+    # a step in bf16-mixed may take minutes on such a processor, so none is timed
+    monkeypatch.setattr(demo_plan, "has_bfloat16", lambda device: False)
+    del machine["bf16-mixed"]
+    assert planned(tmp_path / "old", configs, 12, "auto", CPU, SIZES).precision == "32-true"
+
+
+def test_blocks_are_compiled_where_that_is_faster(
+    configs: dict[str, Any], machine: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = planned(tmp_path / "plain", configs, 12, "auto", CPU, SIZES)
+    machine["compiled"] = 0.19  # of 0.2: not worth it
+    assert planned(tmp_path / "near", configs, 12, "auto", CPU, SIZES).compiled == []
+    machine["compiled"] = 0.1
+    compiled = planned(tmp_path / "fast", configs, 12, "auto", CPU, SIZES)
+    assert compiled.compiled == ["generator"]
+    assert compiled.share > plain.share
+    parts = [{name: seconds / plan.share for name, seconds in plan.seconds.items()} for plan in (plain, compiled)]
+    assert parts[1]["generator"] == pytest.approx(parts[0]["generator"] / 2, rel=1e-3)
+    assert parts[1]["stage1"] == pytest.approx(parts[0]["stage1"], rel=1e-3)
+    assert compiled.seconds["tokenise"] == plain.seconds["tokenise"]
+    assert planned(tmp_path / "fast", configs, 12, "auto", CPU, SIZES) == compiled
+    assert "compile_blocks" not in configs["generator"]["model"]["init_args"]
+    monkeypatch.setattr(demo_plan, "has_compiler", lambda: False)
+    assert planned(tmp_path / "none", configs, 12, "auto", CPU, SIZES).compiled == []
+
+
+def test_a_compiler_that_does_not_work_is_left_out(configs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> float:
+        raise RuntimeError("CppCompileError")
+
+    monkeypatch.setattr(demo_plan, "timed_step", broken)
+    assert demo_plan.timed_compiled(configs["generator"], "32-true", CPU) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +90,7 @@ def test_the_faster_precision_and_as_many_steps_as_fit(
 def test_floor_ceiling_and_the_recipe_itself(
     configs: dict[str, Any], machine: dict[str, float], tmp_path: Path, seconds: float, minutes: float, share: float
 ) -> None:
-    machine |= dict.fromkeys(machine, seconds)
+    machine |= dict.fromkeys(("32-true", "bf16-mixed"), seconds)
     plan = planned(tmp_path, configs, minutes, "32-true", CPU, SIZES)
     assert 1 < plan.share < CEILING if share is None else plan.share == share
     if share == FLOOR:
@@ -64,7 +102,7 @@ def test_a_second_start_does_what_the_first_one_began(
 ) -> None:
     plan = planned(tmp_path, configs, None, "auto", CPU, SIZES)
     assert plan.minutes == 12
-    machine |= dict.fromkeys(machine, 9.0)
+    machine |= dict.fromkeys(("32-true", "bf16-mixed"), 9.0)
     assert (
         planned(tmp_path, configs, None, "auto", CPU, SIZES)
         == plan

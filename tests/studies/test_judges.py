@@ -58,6 +58,7 @@ def test_generators_are_judged(
     for row in rows:
         assert row["gfid_0"] > 0
         assert row["gfid_1.5"] > 0
+        assert row["gfid_0_decoded"] > 0
         assert row["gfid_0_mean"] + row["gfid_0_covariance"] == pytest.approx(row["gfid_0"])
         assert 0 < row["chd_0"] <= 1
         assert row["rows_an_image"] == 2

@@ -31,18 +31,19 @@ TEXTS = {"published": "3.71 → 1.84", "predicted": "none stated"}
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A league of one tokenizer idea and one generator idea, on little data."""
+    """A league of an idea or two each for tokenizers, decoders and generators, on little data."""
     for name, value in (("TRAIN", 24), ("VAL", 8), ("WIDTH", 64), ("DEPTH", 1), ("REFERENCE_PICTURES", 12)):
         monkeypatch.setattr(judges, name, value)
     opened = studies._train_classifier
 
-    def few(data: str, size: int, steps: int, folder: Path, device: Any) -> None:
+    def few(*arguments: Any) -> None:
         monkeypatch.setattr("alitok.data.shapes.DEFAULT_COUNTS", {"train": 40, "val": 16})
-        opened(data, size, steps, folder, device)
+        opened(*arguments)
 
     monkeypatch.setattr(studies, "_train_classifier", few)
     monkeypatch.setattr("alitok.data.shapes.DEFAULT_COUNTS", {"train": 40, "val": 16})
     (tmp_path / "l1.yaml").write_text("model: {losses: {mse: null, l1: {class_path: alitok.losses.terms.L1}}}\n")
+    (tmp_path / "again.yaml").write_text("model: {phases: {main: {lr: 1.e-4}}}\n")
     (tmp_path / "wide.yaml").write_text("model: {generator: {width: 48}}\n")
     families = {
         "tokenizers": {
@@ -53,15 +54,28 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "shown": ["psnr", "rfid"],
             "ideas": {"l1": {"files": ["l1.yaml"], **TEXTS}},
         },
-        "generators": {
+        "decoders": {
             "tokenizer": [str(DEMO / "tokenizer-stage1.yaml")],
             "tokenizer_overrides": dict(TOKENIZER),  # else YAML would give both one object
+            "base": [str(DEMO / "tokenizer-stage2.yaml")],
+            "overrides": {key: value for key, value in TOKENIZER.items() if "continuous" not in key},
+            "main": "rfid",
+            "lower_is_better": True,
+            "shown": ["psnr"],
+            "ideas": {"l1-decoder": {"files": ["l1.yaml"], **TEXTS}},
+        },
+        "generators": {
+            "tokenizer": [str(DEMO / "tokenizer-stage1.yaml")],
+            "tokenizer_overrides": dict(TOKENIZER),
             "base": [str(DEMO / "generator.yaml")],
             "overrides": {key: value for key, value in GENERATOR.items() if key != "model.generator.width"},
             "main": "gfid_2",
             "lower_is_better": True,
             "shown": ["token_nats"],
-            "ideas": {"wide": {"files": ["wide.yaml"], **TEXTS}},
+            "ideas": {
+                "wide": {"files": ["wide.yaml"], **TEXTS},
+                "again": {"files": ["again.yaml"], "overrides": {"model.start_from": "{base}/artifact"}, **TEXTS},
+            },
         },
     }
     content = {"seeds": [0, 1], "classifier_steps": 2, "samples": 6, "probe_steps": 2, "families": families}
@@ -80,27 +94,36 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_the_whole_league(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(words(file))
-    assert "8 runs, 8 to train: about" in capsys.readouterr().out
+    assert "14 runs, 14 to train: about" in capsys.readouterr().out
     rows = rows_of(file)
     assert {(row["family"], row["name"], row["seed"]) for row in rows} == {
         (family, name, seed)
-        for family, idea in (("tokenizers", "l1"), ("generators", "wide"))
-        for name in (BASE, idea)
+        for family, *ideas in (("tokenizers", "l1"), ("decoders", "l1-decoder"), ("generators", "wide", "again"))
+        for name in (BASE, *ideas)
         for seed in (0, 1)
     }
     for row in rows:
         assert row["flops"] > 0
+        assert row["seconds"] > 0
         assert row["parameters"] > 0
         assert row["stale"] is False
-        assert row["gfid_2" if row["family"] == "generators" else "probe_nats_a_picture"] > 0
+        assert (
+            row[{"tokenizers": "probe_nats_a_picture", "decoders": "rfid", "generators": "gfid_2"}[row["family"]]] > 0
+        )
+        assert ("probe_nats_a_picture" in row) == (row["family"] == "tokenizers")
+    assert len(list((file.parent / "runs").glob("tokenizer-*"))) == 1  # decoders and generators share it
+    # a run of another configuration must not find this one's checkpoints
+    assert all("-" in folder.name.removeprefix("seed-") for folder in (file.parent / "runs").rglob("seed-*"))
     text = (file.parent / "runs" / "league.md").read_text()
     assert "| l1 | " in text
     assert "| wide | " in text
     assert text.count("1 of 1 ideas measured") == 2
+    assert "2 of 2 ideas measured" in text
     assert "3.71 → 1.84" in text
     assert (file.parent / "runs" / "league.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_rows_stay_until_their_source_changes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(content | {"seeds": [0]}))
@@ -151,7 +174,7 @@ def test_a_start_after_a_kill_goes_on(file: Path, capsys: pytest.CaptureFixture[
     run(words(file, "--only", "wide", "--renew"))
     assert "2 runs, 2 to train" in capsys.readouterr().out
     assert not any(row["stale"] for row in rows_of(file))
-    assert len(list((file.parent / "runs" / "generators").glob("tokenizer-*"))) == 2
+    assert len(list((file.parent / "runs").glob("tokenizer-*"))) == 2
 
 
 def test_a_run_that_fails_is_a_row_and_the_next_one_runs(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +201,7 @@ def test_a_row_depends_on_what_decides_it(file: Path, tmp_path: Path) -> None:
         return {(entry.family, entry.name, entry.seed): entry.digest for entry in entries_of(league, data, out)}
 
     first = digests()
-    assert len(set(first.values())) == 8
+    assert len(set(first.values())) == 14
     assert digests(tmp_path / "b") == first  # wherever it is
     content = yaml.safe_load(file.read_text())
     content["families"]["generators"]["tokenizer_overrides"]["model.warmup_steps"] = 1
@@ -216,7 +239,7 @@ def test_wrong_options(file: Path) -> None:
     (file.parent / "other.json").write_text('{"fid": 3}')
     with pytest.raises(BadInput, match="holds no rows of a league"):
         run(words(file, "--results", str(file.parent / "other")))
-    with pytest.raises(BadInput, match="--only nothing: the league has l1, wide"):
+    with pytest.raises(BadInput, match="--only nothing: the league has l1, l1-decoder, wide, again"):
         run(words(file, "--only", "nothing"))
     with pytest.raises(BadInput, match="--hours must be above 0, not 0"):
         run(words(file, "--hours", "0"))

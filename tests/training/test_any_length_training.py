@@ -46,7 +46,7 @@ def tail_drop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("idea", ["tail-drop", "nested-dropout"])
 def test_resumed_equals_uninterrupted(idea: str, stop: int, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -54,7 +54,13 @@ def tokenizer_run(folder: str, stage: int, run: Path) -> dict[str, Any]:
     words += ["--model.tokenizer.encoder.num_latents", str(prefix + 16), "--define.codebook_size", "32", *SHAPES]
     for part in ("encoder", "decoder"):
         words += [f"--model.tokenizer.{part}.{key}" for key in ("width=32", "depth=1", "heads=2")]
-    for name, key in (("lpips", "vgg_weights"), ("convnext", "weights"), ("prefix.perceptual", "weights")):
+    networks = [
+        ("lpips", "vgg_weights"),
+        ("convnext", "weights"),
+        ("prefix.perceptual", "weights"),
+        ("features", "weights"),
+    ]
+    for name, key in networks:
         block: Any = arguments["losses"]
         for step in name.split("."):
             block = block.get(step) or block.get("init_args", {}).get(step) or {}

@@ -35,6 +35,15 @@ def fit(folder: Path, steps: int, *overrides: str) -> GeneratorTraining:
     return module
 
 
+def test_classes_that_no_picture_has_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache(tmp_path, classes=3)
+    fit(tmp_path, 1)
+    assert "The cache has 3 classes, the generator 10: the last ones learn nothing." in caplog.text
+    caplog.clear()
+    fit(tmp_path, 1, "--define.num_classes", "3")
+    assert "learn nothing" not in caplog.text
+
+
 def test_it_learns_a_small_cache(tmp_path: Path) -> None:
     cache(tmp_path)
     module = fit(tmp_path, 60, "--model.generator.dropout", "0.0", "--model.warmup_steps", "5")

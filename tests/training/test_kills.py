@@ -13,6 +13,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_kills_in_the_gan_phase(shared: Path) -> None:
     places, different = compare("tokenizer-stage1", shared, steps=200, kills=2)
     assert places[0] < places[1] <= 200

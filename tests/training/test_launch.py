@@ -8,6 +8,7 @@ import yaml
 from tiny import tiny
 
 from alitok.cli import main
+from alitok.common import devices
 from alitok.training import launch as lightning
 from alitok.training.base import TrainingModule
 
@@ -28,6 +29,20 @@ def config(tmp_path: Path) -> Path:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(tiny("tokenizer-stage1", tmp_path, *QUICK), sort_keys=False))
     return file
+
+
+def test_bfloat16_is_warned_of_where_float32_is_faster(
+    config: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
+    devices.warn_of_bfloat16.cache_clear()
+    main(["fit", "-c", str(config), "--trainer.precision", "32-true", "--trainer.max_steps", "1"])
+    assert not caplog.records
+    main(["fit", "-c", str(config), "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "2"])
+    devices.warn_of_bfloat16.cache_clear()
+    assert [record.message for record in caplog.records if "bfloat16" in record.message] == [
+        "This processor has no products of bfloat16 matrices: float32 is hundreds of times faster here."
+    ]
 
 
 def test_control_c_ends_in_one_line_and_the_same_command_goes_on(
@@ -60,7 +75,11 @@ def test_a_finished_fit_asks_for_nothing_and_weight_files_are_looked_for_once(
     assert capsys.readouterr().out.splitlines()[1] == "Passed over or guessed: nothing."
     main(["fit", "-c", str(config)])
     assert asked == [1]
-    assert "is finished (4 steps)" in capsys.readouterr().out
+    assert "is finished (4 steps); name another folder" in capsys.readouterr().out
+    main(["fit", "-c", str(config), "--data.num_workers", "1"])  # trains nothing else
+    assert "is finished (4 steps); name another folder" in capsys.readouterr().out
+    main(["fit", "-c", str(config), "--data.seed", "5"])
+    assert "is finished (4 steps), with other settings (data.seed: 0 -> 5); name another" in capsys.readouterr().out
 
 
 def test_a_missing_weight_file_stops_a_fit_at_once(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def write_pairs(folder: Path, config: dict[str, Any], digest: str) -> Tensor:
     return ids
 
 
-def test_a_batch_holds_centre_crops_and_the_tokens_of_its_images(stage2: Path) -> None:
+def test_a_batch_holds_center_crops_and_the_tokens_of_its_images(stage2: Path) -> None:
     arguments = config_of("stage2", "post-training", stage2)["data"]["init_args"]
     batches = {}
     for form in ("direct", "reencoded"):

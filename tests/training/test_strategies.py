@@ -9,17 +9,20 @@ import pytest
 import torch
 from lightning import Callback
 from safetensors.torch import load_file
-from tiny import GAN, module_of, tiny, token_cache
-from torch import Tensor
+from tiny import module_of, tiny, token_cache
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
 
 from alitok.artifacts.folder import read_card, save_artifact
 from alitok.common.errors import BadInput
-from alitok.losses.adversarial import MagvitGAN
+from alitok.losses.adversarial import BlurDiscriminator, MagvitGAN
+from alitok.models.generator import Generator
 from alitok.models.quantizer import ClusteredQuantizer
 from alitok.reports.curves import read_curves
 from alitok.studies.processes import two_processes
 from alitok.training.launch import run
-from alitok.training.parallel import check_replicas
+from alitok.training.parallel import FSDP2, check_replicas, shard, synced_last
 
 TOLERANCE = 1e-5
 # 160 tokens a batch: no code has exactly its expected share of them, where its bias would have a gradient of rounding
@@ -42,9 +45,10 @@ COMMON += [
     "false",
 ]
 # without the maximum pool, which passes its gradient to the larger of two numbers that may be equal but for rounding
-GAN = [*GAN, "--model.discriminator.map_size", "8"]
+SIZES = "{width: 32, stages: [32, 32], groups: 8, map_size: 8}"
+SMOOTH = f"{{class_path: test_strategies.SmoothDiscriminator, init_args: {SIZES}}}"
 QUIET = "{class_path: test_strategies.QuietGAN, init_args: {weight: 0.01}}"
-LECAM = [*GAN, "--model.adversarial", QUIET]
+GAN = ["--model.discriminator", SMOOTH, "--model.adversarial", QUIET]
 # Adam does not see the scale of a loss. But a gradient that is zero, or nearly, is rounding errors alone (the bias of
 # the keys always is, as softmax does not see it), and Adam blows these up to whole steps unless its epsilon holds them
 # down. So all losses are small.
@@ -52,7 +56,7 @@ SMALL = "{mse: 0.1, vq: 0.1, prefix: 0.1}"
 # 20 updates of each part: in the adversarial phase every second batch is the discriminator's
 OPTIONS = {
     "tokenizer-stage1": [
-        *LECAM,
+        *GAN,
         "--model.phases",
         f"{{continuous: null, main: {{steps: 20, lr: 1.e-4, weights: {SMALL}}},"
         f" gan: {{steps: 40, lr: 1.e-4, adversarial: true, weights: {SMALL}}}}}",
@@ -64,7 +68,7 @@ OPTIONS = {
         str(CODES),
     ],
     "tokenizer-stage2": [
-        *LECAM,
+        *GAN,
         "--model.phases",
         "{main: {steps: 40, lr: 1.e-4, adversarial: true, weights: {mse: 0.1}}}",
         "--define.codebook_size",
@@ -191,6 +195,17 @@ class Fitted(ClusteredQuantizer):
             self.codebook.weight.copy_(tokens[:: len(tokens) // self.codebook_size][: self.codebook_size])
 
 
+class SmoothDiscriminator(BlurDiscriminator):
+    """Without kinks: the gradient of LeakyReLU jumps at 0, and rounding decides on which side of it a value lies."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for layer in [self.block_in, *self.blocks, self.to_logits]:
+            for name, child in layer.named_children():
+                if isinstance(child, nn.LeakyReLU):
+                    setattr(layer, name, nn.SiLU())
+
+
 class QuietGAN(MagvitGAN):
     """With a hundredth of the discriminator's loss."""
 
@@ -220,6 +235,31 @@ def validate(shared: Path, strategy: str) -> None:
     run("validate", configuration("tokenizer-stage1", shared / "single", strategy, shared, *options))
 
 
+def reductions(rank: int, shared: Path) -> None:
+    """How often FSDP2 sends gradients in a step of three micro-batches, and the gradient of a weight."""
+    found: dict[str, Any] = {}
+    for once in (True, False):
+        torch.manual_seed(0)
+        model = Generator(16, 3, 2, (2, 2), width=32, depth=2, heads=2, dropout=0.0)
+        torch.nn.init.normal_(model.output.weight)
+        shard(model, init_device_mesh("cpu", (2,)), "32-true")
+        strategy, numbers = FSDP2(reduce_once=once), torch.Generator().manual_seed(rank)
+        with CommDebugMode() as sent:
+            for part in range(3):
+                ids = torch.randint(16, (2, 6), generator=numbers)
+                loss = model.losses(ids, torch.tensor([0, 1]))["nats"].mean()
+                with synced_last(strategy, model, part == 2, averaged=True):
+                    loss.backward()
+        counts = {str(operation): count for operation, count in sent.get_comm_counts().items()}
+        gradient: Any = model.blocks[0].mlp.w1.weight.grad
+        found[str(once)] = {
+            "sent": sum(count for operation, count in counts.items() if "reduce_scatter" in operation),
+            "gradient": gradient.full_tensor().flatten()[:20].tolist(),
+        }
+    if rank == 0:
+        (shared / "reductions.json").write_text(json.dumps(found))
+
+
 def work(rank: int, shared: Path) -> None:
     for strategy in ("ddp", "fsdp"):
         for name in OPTIONS:
@@ -235,6 +275,7 @@ def work(rank: int, shared: Path) -> None:
     config = configuration("generator", shared / "average", "fsdp", shared, *average)
     with pytest.raises(BadInput, match="average of the weights cannot be kept while FSDP"):
         run("fit", config)
+    reductions(rank, shared)
     replica = torch.nn.Linear(3, 2)
     torch.nn.init.ones_(replica.weight)
     torch.nn.init.zeros_(replica.bias)
@@ -272,6 +313,14 @@ def test_strategies_agree(name: str, strategy: str, shared: Path) -> None:
     single, other = weights(shared / "single", name), weights(shared / strategy, name)
     assert furthest(single, other) < TOLERANCE
     assert furthest_loss(losses(shared / "single", name), losses(shared / strategy, name)) < TOLERANCE
+
+
+def test_fsdp_sends_gradients_once_a_step(shared: Path) -> None:
+    """Two blocks and the rest: three units."""
+    found = json.loads((shared / "reductions.json").read_text())
+    assert (found["True"]["sent"], found["False"]["sent"]) == (3, 9)
+    assert found["True"]["gradient"] == pytest.approx(found["False"]["gradient"], abs=1e-6)
+    assert any(found["True"]["gradient"])
 
 
 @pytest.mark.parametrize("name", OPTIONS)

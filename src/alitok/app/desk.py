@@ -1,4 +1,4 @@
-"""What the page asks for: settings in, HTML out. Nothing here needs gradio."""
+"""Turns the page's settings into HTML. Nothing here needs gradio."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,17 +17,17 @@ from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.tokenizer import Tokenizer
 
-MOST_PICTURES = 8  # that are reconstructed together
+MOST_PICTURES = 8  # pictures reconstructed together
 
 Report = Callable[[int, int, str], None]  # done, total, what
 
 
 def no_report(done: int, total: int, what: str) -> None:
-    """For whoever shows no progress."""
+    """The default: no progress is shown."""
 
 
 class Desk:
-    """Draws, reconstructs and compares with the opened models; for one caller at a time."""
+    """Draws, reconstructs and compares with the opened models, for one caller at a time."""
 
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
@@ -39,13 +39,13 @@ class Desk:
             raise BadInput(f"{tokenizer} does not decode the tokens of {generator}; choose its own tokenizer.")
         wanted = (generator, tokenizer, draw)
         if self.painter is None or self.painter[0] != wanted:
-            self.painter = None  # its copy of the weights goes first
+            self.painter = None  # frees its copy of the weights first
             painter = Painter(self.opened.generators[generator], self.opened.tokenizers[tokenizer], draw)
             self.painter = wanted, painter
         return self.painter[1]
 
     def drawn(self, settings: Settings) -> Iterator[str]:
-        """The picture of the settings as it forms; the last one has its tokens."""
+        """HTML of the picture as it forms; the last one has its tokens."""
         number = settings.class_number(self.opened)
         painter = self.paint_with(settings.generator, settings.tokenizer, settings.draw(self.opened))
         chosen = [place for place, _ in settings.tokens]
@@ -68,14 +68,14 @@ class Desk:
         """Original, reconstruction and difference of every picture; a file that is no picture gets a sentence.
 
         Args:
-            replaced: by number of the picture, tokens by position.
+            replaced: number of the picture -> position -> replaced token.
 
         Returns:
-            The HTML, and the command that reconstructs the same pictures; it is empty if none does.
+            The HTML, and the command that reconstructs the same pictures; empty if there is no such command.
         """
         tokenizer, layout = self._tokenizer(settings.tokenizer)
         rows: list[str] = []
-        names: list[str] = []  # of what could be read
+        names: list[str] = []  # of the readable pictures
         for number, path in enumerate(paths[:MOST_PICTURES]):
             name = Path(path).name
             report(number, len(paths), name)
@@ -99,13 +99,13 @@ class Desk:
     def with_replaced(
         self, name: str, replaced: Mapping[int, Mapping[int, Ids]], picture: int, place: int, ids: Ids
     ) -> dict[int, Mapping[int, Ids]]:
-        """The replaced tokens with one more; raises BadInput if a tokenizer has no such token."""
+        """The replaced tokens with one more; raises BadInput if the tokenizer has no such token."""
         tokenizer, _ = self._tokenizer(name)
         check_token(place, ids, tokenizer.num_tokens, tokenizer.codebook_size, tokenizer.sub_codes)
         return {**replaced, picture: {**replaced.get(picture, {}), place: ids}}
 
     def neighbors(self, name: str, code: int) -> tuple[list[int], list[int]]:
-        """The codes of a tokenizer nearest to one and farthest from it; raises BadInput if there is none."""
+        """A tokenizer's codes nearest to one and farthest from it; raises BadInput for an unknown code."""
         with WORK:
             return neighbors(self._tokenizer(name)[0], code)
 
@@ -115,7 +115,7 @@ class Desk:
         """The same class and seed drawn by several pairs, each as its card recommends.
 
         Args:
-            names: of `pair_names`.
+            names: elements of `pair_names`.
             guidance: scale for all; None for each card's own.
         """
         pairs = dict(zip(self.pair_names(), self.opened.pairs, strict=True))
@@ -133,7 +133,7 @@ class Desk:
         return f'<div class="pictures">{"".join(figures)}</div>' if figures else markup.message("Choose a generator.")
 
     def compared_tokenizers(self, names: Sequence[str], path: str | Path, report: Report = no_report) -> str:
-        """The same picture through several tokenizers, each at its own size."""
+        """The same picture reconstructed by several tokenizers, each at its own size."""
         figures = []
         for number, name in enumerate(names):
             tokenizer, _ = self._tokenizer(name)
@@ -150,7 +150,7 @@ class Desk:
     def comparison(
         self, pairs: Sequence[str], label: str, seed: int, guidance: float | None, tokenizers: Sequence[str]
     ) -> Settings:
-        """The settings of a comparison, for the address. The class is one of the first pair's generator."""
+        """The settings of a comparison, for the address. The class belongs to the first pair's generator."""
         generators = {
             name: generator for name, (generator, _) in zip(self.pair_names(), self.opened.pairs, strict=True)
         }
@@ -158,7 +158,7 @@ class Desk:
         return replace(base, tab="compare", label=label, seed=seed, guidance=guidance, models=(*pairs, *tokenizers))
 
     def pair_names(self) -> list[str]:
-        """Generators with the tokenizers that decode for them, as names of one model each."""
+        """One name for each pair of generator and tokenizer."""
         return [f"{generator} + {tokenizer}" for generator, tokenizer in self.opened.pairs]
 
     def _tokenizer(self, name: str) -> tuple[Tokenizer, Layout]:
@@ -169,9 +169,9 @@ class Desk:
 
 
 def measures(made: Rebuilt) -> str:
-    """PSNR and SSIM in words."""
+    """PSNR and SSIM as text."""
     if made.psnr is None:
-        return "first tokens only: the others are zeros, their cells grey"
+        return "first tokens only: the others are zeros, their cells gray"
     return f"PSNR {made.psnr:.2f} dB, SSIM {made.ssim:.3f}"
 
 

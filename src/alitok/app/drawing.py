@@ -1,4 +1,4 @@
-"""One picture drawn token by token, with what each token was drawn from."""
+"""Draws one picture token by token, with the probabilities of each token."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from alitok.models.tokenizer import Tokenizer
 from alitok.sampling.generate import Sampler
 from alitok.sampling.guidance import Branch, Guidance, guidance_of
 
-OTHERS = 8  # of the most probable tokens, for each token
-FRAMES = 24  # of a picture that forms
-WORK = Lock()  # one work at a time: on a GPU another thread's would spoil the capture of a step
+OTHERS = 8  # most probable tokens shown for each token
+FRAMES = 24  # frames of a picture that forms
+WORK = Lock()  # one task at a time: on a GPU another thread's work would break the capture of a step
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a picture; without a probability if the generator's head has no logits, or it is not causal."""
+    """A token of a picture; without a probability if the generator's head has no logits or it is not causal."""
 
     ids: Ids
     probability: float | None = None
@@ -36,7 +36,7 @@ class Frame:
     """A picture (3, H, W) in [0, 1] on the CPU, after `count` of its `total` tokens.
 
     Attributes:
-        tokens: all of them, in the last frame.
+        tokens: all tokens in the last frame, else empty.
     """
 
     image: Tensor
@@ -46,13 +46,13 @@ class Frame:
 
 
 class Recorder(Guidance):
-    """Another guidance, which notes the logits that each token of the first image is drawn from.
+    """Wraps a guidance and records the logits from which each token of the first image is drawn.
 
-    They are written at the position, on the device, so that a captured step writes those of every later batch too.
+    It writes them at the position on the device, so that a captured step also records those of later batches.
 
     Args:
-        rule: what combines the branches.
-        logits: (N, V) or (N, S, V), where they go.
+        rule: the wrapped guidance.
+        logits: (N, V) or (N, S, V), the buffer to write to.
     """
 
     def __init__(self, rule: Guidance, logits: Tensor) -> None:
@@ -68,7 +68,7 @@ class Recorder(Guidance):
 
 
 class Stopped(Exception):
-    """Nobody waits for the picture any more."""
+    """Raised in the drawing thread when nobody waits for the picture any more."""
 
 
 class Painter:
@@ -78,7 +78,7 @@ class Painter:
         BadInput: as `Sampler`.
 
     Attributes:
-        fixed: why no other tokens are offered; empty if some are.
+        fixed: why no other tokens are offered; empty if they are.
     """
 
     def __init__(self, generator: Generator, tokenizer: Tokenizer, draw: Draw) -> None:
@@ -97,14 +97,14 @@ class Painter:
         self.sampler = Sampler(generator, draw, rule)
 
     def frames(self, label: int, chosen: Sequence[tuple[int, Ids]] = (), most: int = FRAMES) -> Iterator[Frame]:
-        """The picture as it forms, at most `most` times, and then all of it with its tokens.
+        """At most `most` frames of the picture as it forms; the last one is the whole picture with its tokens.
 
         Args:
-            chosen: tokens by position, in place of those that would be drawn. All random numbers stay the same, so
-                tokens in front of the first chosen one stay the same too.
+            chosen: (position, token) pairs that replace drawn tokens. All random numbers stay the same, so tokens
+                before the first chosen one stay the same too.
 
         Raises:
-            BadInput: a chosen token that is not there.
+            BadInput: an invalid chosen token.
         """
         given, mask = self._given(chosen)
         total = self.generator.num_tokens
@@ -126,7 +126,7 @@ class Painter:
                     results.put(self._finished(ids))
             except Stopped:
                 return
-            except BaseException as error:  # raised again where the picture is waited for
+            except BaseException as error:  # raised again in the waiting thread
                 results.put(error)
 
         thread = Thread(target=draw, daemon=True)
@@ -144,12 +144,12 @@ class Painter:
             thread.join()
 
     def picture(self, label: int, chosen: Sequence[tuple[int, Ids]] = ()) -> Frame:
-        """The picture when all its tokens are drawn; raises as `frames`."""
+        """The finished picture; raises as `frames`."""
         *_, last = self.frames(label, chosen, most=1)
         return last
 
     def _given(self, chosen: Sequence[tuple[int, Ids]]) -> tuple[Tensor | None, Tensor | None]:
-        """Ids (1, N) or (1, N, S) with the chosen ones in their places, and (1, N) where they are."""
+        """Ids (1, N) or (1, N, S) with the chosen tokens in their places, and a mask (1, N) of these places."""
         if not chosen:
             return None, None
         given = torch.zeros(1, *self.generator.id_shape, dtype=torch.int64)
@@ -172,7 +172,7 @@ class Painter:
 
 
 def likely_tokens(ids: list[list[int]], logits: Tensor) -> list[Token]:
-    """The drawn tokens with their probabilities, and those of the most probable ones.
+    """The drawn tokens with their probabilities, and the most probable tokens with theirs.
 
     Args:
         ids: N rows of S.
@@ -182,7 +182,7 @@ def likely_tokens(ids: list[list[int]], logits: Tensor) -> list[Token]:
     probabilities = logits.double().softmax(-1).cpu()  # (N, S, V)
     top = probabilities.topk(min(OTHERS, probabilities.shape[-1]), dim=-1)
     tokens = []
-    finite = probabilities.isfinite().flatten(1).all(1).tolist()  # a scale of 1e300 is more than logits can take
+    finite = probabilities.isfinite().flatten(1).all(1).tolist()  # a scale of 1e300 makes logits overflow
     for place, own in enumerate(ids):
         if not finite[place]:
             tokens.append(Token(tuple(own)))

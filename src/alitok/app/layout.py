@@ -1,4 +1,4 @@
-"""Where tokens lie over a picture, and what a picture looks like from its first tokens."""
+"""The places of tokens over a picture, and pictures decoded from their first tokens."""
 
 from dataclasses import dataclass
 
@@ -8,39 +8,39 @@ from torch import Tensor
 from alitok.models.decoder import Decoder
 from alitok.models.tokenizer import Tokenizer
 
-GREY = 0.85
+GRAY = 0.85
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`prefix` tokens in front, then `rows` x `rows` tokens over the picture, row by row."""
+    """`prefix` tokens, then `rows` x `rows` tokens over the picture, row by row."""
 
     prefix: int
     rows: int
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Layout":
-        """That of the paper's decoder; with any other decoder no token has a place in the picture."""
+        """The layout of a `Decoder`; with any other decoder no token has a place in the picture."""
         decoder = tokenizer.decoder
         if isinstance(decoder, Decoder):
             return cls(decoder.num_prefix, decoder.rows)
         return cls(tokenizer.num_tokens, 0)
 
     def blank(self, image: Tensor, count: int) -> Tensor:
-        """The image (3, H, W) with the cells of all but the first `count` tokens in grey."""
+        """The image (3, H, W) with the cells of all but the first `count` tokens in gray."""
         image = image.clone()
         if self.rows:
             known = torch.arange(self.rows**2, device=image.device).view(self.rows, self.rows) < count - self.prefix
             side = image.shape[-1] // self.rows
-            image[:, ~known.repeat_interleave(side, 0).repeat_interleave(side, 1)] = GREY
+            image[:, ~known.repeat_interleave(side, 0).repeat_interleave(side, 1)] = GRAY
         return image
 
 
 @torch.no_grad()
 def decode_first(tokenizer: Tokenizer, layout: Layout, ids: Tensor) -> Tensor:
-    """What the first ids (k,) or (k, S) of a picture show: (3, H, W) in [0, 1].
+    """Decode the first ids (k,) or (k, S) of a picture: (3, H, W) in [0, 1].
 
-    A tokenizer that decodes first tokens does. Any other gets zeros for the rest, and their cells are grey.
+    A tokenizer that cannot decode first tokens alone gets zeros for the rest, and their cells are gray.
     """
     count, total = len(ids), tokenizer.num_tokens
     if count == total or tokenizer.any_length:

@@ -1,4 +1,4 @@
-"""Pictures as HTML: PNGs in the page itself, and the grid of tokens over them. `page.js` answers the pointer."""
+"""Pictures as HTML: PNGs inside the page, with a grid of tokens over them. `page.js` reacts to the pointer."""
 
 import base64
 import io
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from alitok.app.drawing import Token
 from alitok.app.layout import Layout
-from alitok.common.images import Quantisation, to_uint8
+from alitok.common.images import Quantization, to_uint8
 
 
-def data_uri(image: Tensor, rounding: Quantisation) -> str:
-    """(3, H, W) in [0, 1] as the address of a PNG inside the page, rounded as the verb does that writes such files."""
+def data_uri(image: Tensor, rounding: Quantization) -> str:
+    """(3, H, W) in [0, 1] as the data URL of a PNG. Choose the rounding of the command that writes such files."""
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(image, rounding).permute(1, 2, 0).cpu().numpy()).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def figure(image: Tensor, title: str, rounding: Quantisation = "round", detail: str = "") -> str:
+def figure(image: Tensor, title: str, rounding: Quantization = "round", detail: str = "") -> str:
     """A picture under its title."""
     caption = f"<figcaption><b>{escape(title)}</b> <span>{escape(detail)}</span></figcaption>"
     return f'<figure><img alt="{escape(title)}" src="{data_uri(image, rounding)}">{caption}</figure>'
@@ -32,19 +32,19 @@ def token_figure(
     layout: Layout,
     tokens: Sequence[Token],
     title: str,
-    rounding: Quantisation = "round",
+    rounding: Quantization = "round",
     detail: str = "",
     chosen: Collection[int] = (),
     picture: int = 0,
     count: int = 0,
 ) -> str:
-    """A picture with its tokens over it: the prefix as cells in front, the others as a grid on the image.
+    """A picture with its tokens: the prefix as cells above it, the others as a grid on it.
 
     Args:
-        tokens: those there are; a picture that forms has none yet.
-        chosen: positions of tokens that somebody put there.
-        picture: number among the pictures of the page, which a choice names.
-        count: tokens of a picture that forms.
+        tokens: its tokens; empty while the picture forms.
+        chosen: positions of tokens that the user chose.
+        picture: number of the picture on the page, sent with a choice.
+        count: number of known tokens while the picture forms.
     """
     cells = [_cell(place, token, place in chosen) for place, token in enumerate(tokens)]
     columns = layout.rows or 16
@@ -69,12 +69,12 @@ def _cell(place: int, token: Token, chosen: bool) -> str:
 
 
 def progress(done: int, total: int) -> str:
-    """A bar for a picture that forms."""
+    """A progress bar for a picture that forms."""
     return f'<progress value="{done}" max="{total}"></progress><p class="soft">{done} of {total} tokens</p>'
 
 
 def message(sentence: str) -> str:
-    """One sentence to the reader."""
+    """One sentence for the user."""
     return f'<p class="message" role="alert">{escape(sentence)}</p>'
 
 

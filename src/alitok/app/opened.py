@@ -1,4 +1,4 @@
-"""The models that the app shows, by name: the folder or hub name that they were read from."""
+"""The models that the app shows, by name: the folder or hub name from which they were read."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from alitok.sampling.sets import class_names
 
 GENERATOR = Path("runs/demo/generator/artifact")
 TOKENIZERS = (Path("runs/demo/stage2/artifact"), Path("runs/demo/stage1/artifact"))
-OF_CARD = "the card's"  # the schedule of a card that has no short name
+OF_CARD = "the card's"  # stands for a card's schedule without a short name
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Opened:
     """Generators and tokenizers by name.
 
     Attributes:
-        pairs: (generator, tokenizer) names that belong together, the first one the app's first.
-        device: on which they are.
+        pairs: (generator, tokenizer) names that fit together; the app opens with the first.
+        device: device of all models.
     """
 
     generators: dict[str, Generator]
@@ -39,13 +39,13 @@ class Opened:
         return [tokenizer for own, tokenizer in self.pairs if own == generator]
 
     def schedules(self, generator: str) -> list[str]:
-        """Schedules to choose from: those with a name, and the card's own."""
+        """Schedules to choose from: those with a name, and the card's."""
         own = self.generators[generator].card.get("schedule")
-        named = list(SCHEDULES)  # the card may hold a class block, which a dict cannot be asked for
+        named = list(SCHEDULES)  # a list: the card may hold a class block, which is not hashable
         return [*named, *([OF_CARD] if own is not None and own not in named else [])]
 
     def labels(self, generator: str) -> list[str]:
-        """Names of the generator's classes, each once: those that share a name have their numbers too."""
+        """Unique names of the generator's classes: classes that share a name get their numbers too."""
         names = class_names(self.generators[generator])
         often = Counter(names)
         labels = [name if often[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
@@ -61,7 +61,7 @@ def chosen_paths(generators: Sequence[str], tokenizers: Sequence[str]) -> tuple[
     """The paths to open: those given, else the demo's.
 
     Raises:
-        BadInput: a generator without a tokenizer, or nothing is given and the demo's artifacts are not there.
+        BadInput: a generator without a tokenizer, or nothing is given and the demo's artifacts are missing.
     """
     if tokenizers:
         return list(dict.fromkeys(generators)), list(dict.fromkeys(tokenizers))
@@ -76,7 +76,7 @@ def chosen_paths(generators: Sequence[str], tokenizers: Sequence[str]) -> tuple[
 
 
 def open_models(generators: Sequence[str], tokenizers: Sequence[str], device: torch.device) -> Opened:
-    """Reads the artifacts and finds out which belong together.
+    """Read the artifacts and find out which fit together.
 
     Raises:
         BadInput: as `load_artifact`; or no tokenizer fits a generator.

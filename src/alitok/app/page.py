@@ -1,4 +1,4 @@
-"""The page in gradio: three tabs over `Desk`. What a click does is here; what it shows is made elsewhere."""
+"""The page in gradio: three tabs over `Desk`. Reactions to clicks are here; `Desk` makes what they show."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # a
 
 
 def in_one_sentence(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Shows a BadInput as gradio's error, without a traceback."""
+    """Show a BadInput as gradio's error, without a traceback."""
 
     @functools.wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ def in_one_sentence(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pictures(**more: Any) -> gr.HTML:
-    """An empty place for pictures with tokens over them."""
+    """An empty element for pictures with tokens over them."""
     return gr.HTML("", js_on_load=SCRIPT, apply_default_css=False, **more)
 
 
@@ -85,7 +85,7 @@ class Page:
                     self.seed = gr.Number(label="Seed", precision=0, min_width=80, elem_id="seed")
                 self.generator = gr.Dropdown(list(opened.generators), label="Generator")
                 self.decoder = gr.Dropdown(opened.partners(first.generator), label="Tokenizer that decodes")
-        self.painted = gr.State(None)  # settings of the picture on the screen
+        self.painted = gr.State(None)  # settings of the shown picture
         self.controls = [self.generator, self.decoder, self.label, self.guidance, self.power, self.schedule]
         self.controls += [self.temperature, self.seed]
         shown = [self.picture, self.command, self.query, self.painted]
@@ -124,7 +124,7 @@ class Page:
         next_seed = another.click(lambda seed: (seed or 0) + 1, self.seed, self.seed, show_progress="hidden")
         next_seed.then(drawn, self.controls, shown, **quiet).then(**address)
         self.picture.select(chosen, self.painted, shown, **quiet).then(**address)
-        # a dropdown that is left without a choice has an input event all the same
+        # not `input`: that also fires when a dropdown is left without a choice
         self.generator.select(other_generator, self.generator, self.controls[1:], show_progress="hidden")
         self.repaint, self.repainted = paint, shown
 
@@ -138,7 +138,7 @@ class Page:
                 self.tokenizer = gr.Dropdown(list(self.opened.tokenizers), label="Tokenizer")
                 self.keep = gr.Slider(1, tokens, tokens, step=1, label="First tokens", elem_id="keep")
 
-        def neighbors(asked: dict[str, Any]) -> Any:  # gradio marks functions, and cannot mark a method
+        def neighbors(asked: dict[str, Any]) -> Any:  # gradio sets attributes on functions, which methods do not allow
             return self.desk.neighbors(asked["tokenizer"], asked["code"])
 
         self.rebuilt = pictures(elem_id="rebuilt", server_functions=[neighbors])
@@ -239,7 +239,7 @@ class Page:
             event(tokenizers, [self.through, file], shown, **MODEL)
 
     def shown_settings(self, settings: Settings) -> list[Any]:
-        """Values of the controls of Generate."""
+        """Values for the controls of the tab Generate."""
         generator = settings.generator
         return [
             gr.Dropdown(value=generator),
@@ -253,7 +253,7 @@ class Page:
         ]
 
     def open(self) -> None:
-        """Takes the settings of the address when the page is loaded, and draws."""
+        """Apply the settings in the address when the page loads, and draw."""
         opened, has_generator = self.opened, bool(self.opened.generators)
         tab = gr.State("")
         outputs = [tab, self.tabs, self.tokenizer, self.keep, self.through]
@@ -272,7 +272,7 @@ class Page:
                 return values
             compared = [pairs or self.desk.pair_names(), settings.label, settings.seed]
             compared.append(settings.guidance if settings.tab == "compare" else None)
-            own = first_settings(opened, settings.generator)  # a comparison has no guidance of its own
+            own = first_settings(opened, settings.generator)  # for a comparison, which may have no guidance
             painted = replace(
                 settings,
                 tab="generate",
@@ -293,14 +293,14 @@ class Page:
 
 
 def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("*",)) -> None:
-    """Shows the page until Ctrl-C.
+    """Serve the page until Ctrl-C.
 
     Args:
-        names: by which the page may be asked for. Under another name, a site that points its own name at this machine
-            could read it.
+        names: host names that requests may use. Without this check, a site that points its own name at this machine
+            could read the page.
 
     Raises:
-        BadInput: the port is taken, or none of gradio's is free.
+        BadInput: the port is taken, or none of gradio's ports is free.
     """
     page = Page(opened)
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
@@ -320,7 +320,7 @@ def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("
             theme=theme,
             app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(names))]},
             css=STYLE,
-            head="<script>window.opened = location.search</script>",  # tabs write theirs before the page is loaded
+            head="<script>window.opened = location.search</script>",  # tabs change it before the page has loaded
             enable_monitoring=False,
         )
     except OSError as error:
@@ -330,6 +330,6 @@ def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("
     others = f"; others reach it at port {number} of this machine's addresses" if everywhere else ""
     print(f"The app is at http://{'127.0.0.1' if everywhere else host}:{number}/{others} (Ctrl-C ends it).", flush=True)
     try:
-        Event().wait()  # gradio's own way swallows Ctrl-C
+        Event().wait()  # gradio's blocking call swallows Ctrl-C
     finally:
         page.blocks.close(verbose=False)

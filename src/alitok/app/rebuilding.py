@@ -1,4 +1,4 @@
-"""A picture through a tokenizer and back: what is lost, what the first tokens hold, what one token changes."""
+"""Reconstructs a picture: what is lost, what the first tokens show, what one token changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from alitok.data.pictures import crop, read_picture
 from alitok.evaluation.reconstruction import psnr, ssim
 from alitok.models.tokenizer import Tokenizer
 
-GAIN = 4  # of difference images, which are dark otherwise
-NEAREST = 4  # codes that are offered for a token, and as many of the farthest
-LARGEST_CODEBOOK = 2**16  # that is searched for them
+GAIN = 4  # factor on difference images, which are too dark otherwise
+NEAREST = 4  # number of nearest codes offered for a token, and of farthest ones
+LARGEST_CODEBOOK = 2**16  # larger ones are not searched for these codes
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Rebuilt:
 
     Attributes:
         original, image: (3, H, W) in [0, 1].
-        ids: of all tokens, with the replaced ones.
-        psnr, ssim: of the image against the original, PSNR in dB; None if only the first tokens are shown by a
-            tokenizer that was not trained to decode them.
+        ids: ids of all tokens, with the replaced ones.
+        psnr, ssim: between image and original, PSNR in dB; None if the tokenizer decodes only the first tokens and was
+            not trained for that.
         change: (3, H, W), `difference` to the reconstruction without replaced tokens; None if there are none.
     """
 
@@ -46,7 +46,7 @@ def difference(left: Tensor, right: Tensor) -> Tensor:
 
 
 def open_picture(path: str | Path, size: int) -> Tensor:
-    """The centre crop (3, size, size) of a picture file, in [0, 1]; raises UnreadableImage by the file's own name."""
+    """The center crop (3, size, size) of a picture file, in [0, 1]; raises UnreadableImage with the file's name."""
     return crop(read_picture(path, Path(path).name), size) / 255
 
 
@@ -59,16 +59,16 @@ def rebuild(
     replaced: Mapping[int, Ids] | None = None,
     index: int = 0,
 ) -> Rebuilt:
-    """Encodes and decodes a picture.
+    """Encode and decode a picture.
 
     Args:
         original: (3, H, W) in [0, 1].
-        keep: decode the first tokens only, as `decode_first` does; None for all.
-        replaced: tokens by position, in place of the picture's own.
-        index: of the picture among several, for a decoder that draws.
+        keep: number of first tokens to decode; None for all.
+        replaced: position -> token that replaces the picture's.
+        index: number of the picture among several, for a generative decoder.
 
     Raises:
-        BadInput: more tokens than there are, or a replaced token that is not there.
+        BadInput: more tokens than the picture has, or an invalid replaced token.
     """
     total = tokenizer.num_tokens
     count = total if keep is None else keep
@@ -104,9 +104,9 @@ def rebuild(
 
 @torch.inference_mode()
 def neighbors(tokenizer: Tokenizer, code: int) -> tuple[list[int], list[int]]:
-    """Ids of the codes nearest to one and farthest from it, by the Euclidean distance of what the decoder gets.
+    """Ids of the codes nearest to one and farthest from it, by Euclidean distance between their latents.
 
-    Empty if tokens have sub-codes or the codebook is too large to look through.
+    Empty if tokens have sub-codes or the codebook is too large to search.
 
     Raises:
         BadInput: no such code.

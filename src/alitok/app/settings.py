@@ -1,4 +1,4 @@
-"""The settings of the page: in its address, and as the command that gives the same picture."""
+"""The page's settings, as the query of its address and as the command that gives the same picture."""
 
 import functools
 import shlex
@@ -14,7 +14,7 @@ from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
 
 TABS = ("generate", "reconstruct", "compare")
-Ids = tuple[int, ...]  # of one token, one for each sub-code
+Ids = tuple[int, ...]  # ids of one token, one per sub-code
 LARGEST_SEED = 2**53  # the numbers of a browser have 53 bits
 
 
@@ -23,14 +23,14 @@ class Settings:
     """What decides the pictures of the page.
 
     Attributes:
-        tab: which is open.
+        tab: the open tab.
         generator, tokenizer: names of opened models; the generator is empty if there is none.
-        label: of `Opened.labels`.
+        label: an element of `Opened.labels`.
         guidance: scale; None for the card's.
-        schedule: a name of `Opened.schedules`.
-        tokens: chosen tokens by position, which stand in place of those that the generator would draw.
-        keep: tokens that a reconstruction is decoded from; None for all.
-        models: names of what is compared; empty for everything.
+        schedule: an element of `Opened.schedules`.
+        tokens: (position, token) pairs that replace the generator's tokens.
+        keep: number of tokens from which a reconstruction is decoded; None for all.
+        models: names of the compared models; empty for all.
     """
 
     tab: str
@@ -47,10 +47,10 @@ class Settings:
     models: tuple[str, ...] = ()
 
     def draw(self, opened: Opened) -> Draw:
-        """How the picture is drawn.
+        """The draw of these settings.
 
         Raises:
-            BadInput: a number outside of its bounds.
+            BadInput: a number outside its bounds.
         """
         return Draw.chosen(
             opened.generators[self.generator].card,
@@ -89,7 +89,7 @@ class Settings:
         return urlencode(pairs)
 
     def sample_command(self, opened: Opened) -> str:
-        """The command that draws the same picture, before tokens were chosen, as the only PNG of a folder."""
+        """The command that draws the same picture, without chosen tokens, as the only PNG in a folder."""
         words = ["alitok", "sample", "--generator", self.generator, "--tokenizer", self.tokenizer]
         # a name may be a number or hold a comma
         words += ["--classes", str(self.class_number(opened)), "--per-class", "1"]
@@ -98,7 +98,7 @@ class Settings:
         if self.schedule != OF_CARD:
             words += ["--schedule", self.schedule]
         words += ["--temperature", _short(self.temperature), "--seed", str(self.seed)]
-        # on a GPU another batch rounds otherwise
+        # on a GPU another batch rounds differently
         words += ["--batch", "1", "--device", str(opened.device)]
         return shlex.join([*words, "--out", "picture"])
 
@@ -110,7 +110,7 @@ class Settings:
 
 
 def first_settings(opened: Opened, generator: str | None = None) -> Settings:
-    """What the page opens with: the first pair, or that of a generator, drawn as its card recommends."""
+    """The settings of a fresh page: the first pair, or a generator's, drawn as its card recommends."""
     if not opened.generators:
         return Settings("reconstruct", "", next(iter(opened.tokenizers)))
     generator = next(iter(opened.generators)) if generator is None else generator
@@ -130,10 +130,10 @@ def first_settings(opened: Opened, generator: str | None = None) -> Settings:
 
 
 def read_query(query: str, opened: Opened) -> tuple[Settings, list[str]]:
-    """The settings of an address, and a sentence for each value in it that is not taken.
+    """The settings in an address, and a sentence for each value that is refused.
 
-    What it does not set is as the page opens. An address may come from anybody: it chooses among the opened models and
-    named schedules, and nothing else.
+    Missing values are those of a fresh page. An address may come from anybody, so it can only choose among the opened
+    models and named schedules.
     """
     values = parse_qs(query.removeprefix("?"))
     refused: list[str] = []
@@ -176,12 +176,12 @@ def read_query(query: str, opened: Opened) -> tuple[Settings, list[str]]:
 
 
 def changed_tokens(tokens: Sequence[tuple[int, Ids]], place: int, ids: Ids) -> tuple[tuple[int, Ids], ...]:
-    """The chosen tokens up to a place, and then its new one: what was chosen behind it belonged to another picture."""
+    """The chosen tokens before a place, and its new one. Later choices belonged to another picture."""
     return (*((own, old) for own, old in tokens if own < place), (place, ids))
 
 
 def _short(number: float) -> str:
-    """The number without a needless .0, and with every digit that it has."""
+    """The number with all its digits, without a needless .0."""
     return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
@@ -216,7 +216,7 @@ def _of_draw(key: str, text: str) -> float:
 
 
 def _tokens(text: str, network: Generator) -> tuple[tuple[int, Ids], ...]:
-    """Chosen tokens of "12:85,30:4.7", by position."""
+    """The chosen tokens in a text like "12:85,30:4.7", by position."""
     try:
         pairs = [part.split(":") for part in text.split(",")]
         found = {int(place): tuple(int(code) for code in ids.split(".")) for place, ids in pairs}
@@ -235,7 +235,7 @@ def check_seed(seed: int) -> int:
 
 
 def check_token(place: int, ids: Ids, tokens: int, codes: int, sub_codes: int) -> None:
-    """Raises BadInput for a token that is not there, or is no number: it comes from the page."""
+    """Raise BadInput for an invalid token; the page may send anything."""
     if not (isinstance(place, int) and 0 <= place < tokens):
         raise BadInput(f"There is no token {place}: positions are 0 to {tokens - 1}.")
     if len(ids) != sub_codes or not all(isinstance(code, int) and 0 <= code < codes for code in ids):

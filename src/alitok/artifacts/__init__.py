@@ -1,1 +1,1 @@
-"""What a stage hands to the next: the folder format, digests, published weights in and out."""
+"""Artifacts, the folders that pass a model to the next stage or to the hub; import and export of published weights."""

@@ -1,8 +1,7 @@
-"""The artifact: the folder that one stage hands to the next and that can be uploaded to the Hugging Face hub as it is.
+"""The artifact: a folder with a model for the next stage or the Hugging Face hub.
 
-`config.yaml` (class_path + init_args), `model.safetensors`, `card.json`; beside them, where a stage carries over
-another module, `NAME.yaml` and `NAME.safetensors`. Nothing in it needs pickle, and nothing but
-torch modules is built from it.
+It has `config.yaml` (class_path + init_args), `model.safetensors` and `card.json`, and for each extra module
+`NAME.yaml` and `NAME.safetensors`. It uses no pickle, and only torch modules are built from it.
 """
 
 import json
@@ -31,6 +30,7 @@ from alitok.models.tokenizer import Tokenizer
 
 KINDS = ("tokenizer", "generator")
 CARD = "card.json"
+SMALL = 2**26  # bytes; drawing fewer weights takes less time than importing torch's compiler for the meta device
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMON: dict[str, Any] = {"data": None, "class_names": None, "steps": None, "images_seen": None}
 _OF_GENERATOR: dict[str, Any] = {"tokenizer": None, "guidance": None, "power": None, "seed": None}
@@ -45,21 +45,21 @@ def save_artifact(
     card: Mapping[str, Any],
     extra: Mapping[str, tuple[Block, nn.Module]] | None = None,
 ) -> dict[str, Any]:
-    """Writes an artifact; the folder is whole or absent, and takes the place of an older artifact.
+    """Writes an artifact, whole or not at all, and replaces an older artifact.
 
     Args:
         block: {"class_path", "init_args"} from which `alitok.common.build.build` makes a module like `module`.
-        module: its whole state dict is saved, on whatever device it is.
-        card: `kind` ("tokenizer" or "generator") and what is known of: `parents` (name -> digest), `data`,
-            `class_names`, `steps`, `images_seen`, `metrics`; for a generator also `tokenizer` (digest of the tokenizer
-            whose tokens it was trained on), `guidance`, `power`, `seed`. Other entries are kept.
-        extra: by name, modules that travel along, e.g. "discriminator".
+        module: its whole state dict is saved, from any device.
+        card: `kind` ("tokenizer" or "generator") and, if known, `parents` (name -> digest), `data`, `class_names`,
+            `steps`, `images_seen`, `metrics`; for a generator also `tokenizer` (digest of the tokenizer of its training
+            tokens), `guidance`, `power`, `seed`. Other entries are kept.
+        extra: other modules to save, by name, e.g. "discriminator".
 
     Returns:
         The card as written: with `version`, `digest` and every entry above.
 
     Raises:
-        BadInput: the folder holds something else than an artifact, or cannot be written.
+        BadInput: the folder contains something else than an artifact, or cannot be written.
     """
     folder = Path(folder)
     check_readable_name(folder)
@@ -92,10 +92,11 @@ def load_artifact(path: str | Path, kind: str | None = None, device: torch.devic
 
     Args:
         path: a folder, or `owner/name` on the Hugging Face hub.
-        kind: "tokenizer" or "generator" where only that will do.
+        kind: required kind, "tokenizer" or "generator"; None for any.
 
     Raises:
-        BadInput: no artifact there, another kind, a class that cannot be built, weights that are damaged or do not fit.
+        BadInput: there is no artifact or it is of the wrong kind, a class cannot be built, or weights are damaged or do
+            not fit.
     """
     folder = locate(path)
     card = read_card(folder, kind)
@@ -108,17 +109,17 @@ def load_artifact(path: str | Path, kind: str | None = None, device: torch.devic
 
 
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Tokenizer:
-    """A tokenizer in eval mode from a folder, or `owner/name` on the Hugging Face hub; raises as `load_artifact`."""
+    """A tokenizer in eval mode from a folder, or `owner/name` on the Hugging Face hub. Raises as `load_artifact`."""
     return cast(Tokenizer, load_artifact(path, "tokenizer", device))
 
 
 def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Generator:
-    """A generator in eval mode from a folder, or `owner/name` on the Hugging Face hub; raises as `load_artifact`."""
+    """A generator in eval mode from a folder, or `owner/name` on the Hugging Face hub. Raises as `load_artifact`."""
     return cast(Generator, load_artifact(path, "generator", device))
 
 
 def load_extra(path: str | Path, name: str) -> nn.Module | None:
-    """A module that travels with an artifact (e.g. "discriminator"), with its `block`; None where there is none."""
+    """An extra module of an artifact (e.g. "discriminator"), with its `block`; None if there is none."""
     folder = locate(path)
     read_card(folder)
     if not (folder / f"{name}.yaml").is_file():
@@ -129,10 +130,10 @@ def load_extra(path: str | Path, name: str) -> nn.Module | None:
 
 
 def check_pair(generator: Generator, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer whose tokens are not those that the generator was trained on.
+    """Refuses a tokenizer that did not make the generator's training tokens.
 
-    A generator whose card names no tokenizer (published weights) is only held to the number of tokens and codes. It may
-    have fewer tokens than a tokenizer that decodes first tokens.
+    If the generator's card names no tokenizer (published weights), checks only the numbers of tokens and codes. The
+    generator may have fewer tokens than a tokenizer with `any_length`.
 
     Raises:
         BadInput: they do not belong together.
@@ -156,12 +157,12 @@ def check_pair(generator: Generator, tokenizer: Tokenizer) -> None:
 
 
 def locate(path: str | Path) -> Path:
-    """The local folder of an artifact; `owner/name` that is no folder here is fetched from the Hugging Face hub.
+    """The local folder of an artifact. If `owner/name` is not a folder, downloads it from the Hugging Face hub.
 
     Raises:
-        BadInput: there is no such folder, and the hub does not give it.
+        BadInput: there is no such folder, and it cannot be downloaded.
     """
-    folder = Path(os.path.expanduser(path))  # pathlib raises for a user who does not exist
+    folder = Path(os.path.expanduser(path))  # pathlib raises if the user of `~user` does not exist
     if folder.exists() or not _HUB_NAME.fullmatch(str(path)) or set(str(path).split("/")) & {".", ".."}:
         return folder
     from huggingface_hub import snapshot_download
@@ -178,7 +179,7 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """The card of an artifact folder.
 
     Args:
-        kind: what was asked for, for the message.
+        kind: the required kind, for the message.
 
     Raises:
         BadInput: the folder or one of its files is missing, or the card is damaged.
@@ -199,7 +200,7 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def owned_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors on the CPU, contiguous, each with a storage of its own and no larger than itself."""
+    """The same tensors on the CPU, contiguous, each in its own storage of the same size."""
     seen: set[int] = set()
     owned = {}
     for name, tensor in state.items():
@@ -213,15 +214,15 @@ def owned_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def plain_block(block: Block) -> dict[str, Any]:
-    """A class block as plain dicts and lists, whatever kind of map it came as."""
+    """A class block as plain dicts and lists, from any kind of map."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(block)), resolve=True))
 
 
 def check_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
-    """Holds names and shapes of a state dict against those `expected`.
+    """Checks that names and shapes of a state dict are those of `expected`.
 
     Raises:
-        BadInput: the first name that is absent, too much, or of another shape.
+        BadInput: a name is absent or unexpected, or its shape differs; the message names the first.
     """
     for name in [*expected, *state]:
         have, want = ("absent" if name not in side else str(tuple(side[name].shape)) for side in (state, expected))
@@ -237,17 +238,14 @@ def _write(folder: Path, config: str, weights: str, block: Block, module: nn.Mod
 
 
 def _read(folder: Path, config: str, weights: str, from_hub: bool) -> tuple[dict[str, Any], nn.Module]:
-    """The block and the module, in eval mode, its weights taken from the file without a copy."""
+    """The block, and the module in eval mode, which uses the file's weights without a copy."""
     block = read_block(folder / config)
     _check_classes(block, folder / config, from_hub)
-    module = _construct(block, "meta", folder / config)
-    if any(buffer.is_meta and name not in module.state_dict() for name, buffer in module.named_buffers()):
-        # what is computed in the constructor and not saved has to be computed in earnest
-        module = _construct(block, "cpu", folder / config)
     try:
         state = load_file(folder / weights)
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{folder / weights} is missing or damaged ({error}); export or download it again.") from error
+    module = _empty(block, folder / config, sum(tensor.nbytes for tensor in state.values()))
     same = _tied(module)
     expected = module.state_dict()
     check_weights(state, {name: tensor for name, tensor in expected.items() if name not in same}, folder / weights)
@@ -255,13 +253,13 @@ def _read(folder: Path, config: str, weights: str, from_hub: bool) -> tuple[dict
     for name, first in same.items():
         if not isinstance(state[first], nn.Parameter) and first in parameters:
             state[first] = nn.Parameter(state[first], requires_grad=parameters[first].requires_grad)
-        state[name] = state[first]  # the very same object, so that they stay tied
+        state[name] = state[first]  # the same object, so that they stay tied
     module.load_state_dict(state, assign=True)
     return block, module.eval()
 
 
 def read_block(path: Path) -> dict[str, Any]:
-    """The class block of a YAML file of an artifact; raises BadInput if it is none."""
+    """The class block in a YAML file of an artifact. Raises BadInput if the file has none."""
     try:
         block = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (yaml.YAMLError, OSError, ValueError) as error:
@@ -272,7 +270,7 @@ def read_block(path: Path) -> dict[str, Any]:
 
 
 def _check_classes(block: Block, source: Path, from_hub: bool) -> None:
-    """Refuses everything but torch modules, and of the hub's everything but ours, before it is imported if possible."""
+    """Refuses classes that are not torch modules. In a hub artifact refuses classes outside alitok, without import."""
     for class_path in class_paths(block):
         package = class_path.partition(".")[0]
         if from_hub and package != "alitok":  # importing a module runs it
@@ -285,12 +283,25 @@ def _check_classes(block: Block, source: Path, from_hub: bool) -> None:
             raise BadInput(f"{source} names {class_path}, which is no torch module; an artifact holds modules only.")
 
 
+def _empty(block: Block, source: Path, size: int) -> nn.Module:
+    """The module before it gets its weights, which take `size` bytes."""
+    small, random_state = size <= SMALL, torch.get_rng_state()
+    module = _construct(block, "cpu" if small else "meta", source)
+    computed = [buffer for name, buffer in module.named_buffers() if name not in module.state_dict()]
+    if not small and any(buffer.is_meta for buffer in computed):
+        # the constructor computes buffers that are not saved, so it cannot run on the meta device
+        return _construct(block, "cpu", source)
+    if not computed:
+        torch.set_rng_state(random_state)  # loading must not change random numbers, no matter the model's size
+    return module
+
+
 def _construct(block: Block, device: str, source: Path) -> nn.Module:
     try:
         with torch.device(device):
             return build(block)
-    except (BadInput, TypeError) as error:
-        reason = str(error).rstrip(".")
+    except (BadInput, TypeError, RuntimeError) as error:  # a size beyond all memory raises RuntimeError
+        reason = first_line(error)
         raise BadInput(f"{source} cannot be built: {reason}; it was made for another version.") from error
 
 
@@ -307,7 +318,7 @@ def class_paths(value: Any) -> Iterator[str]:
 
 
 def _tied(module: nn.Module) -> dict[str, str]:
-    """Name -> the first name of the same parameter or buffer, for the entries of the state dict that repeat one."""
+    """Name -> first name of the same parameter or buffer, for repeated entries of the state dict."""
     first: dict[int, str] = {}
     repeated = {}
     for name, tensor in module.state_dict(keep_vars=True).items():

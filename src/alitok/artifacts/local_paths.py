@@ -1,10 +1,10 @@
-"""Paths of this machine in what goes to other people."""
+"""Finds and removes this machine's paths in values that are published."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# folders up to a last name: /a/b/, ~/a/, ../a/, C:\a\, file:///a/; but neither https://a/b, owner/name nor 1 / 2
+# the folders before a last name: /a/b/, ~/a/, ../a/, C:\a\, file:///a/; but not https://a/b, owner/name or 1 / 2
 _FOLDERS = re.compile(
     r"""(?<![\w/.~\\])(?:file://|~[\w-]*|\.{1,2}|[A-Za-z]:)?[\\/](?![\\/])"""
     r"""(?:[^\\/;:"'\n]*[^\\/;:"'\s][\\/])*(?=[^\s\\/;:"',)])"""
@@ -12,12 +12,12 @@ _FOLDERS = re.compile(
 
 
 def has_path(text: str) -> bool:
-    """Whether a text holds a path that says where something lies on this machine."""
+    """Whether a text contains a path on this machine."""
     return _FOLDERS.search(text) is not None
 
 
 def without_folders(value: Any) -> Any:
-    """The same value, with the names alone of the paths in its texts."""
+    """The value with each path in its texts reduced to its last name."""
     if isinstance(value, str):
         return _FOLDERS.sub("", value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a published artifact: from its `card.json` and its evaluation records."""
+"""Makes the model card (README.md) of a published artifact from its `card.json` and its evaluation records."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ images = tokenizer.decode(ids)  # (B, 3, H, W) in [0, 1]""",
 
 
 def check_card(card: Record, source: Path) -> None:
-    """Raises BadInput for a value of a card that a model card cannot show."""
+    """Raises BadInput if a value of the card is not valid for a model card."""
     names = card.get("class_names")
     if not (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))):
         raise BadInput(f"{source} has class_names {names!r}, and they are a list of names; correct it.")
@@ -59,11 +59,11 @@ def model_card(
 
     Args:
         name: `owner/name` on the hub.
-        card: of the artifact.
+        card: the artifact's card.
         records: evaluation records.
-        license: as the hub names it, e.g. "mit"; None if it is not known.
-        tokenizer: where a generator's tokenizer is, if it is known.
-        grid: `GRID` lies next to it.
+        license: the hub's name of the license, e.g. "mit"; None if unknown.
+        tokenizer: folder or hub name of a generator's tokenizer; None if unknown.
+        grid: there is a `GRID` next to README.md.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -137,7 +137,7 @@ def _measured(record: Record, card: Record) -> str:
     reasons = record.get("reasons") or []
     words = [] if (untied := tie(record, card)) is None else [untied]
     if not reasons and not words:
-        words = ["These numbers may stand beside published ones."]
+        words = ["These numbers may be compared with published ones."]
     if reasons:
         words += ["Do not compare these numbers with published ones:", "", *(f"- {reason}" for reason in reasons)]
     settings = "; ".join(f"{key} {value}" for key, value in protocol(record).items() if value is not None)

@@ -1,13 +1,13 @@
-"""The published generators: what the release samples with and what it reports. Plain data, so that --help is quick."""
+"""The published generators: the release's sampling settings, and its numbers. Plain data, so that --help is fast."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published generator and the numbers that it should give: ImageNet 256 x 256, ADM's evaluator.
+    """A published generator and its expected numbers: ImageNet 256 x 256, ADM's evaluator.
 
-    The tolerances are our choice. They cover other random numbers (two sets of 50,000 samples differ by one or two
+    The tolerances are our choice. They cover different random numbers (two sets of 50,000 samples differ by one or two
     percent in FID) and the rounding of the published numbers.
     """
 

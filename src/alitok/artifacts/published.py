@@ -1,7 +1,7 @@
-"""Files of the public release -> artifacts, and back, tensor by tensor without a change.
+"""Converts files of the public release to artifacts and back, without changing a tensor's values.
 
-Every size is read from the tensors' shapes; what shapes do not tell is the release's: heads of 64 channels in the
-tokenizer, 17 prefix tokens in front of 16 x 16 image tokens in the generator.
+Sizes come from the tensors' shapes. Those that shapes do not give are the release's: heads of 64 channels in the
+tokenizer, 17 prefix tokens before 16 x 16 image tokens in the generator.
 """
 
 import math
@@ -40,7 +40,7 @@ HEAD_DIM = 64
 NUM_PREFIX = 17
 GRID = (16, 16)
 EXPECTED = "AliTok.pth, alitok_b.bin, alitok_l.bin, alitok_xl.bin or a stage-1 training checkpoint of the release"
-# Names that tell the two kinds of file apart and give the sizes.
+# Names that distinguish the two kinds of file and whose shapes give the sizes.
 _SIGNATURES = {
     "tokenizer": (
         "latent_tokens",
@@ -58,21 +58,21 @@ _DISCRIMINATOR = "discriminator."
 
 
 def import_release(file: str | Path, out: str | Path) -> Path:
-    """Writes the artifact of a file of the public release.
+    """Converts a file of the public release to an artifact.
 
     Args:
         file: `AliTok.pth`, `alitok_{b,l,xl}.bin` (state dicts) or a stage-1 training checkpoint (tensors under
-            `model_state`, other entries are ignored; `discriminator.*` among them becomes an extra of the artifact).
+            `model_state`; ignores other entries). Tensors `discriminator.*` become an extra module of the artifact.
         out: the artifact's folder.
 
     Raises:
-        BadInput: the file is missing, damaged or something else; objects in it that are no tensors are never executed.
+        BadInput: the file is missing, damaged or something else. Objects in it are never executed.
     """
     file, out = Path(file), Path(out)
     state = _read(file)
     disc = {name.removeprefix(_DISCRIMINATOR): t for name, t in state.items() if name.startswith(_DISCRIMINATOR)}
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_DISCRIMINATOR)}
-    block, module = _recognise(state, file)
+    block, module = _recognize(state, file)
     is_tokenizer = isinstance(module, Tokenizer)
     module.load_state_dict((tokenizer_from_release if is_tokenizer else generator_from_release)(state), assign=True)
     extra = {}
@@ -86,13 +86,13 @@ def import_release(file: str | Path, out: str | Path) -> Path:
 
 
 def export_release(folder: str | Path, file: str | Path) -> Path:
-    """Writes an artifact as the public release would: the inverse of `import_release`.
+    """Converts an artifact to a file of the public release: the inverse of `import_release`.
 
-    A tokenizer of stage 1, or one that its discriminator travels with, becomes a training checkpoint with
-    `model_state`; every other model a plain state dict. A discriminator that is not the release's stays behind.
+    A tokenizer of stage 1, or with a discriminator of the release's kind, becomes a training checkpoint with
+    `model_state`; every other model a plain state dict. Discriminators of other kinds are left out.
 
     Raises:
-        BadInput: no artifact there, or a model that importing the file again would not give back.
+        BadInput: there is no artifact, or importing the file again would give a different model.
     """
     file = Path(file)
     module = load_artifact(folder)
@@ -107,7 +107,7 @@ def export_release(folder: str | Path, file: str | Path) -> Path:
     else:
         raise BadInput(f"{folder} holds a {type(module).__name__}, which the release's files do not know.")
     try:
-        same = _form(_recognise(state, folder)[1]) == _form(module)
+        same = _form(_recognize(state, folder)[1]) == _form(module)
     except BadInput as error:
         raise BadInput(f"{folder} has a form that the release's files do not know: {error}") from error
     if not same:
@@ -143,8 +143,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _recognise(state: State, source: str | Path) -> tuple[dict[str, Any], nn.Module]:
-    """The block and the module (on the meta device) whose tensors in the release's names are exactly those given."""
+def _recognize(state: State, source: str | Path) -> tuple[dict[str, Any], nn.Module]:
+    """The block, and the module on the meta device, whose tensors under the release's names fit `state` exactly."""
     missing = {kind: [name for name in names if name not in state] for kind, names in _SIGNATURES.items()}
     kind = min(missing, key=lambda kind: len(missing[kind]) / len(_SIGNATURES[kind]))
     if missing[kind]:
@@ -174,7 +174,7 @@ def _shape(state: State, name: str, dims: int, source: str | Path) -> tuple[int,
 
 
 def _count(state: State, prefix: str) -> int:
-    """How many layers there are: names `prefix` + number + '.' ..."""
+    """The number of layers: names are `prefix` + number + '.' ..."""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
@@ -251,7 +251,7 @@ def _discriminator(state: State, source: str | Path) -> tuple[dict[str, Any], nn
 
 
 def _form(module: nn.Module) -> dict[str, Any]:
-    """What decides a model's outputs and does not show in its tensors' names and shapes."""
+    """The settings that decide a model's outputs, but not its tensors' names and shapes."""
     if isinstance(module, Generator):
         return {"heads": module.heads, "rope": module.rope.tolist()}
     assert isinstance(module, Tokenizer)

@@ -1,4 +1,4 @@
-"""An artifact on its way to the Hugging Face hub: what goes there, and what may not."""
+"""Checks an artifact for the Hugging Face hub, and uploads it."""
 
 import json
 import re
@@ -28,21 +28,23 @@ def prepare(
     grid: Path | None = None,
     tokenizer: str | None = None,
 ) -> tuple[list[Path], str]:
-    """Reads an artifact in full and makes its model card.
+    """Checks a whole artifact and makes its model card.
 
     Args:
-        folder: of the artifact.
+        folder: the artifact's folder.
         name: `owner/name`.
-        records, grid: evaluation records, and a PNG of samples.
-        tokenizer: where a generator's tokenizer is, for the lines that load it.
+        license: the hub's name of the license; None if unknown.
+        records: evaluation records.
+        grid: a PNG of samples.
+        tokenizer: hub name of a generator's tokenizer, for the lines that load it.
 
     Returns:
         The artifact's files, and the text of README.md.
 
     Raises:
-        BadInput: a name or license that the hub does not take, no artifact, one that does not load, whose weights are
-            not the card's, that draws with a file of this machine, or that names classes of another package than
-            alitok; a record that is none or of another model.
+        BadInput: the hub does not accept the name or the license. There is no artifact, it does not load, its weights
+            are not those of the card, it draws with a file of this machine, or it names classes outside alitok. A
+            record is invalid or of a different model.
     """
     for given in (name, *([] if tokenizer is None else [tokenizer])):
         if not _NAME.fullmatch(given) or ".." in given or "--" in given or given.endswith((".git", ".", "-")):
@@ -57,12 +59,12 @@ def prepare(
     for block in sorted(folder.glob("*.yaml")):
         weights = folder / ("model.safetensors" if block.name == "config.yaml" else f"{block.stem}.safetensors")
         if not weights.is_file():
-            raise BadInput(f"{block} has no {weights.name} beside it; export the artifact again.")
+            raise BadInput(f"{block} has no {weights.name} next to it; export the artifact again.")
         _check_ours(class_paths(read_block(block)), block)
         files += [block, weights]
     _check_ours(_of_card(card), folder / CARD)
     _check_no_file(card, folder / CARD)
-    module = load_artifact(folder)  # weights that are damaged or do not fit
+    module = load_artifact(folder)  # raises if weights are damaged or do not fit
     digest = tokenizer_digest(module) if card["kind"] == "tokenizer" else module_digest(module)
     if digest != card.get("digest"):
         raise BadInput(
@@ -74,7 +76,7 @@ def prepare(
 
 
 def local_keys(files: Sequence[Path]) -> list[str]:
-    """Keys of the card and the class blocks whose values hold a path of this machine, as `card.json: data`."""
+    """Keys of card and class blocks whose values contain a path of this machine, e.g. `card.json: data`."""
     found = []
     for path in files:
         if path.suffix in (".json", ".yaml"):
@@ -84,10 +86,10 @@ def local_keys(files: Sequence[Path]) -> list[str]:
 
 
 def write(folder: Path, files: Sequence[Path], text: str, grid: Path | None) -> None:
-    """Writes all that would be uploaded into a folder, whole or not at all.
+    """Writes all files of an upload into a folder, whole or not at all.
 
     Raises:
-        BadInput: the folder holds something else, is the current one or around it, or cannot be written.
+        BadInput: the folder contains something else, is the current one or a parent of it, or cannot be written.
     """
     if Path.cwd().resolve().is_relative_to(folder.resolve()):
         raise BadInput(f"--dry-run {folder} is the current folder or one around it; name another folder.")
@@ -102,7 +104,7 @@ def write(folder: Path, files: Sequence[Path], text: str, grid: Path | None) -> 
 
 
 def _is_dry_run(folder: Path) -> bool:
-    """Whether a folder is empty, or holds the files of a dry run and no other: it is then replaced."""
+    """Whether a folder is empty or has only the files of a dry run, so that it may be replaced."""
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
@@ -113,10 +115,10 @@ def _is_dry_run(folder: Path) -> bool:
 def upload(
     name: str, files: Sequence[Path], text: str, grid: Path | None, private: bool = False, endpoint: str | None = None
 ) -> str:
-    """Uploads in one commit: a reader sees all of it or nothing. Files that the hub has are not sent again.
+    """Uploads all files in one commit. Does not send files again that the hub already has.
 
     Args:
-        endpoint: of the hub; None for HF_ENDPOINT, or huggingface.co.
+        endpoint: address of the hub; None for HF_ENDPOINT, or huggingface.co.
 
     Returns:
         The address of the model's page.
@@ -135,13 +137,13 @@ def upload(
         api.create_repo(name, private=private or None, exist_ok=True)
         operations = [CommitOperationAdd(path_in_repo=place, path_or_fileobj=content) for place, content in parts]
         done = api.create_commit(name, operations, commit_message="Upload with alitok")
-    except Exception as error:  # each layer of the library has its own: no network, no permission, a broken upload
+    except Exception as error:  # each layer of the library has its own class: no network, no permission, ...
         raise BadInput(f"{name} is not published: {_reason(error, api.endpoint)}.") from error
     return str(done.repo_url)
 
 
 def _reason(error: BaseException, endpoint: str) -> str:
-    """Why an upload failed, in the hub's own words where it gave any, and what to do."""
+    """Why an upload failed, with the hub's message if there is one, and what to do."""
     from huggingface_hub.errors import HfHubHTTPError
 
     chain = list(_causes(error))
@@ -158,7 +160,7 @@ def _reason(error: BaseException, endpoint: str) -> str:
         return f"the hub refuses it ({words}){again}"
     if any(isinstance(cause, json.JSONDecodeError) for cause in chain):
         return f"{endpoint} does not answer as a hub does; look at HF_ENDPOINT, or for a proxy that asks for a login"
-    # of httpx or requests, whichever the library uses
+    # the library uses httpx or requests
     if any(
         isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith(("httpx", "requests"))
         for cause in chain
@@ -174,7 +176,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _of_card(card: dict[str, Any]) -> list[str]:
-    """Class paths in what a card recommends for drawing."""
+    """Class paths in a card's recommendations for drawing."""
     found = []
     for key in ("schedule", "sampler"):
         value = card.get(key)
@@ -195,7 +197,7 @@ def _check_ours(paths: Any, source: Path) -> None:
 
 
 def _check_no_file(card: dict[str, Any], source: Path) -> None:
-    """Refuses a way of drawing that reads something of this machine."""
+    """Refuses a recommendation for drawing that reads a file of this machine."""
     for key in ("schedule", "sampler"):
         for place, value in texts(card.get(key), key):
             if value and (place.endswith(".checkpoint") or has_path(value)):

@@ -1,4 +1,4 @@
-"""Evaluation records on their way into a model card: what they hold, and whether they are of the model."""
+"""Reads evaluation records for a model card, and checks their values and their model."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from alitok.common.errors import BadInput
 
-# key of a record -> how people write it
+# key of a record -> usual spelling
 METRICS = {
     "fid": "FID",
     "sfid": "sFID",
@@ -19,9 +19,9 @@ METRICS = {
     "ssim": "SSIM",
     "codebook_usage": "Codebook usage",
 }
-# keys of a record that a number depends on
+# keys of a record on which its numbers depend
 PROTOCOL = ("protocol", "resize", "quantisation", "guidance", "power", "schedule", "temperature", "seed", "keep")
-LARGEST = 1e300  # of a number; neither infinity nor NaN is below it
+LARGEST = 1e300  # bound of a number; neither infinity nor NaN is below it
 
 Record = Mapping[str, Any]
 
@@ -32,10 +32,10 @@ def is_number(value: Any) -> bool:
 
 
 def read_record(path: Path, card: Record) -> dict[str, Any]:
-    """An evaluation record of `alitok evaluate --json`.
+    """Reads an evaluation record of `alitok evaluate --json`.
 
     Raises:
-        BadInput: the file is none, holds a value that no record has, or names another model than the card.
+        BadInput: the file is not a record, has an invalid value, or is of a different model than the card.
     """
     try:
         record = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
@@ -49,7 +49,7 @@ def read_record(path: Path, card: Record) -> dict[str, Any]:
 
 
 def tie(record: Record, card: Record) -> str | None:
-    """None if a record names the model of the card; else a sentence that says so."""
+    """None if a record names the card's model by its digest; else a sentence for the model card."""
     if _digest(record, card["kind"]) is not None:
         return None
     if card["kind"] == "generator" and record["measure"] == "rFID":
@@ -63,7 +63,7 @@ def numbers(record: Record) -> dict[str, float]:
 
 
 def protocol(record: Record) -> dict[str, Any]:
-    """What the numbers of a record depend on; names of sets and networks without their folders."""
+    """The settings on which a record's numbers depend; names of sets and networks without their folders."""
     found = {key: record[key] for key in PROTOCOL if record.get(key) is not None}
     for key in ("reference", "extractor"):
         if (named := record.get(key)) is not None:
@@ -82,7 +82,7 @@ def _check_values(record: Record, path: Path) -> None:
     reasons, count = record.get("reasons"), record["samples"].get("count")
     wrong = [(key, "a finite number") for key in METRICS if not _none_or(is_number, record.get(key))]
     wrong += [(key, "a map with a name and a digest") for key in named[:2] if not _none_or(_is_named, record.get(key))]
-    # a generator or tokenizer that nobody knows is named without a digest
+    # an unknown generator or tokenizer is named without a digest
     wrong += [(key, "a map of texts") for key in named[2:] if not _none_or(_is_map_of_texts, record.get(key))]
     wrong += [(key, "a text or a finite number") for key in PROTOCOL if not _none_or(_is_setting, record.get(key))]
     if not isinstance(record["measure"], str):
@@ -126,7 +126,7 @@ def _check_model(record: Record, card: Record, path: Path) -> None:
     if kind == "tokenizer":
         return
     own, found = card.get("tokenizer"), _digest(record, "tokenizer")
-    # an rFID says nothing of a generator but what its own tokenizer loses
+    # an rFID measures only the tokenizer, so it must be the generator's own
     if found not in (None, own) or (record["measure"] == "rFID" and found is None):
         raise BadInput(
             f"{path} measured the tokenizer {str(found)[:12]}, and the generator's is {str(own)[:12]}; give a record of"

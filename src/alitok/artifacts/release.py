@@ -1,6 +1,6 @@
-"""The public release's file formats, in and out: names and shapes of tensors, nothing else of its code.
+"""Converts names and shapes of tensors from and to the public release's files; uses none of its code.
 
-`AliTok.pth` is the stage-2 tokenizer, a stage-1 training checkpoint holds its tensors under `model_state`, and
+`AliTok.pth` is the stage-2 tokenizer, a stage-1 training checkpoint has its tensors under `model_state`, and
 `alitok_{b,l,xl}.bin` are generators. All are plain state dicts.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# (release, ours): prefixes or whole names. A name is rewritten by the first rule that fits.
+# release's name -> our name, either whole or without ".weight" and ".bias"
 _BLOCK = {"ln_1": "norm1", "attn.in_proj": "attention.qkv", "attn.out_proj": "attention.proj", "ln_2": "norm2"}
 _BLOCK |= {"mlp.c_fc": "mlp.0", "mlp.c_proj": "mlp.2"}
 _TOKENIZER = {
@@ -33,7 +33,7 @@ _TOKENIZER = {
     "quantize.embed_prob": "quantizer.usage",
 }
 _TRANSFORMER = re.compile(r"(encoder|decoder)\.(transformer|blocks)\.(\d+)\.(.+)\.(weight|bias)")
-# Linear layers that the release writes as 1 x 1 convolutions.
+# Linear layers that are 1 x 1 convolutions in the release.
 _CONVOLUTIONS = ("encoder.to_code.weight", "decoder.image_head.linear.weight", "decoder.prefix_head.linear.weight")
 _GENERATOR = re.compile(r"(blocks\.\d+\.)(attn|attention)\.(.+)")
 
@@ -50,7 +50,7 @@ def _tokenizer_name(name: str, forward: bool) -> str:
 
 
 def tokenizer_from_release(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A tokenizer's tensors (stage 1 or 2) by our names. The stage-2 file has no usage statistic: it comes as zeros."""
+    """A tokenizer's tensors (stage 1 or 2) by our names. The stage-2 file has no usage statistic: it becomes zeros."""
     ours = {}
     for name, tensor in state.items():
         new = _tokenizer_name(name, forward=True)
@@ -61,7 +61,7 @@ def tokenizer_from_release(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tokenizer_to_release(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `tokenizer_from_release`; the usage statistic goes only with a stage-1 tokenizer."""
+    """The inverse of `tokenizer_from_release`. Only a stage-1 tokenizer keeps the usage statistic."""
     stage1 = any(name.startswith("decoder.prefix_head") for name in state)
     theirs = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""At the end of a run: the artifact that the next stage starts from."""
+"""Writes the artifact at the end of a run."""
 
 import json
 from pathlib import Path
@@ -15,23 +15,23 @@ from alitok.training.finish import Exporter
 
 
 class ExportArtifact(Exporter):
-    """Writes what was trained to `folder` (default: `artifact` in the run's folder) when all steps are done.
+    """Writes the trained model to `folder` (default: `artifact` in the run's folder) when all steps are done.
 
-    Where an average of the weights is kept, that is what is written. Shards are put together first. `Trainer` calls it.
+    Writes the average of the weights if there is one. `alitok.training.finish.Trainer` calls `write`.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
-        self.written: str | None = None  # what to say of the artifact, on the process that wrote it
+        self.written: str | None = None  # description of the artifact, on the process that wrote it
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self.measured = trainer.global_step
 
     def write(self, trainer: lightning.Trainer) -> None:
-        """Writes the artifact; all processes must call it."""
+        """Writes the artifact. All processes must call it."""
         training: Any = trainer.lightning_module
-        module = evaluated(trainer, training)  # by all processes: shards are gathered
+        module = evaluated(trainer, training)  # on all processes, because it gathers shards
         if not trainer.is_global_zero:
             return
         card: dict[str, Any] = {
@@ -60,10 +60,10 @@ class ExportArtifact(Exporter):
         show_configuration(trainer, cast(Any, pl_module).configuration)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
-        if self.written is not None:  # said here, after the curves: a short run may have none
+        if self.written is not None:  # printed after the curves are drawn; a short run may have none
             folder = self._place(trainer)
             beside = [name for name in ("curves.png", "logs") if (folder.parent / name).exists()]
-            print(f"{folder}: {self.written}" + f"; {' and '.join(beside)} beside it" * bool(beside), flush=True)
+            print(f"{folder}: {self.written}" + f"; {' and '.join(beside)} next to it" * bool(beside), flush=True)
 
     def _place(self, trainer: lightning.Trainer) -> Path:
         return Path(self.folder or Path(trainer.default_root_dir) / "artifact")

@@ -14,11 +14,16 @@ from alitok.training.checkpoint import read_checkpoint
 from alitok.training.parallel import is_sharded, whole
 from alitok.training.records import StepRecord
 
+SHARDED = (
+    "An average of the weights cannot be kept while FSDP shards them; use the strategy DDP, or take"
+    " trainer.callbacks.average out."
+)
+
 
 class WeightAverage(Callback):
-    """Keeps an average of the model's weights and buffers over its updates, which validation and the artifact use.
+    """Keeps an average of the model's weights and buffers over its updates, for validation and the artifact.
 
-    The paper's recipes have none; lay experiments/options/average.yaml over a configuration to keep one.
+    The paper's recipes have none. To keep one, add experiments/options/average.yaml to a configuration.
 
     Args:
         decay: average <- decay x average + (1 - decay) x weights at each update of the model.
@@ -42,10 +47,7 @@ class WeightAverage(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = cast(TrainingModule, pl_module).model
         if is_sharded(model):
-            raise BadInput(
-                "An average of the weights cannot be kept while FSDP shards them; use the strategy DDP, or take"
-                " trainer.callbacks.average out."
-            )
+            raise BadInput(SHARDED)
         self._begin(model)
 
     def _begin(self, model: nn.Module) -> None:
@@ -56,7 +58,7 @@ class WeightAverage(Callback):
         self.average.requires_grad_(False).eval()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """For `validate` and `test`: Lightning restores callbacks for `fit` alone."""
+        """Restores the average for `validate` and `test`: Lightning restores callbacks only for `fit`."""
         if self.average is None and trainer.ckpt_path:
             state = read_checkpoint(trainer.ckpt_path)["callbacks"].get(self.state_key, {})
             self.load_state_dict(state)
@@ -74,7 +76,7 @@ class WeightAverage(Callback):
             assert self.average is not None
             module = cast(TrainingModule, pl_module)
             self.average.update_parameters(module.model)
-            if module.schedule.fits(record.step):  # ids mean other vectors now, so that the old ones count no more
+            if module.schedule.fits(record.step):  # the fit changed the ids' vectors, so their average is useless
                 fitted = cast(Tokenizer, module.model).quantizer.state_dict()
                 cast(Tokenizer, self.average.module).quantizer.load_state_dict(fitted)
 
@@ -93,7 +95,7 @@ def averaged(trainer: Trainer) -> nn.Module | None:
 
 
 def evaluated(trainer: Trainer, module: LightningModule) -> nn.Module:
-    """The model to measure or export: the average where one is kept, shards put together.
+    """The model to measure or export: the average if there is one, else the whole model, even if it is sharded.
 
     All processes must call it.
     """

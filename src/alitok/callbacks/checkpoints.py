@@ -1,4 +1,4 @@
-"""Checkpoints between global batches, by step."""
+"""Writes checkpoints between global batches, by step."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from alitok.training.parallel import check_replicas
 
 
 class Checkpoints(Checkpoint):
-    """Writes `step=N.ckpt` every so many steps and at the end, and keeps the newest ones.
+    """Writes `step=N.ckpt` every `every_n_train_steps` and at the end, and keeps the newest ones.
 
-    One process also writes one when SIGTERM stops it. Several do not: the signal may reach them at different steps.
-    Before each, the processes compare what all of them hold.
+    A run with one process also writes one when SIGTERM stops it. With several processes the signal may reach them at
+    different steps, so they write none. Before each checkpoint the processes compare their replicas.
 
     Args:
-        dirpath: where they go.
-        every_n_train_steps: steps between two.
-        keep: how many stay.
+        dirpath: folder of the checkpoints.
+        every_n_train_steps: steps between two checkpoints.
+        keep: number of checkpoints to keep.
 
     Raises (in training, on every process):
-        BadInput: a file cannot be written; the older ones are untouched. Or the processes have drifted apart.
+        BadInput: a file cannot be written (older ones stay), or the replicas differ.
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int = 1000, keep: int = 2) -> None:
@@ -42,7 +42,7 @@ class Checkpoints(Checkpoint):
                 path.unlink()
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint follows the present step."""
+        """Whether a checkpoint is written after the present step."""
         return trainer.global_step % self.every == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -57,7 +57,7 @@ class Checkpoints(Checkpoint):
             self.save(trainer, pl_module)
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes the checkpoint of the present step, unless it is there; all processes must call it."""
+        """Writes the checkpoint of the present step, unless it is already saved. All processes must call it."""
         step = trainer.global_step
         if self.saved == step:
             return
@@ -69,7 +69,7 @@ class Checkpoints(Checkpoint):
             failure = str(error)
             if not trainer.is_global_zero:
                 raise
-            trainer.strategy.barrier()  # where the others wait for this process to have written
+            trainer.strategy.barrier()  # the others wait at this barrier inside `save_checkpoint`
         failure = trainer.strategy.broadcast(failure)
         if failure is not None:
             raise BadInput(f"{failure.rstrip('.')}; {self._last()}")

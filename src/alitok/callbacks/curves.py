@@ -1,4 +1,4 @@
-"""The curves of a run, drawn at each validation and at its end."""
+"""Draws the curves of a run, at each validation and at its end."""
 
 from pathlib import Path
 

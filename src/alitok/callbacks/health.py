@@ -1,4 +1,4 @@
-"""What goes wrong quietly: numbers that are not finite, a codebook that falls out of use."""
+"""Detects silent failures: numbers that are not finite, codes that are no longer used."""
 
 import logging
 from typing import Any, Literal, cast
@@ -19,19 +19,19 @@ log = logging.getLogger("alitok")
 
 
 class Health(Callback):
-    """Watches training steps; reads what the device knows once in `log_every_n_steps` and before a checkpoint.
+    """Checks training steps, every `log_every_n_steps` and before each checkpoint.
 
     A step whose loss or gradient is not finite has changed no weight (see `TrainingModule`). This callback names its
-    images and stops the run, or lets it go on without that step. `train/codebook_usage` (share of the codes chosen
-    since the last report) and `train/codebook_perplexity` are logged for tokenizers.
+    images and stops the run, or lets it continue without that step. For tokenizers it logs `train/codebook_usage`
+    (share of the codes chosen since the last report) and `train/codebook_perplexity`.
 
     Args:
         nonfinite: "stop" or "skip".
-        most_skips: so many skipped steps in a row stop the run all the same.
-        usage_alarm: warn when a smaller share of the codebook is in use; 0 for never.
+        most_skips: the most skipped steps in a row; one more stops the run.
+        usage_alarm: warn if a smaller share of the codebook is in use; 0 for never.
 
     Raises (in training, on every process):
-        BadInput: a step that was not finite.
+        BadInput: a step was not finite.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Health(Callback):
         self.examine()
 
     def examine(self) -> None:
-        """Looks whether the steps since the last call were finite; all processes must call it."""
+        """Checks that the steps since the last call were finite. All processes must call it."""
         records, self.pending = self.pending, []
         if not records:
             return
@@ -80,7 +80,7 @@ class Health(Callback):
             if self.nonfinite == "stop":
                 raise BadInput(
                     f"{sentence}; the step changed no weight. Look at these images, lower the learning rate, or set"
-                    " trainer.callbacks.health.nonfinite to skip, and go on with the same command."
+                    " trainer.callbacks.health.nonfinite to skip, and continue with the same command."
                 )
             if self.in_a_row > self.most_skips:
                 raise BadInput(f"{sentence}; that is the {self.in_a_row}th step in a row that had to be skipped.")
@@ -93,7 +93,7 @@ class Health(Callback):
             self.counts = torch.zeros(groups * size, dtype=torch.int64, device=ids[0].device)
         for part in ids:
             flat = (part.reshape(-1, groups) + torch.arange(groups, device=part.device) * size).flatten()
-            # not bincount, which waits for the device
+            # not bincount, which makes the host wait for the device
             self.counts.scatter_add_(0, flat, torch.ones_like(flat))
 
     def _report_usage(self, module: TrainingModule, step: int) -> None:
@@ -114,7 +114,7 @@ class Health(Callback):
 
 
 def _culprits(record: StepRecord) -> str:
-    """Which images had a loss that is not finite, on any process."""
+    """A sentence with the images, of all processes, whose loss is not finite."""
     mine = [int(index) for indices, bad in record.parts if bool(bad) for index in indices.tolist()]
     everyone: list[list[int]] = [mine]
     if is_distributed():

@@ -1,6 +1,6 @@
-"""Lightning's loggers without epochs, and what goes to them besides numbers.
+"""Lightning's loggers without epochs, and functions that send them pictures, counts and text.
 
-An endless loader has no epochs, and a token cache holds ten views of an image.
+An endless loader has no epochs, and a token cache has ten views of an image.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class _Steps:
-    """Leaves the epoch out of what is logged."""
+    """Leaves the epoch out of the logs."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         kept = {name: value for name, value in metrics.items() if name != "epoch"}
@@ -23,7 +23,7 @@ class _Steps:
 
 
 class CSV(_Steps, CSVLogger):
-    """`metrics.csv`, a row a report."""
+    """`metrics.csv`, a row per report."""
 
 
 class TensorBoard(_Steps, TensorBoardLogger):
@@ -35,7 +35,7 @@ class WandB(_Steps, WandbLogger):
 
 
 def show_picture(trainer: Trainer, name: str, path: Path, caption: str) -> None:
-    """Sends a picture file to every logger of the run that takes pictures."""
+    """Sends a picture file to the run's loggers that accept pictures."""
     step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -47,7 +47,7 @@ def show_picture(trainer: Trainer, name: str, path: Path, caption: str) -> None:
 
 
 def show_counts(trainer: Trainer, name: str, counts: Tensor) -> None:
-    """Sends how often each code occurred, (V,), as a histogram of log10(1 + count) over the codes."""
+    """Sends counts of the codes, (V,), as a histogram of log10(1 + count)."""
     values, step = np.log10(1 + counts.double().cpu().numpy()), trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -59,11 +59,11 @@ def show_counts(trainer: Trainer, name: str, counts: Tensor) -> None:
 
 
 def show_text(trainer: Trainer, name: str, text: str) -> None:
-    """Sends a text, e.g. the card of what was trained, with its final numbers."""
+    """Sends a text, e.g. the artifact's card."""
     text = _encodable(text)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            block = text.replace("\n", "\n    ")  # four spaces in front keep the lines apart in TensorBoard
+            block = text.replace("\n", "\n    ")  # four leading spaces keep TensorBoard from joining the lines
             logger.experiment.add_text(name, f"    {block}", trainer.global_step)
         elif isinstance(logger, WandbLogger):
             logger.experiment.summary[name] = text
@@ -77,7 +77,7 @@ def show_configuration(trainer: Trainer, configuration: Mapping[str, Any]) -> No
 
 
 def _encodable(text: str) -> str:
-    """Names of classes and files need not be UTF-8; what is not is written as an escape."""
+    """Writes bytes that are not UTF-8, in names of classes and files, as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -26,18 +26,18 @@ from alitok.training.tokenizer import reconstructed
 
 
 class ValidationMetric(Callback):
-    """Feeds validation batches to evaluation metrics and logs what they compute as `val/NAME`.
+    """Passes validation batches to evaluation metrics, and logs the results as `val/NAME`.
 
-    A subclass says in `metrics` which metrics there are and in `update` what they see. Where a callback keeps an
-    average of the weights, its outputs (`predict`) are measured in place of the trained model's.
+    A subclass makes its metrics in `metrics` and passes batches to them in `update`. If a callback keeps an average of
+    the weights, its outputs (`predict`) are measured instead of the trained model's.
     """
 
     def metrics(self, module: Any) -> dict[str, Metric]:
-        """The metrics by name, made anew for each validation."""
+        """New metrics by name, for one validation."""
         raise NotImplementedError
 
     def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the training module's validation step gives, from another model like its own."""
+        """The outputs of the training module's validation step, but from `model`."""
         raise NotImplementedError
 
     def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
@@ -73,8 +73,8 @@ class Reconstruction(ValidationMetric):
     """PSNR, SSIM and, with an extractor, rFID of reconstructions; usage and perplexity of the codebook.
 
     Args:
-        extractor: anything `open_extractor` takes; None for no rFID.
-        count: validation images that are measured, the same ones on any number of processes; None for all.
+        extractor: argument of `open_extractor`; None for no rFID.
+        count: number of validation images to measure, the same ones for any number of processes; None for all.
     """
 
     def __init__(self, extractor: str | None = None, count: int | None = None) -> None:
@@ -97,7 +97,7 @@ class Reconstruction(ValidationMetric):
     def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
         images, copies, ids = batch["image"], outputs["image"], outputs["ids"]
         if self.count is not None:
-            chosen = batch["position"] < self.count  # validation positions are in a mixed order of all classes
+            chosen = batch["position"] < self.count  # the order is shuffled, so these are of all classes
             images, copies, ids = images[chosen], copies[chosen], ids[chosen]
         self.running["reconstruction"].update(images, copies)
         self.running["codebook"].update(ids)
@@ -135,17 +135,18 @@ class Accuracy(ValidationMetric):
 
 
 class Generation(Callback):
-    """FID and Inception Score of samples drawn at each validation, with classes cycling and fixed random streams.
+    """FID and Inception Score of samples drawn at each validation, with all classes in turn and fixed random numbers.
 
-    Drawn with the weights that are trained, or with their average where `callbacks.average` keeps one.
+    Draws with the trained weights, or with their average if `callbacks.average` keeps one.
 
     Args:
         tokenizer: artifact that decodes the samples.
-        extractor: anything `open_extractor` takes.
+        extractor: argument of `open_extractor`.
         reference: statistics (.npz) of the same extractor; None for no FID.
-        count: samples in all; processes share them without repeats.
+        count: number of samples over all processes.
         batch: samples drawn at a time.
-        guidance, power, schedule: of the sampling; a guidance of 0 for none, a schedule of None for power-cosine.
+        guidance, power, schedule: guidance of the sampling; a guidance of 0 for none, a schedule of None for
+            power-cosine.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class Generation(Callback):
         self._ready: tuple[Any, Extractor, FeatureStatistics | None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Opens all three at the start, so that what is missing shows before hours of training."""
+        """Opens tokenizer, extractor and reference at the start, before hours of training."""
         if self._ready is None:
             device = trainer.strategy.root_device
             extractor, reference = open_extractor(self.extractor, device), None
@@ -199,6 +200,6 @@ class Generation(Callback):
 
 
 def log_everywhere(module: LightningModule, values: dict[str, float]) -> None:
-    """Logs numbers that are equal on every process on every process, so that all callbacks see the same."""
+    """Logs numbers, which are equal on every process, on every process, so that all callbacks have them."""
     for name, value in values.items():
         module.log(f"val/{name}", value, sync_dist=True)

@@ -17,7 +17,7 @@ from alitok.sampling.images import sample_images
 
 
 def picture_path(trainer: Trainer, name: str) -> Path:
-    """Where a run keeps the picture of its present step."""
+    """Path of a run's picture of the present step."""
     return Path(trainer.default_root_dir) / "pictures" / f"{name}-{trainer.global_step:07d}.png"
 
 
@@ -41,31 +41,32 @@ class ReconstructionGrid(Callback):
 
 
 def check_prefix(module: Any, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer that does not decode as few tokens as a module's generator draws; too many are the cache's.
+    """Refuses a tokenizer that cannot decode as few tokens as a module's generator draws.
 
     Raises:
-        BadInput: it decodes all of its tokens only.
+        BadInput: the tokenizer decodes only all of its tokens.
     """
     if module.generator.num_tokens < tokenizer.num_tokens:
         tokenizer.check_length(module.generator.num_tokens)
 
 
 def draw_in_training(module: Any, given: dict[str, Any]) -> Draw:
-    """How a run's callbacks draw: as they are told, with the sampler that the run's artifact will recommend."""
+    """The draw of a run's callback: its settings, and the sampler that the run's artifact will recommend."""
     return Draw.chosen({"sampler": module.recommended.get("sampler")}, **given)
 
 
 class SampleGrid(Callback):
-    """Samples of the first classes, a column each, at each validation.
+    """Samples of the first classes, a column per class, at each validation.
 
     Args:
-        tokenizer: artifact that decodes them.
-        classes: how many classes; `rows` samples of each.
-        guidance, power, schedule: of the sampling; None = power-cosine.
+        tokenizer: artifact that decodes the samples.
+        classes: number of classes.
+        rows: samples per class.
+        guidance, power, schedule: guidance of the sampling; a schedule of None = power-cosine.
 
     Raises (in setup):
-        BadInput: there is no such tokenizer, it is not the one that made the token cache, or it does not decode as few
-            tokens as the generator draws.
+        BadInput: there is no such tokenizer, it did not make the token cache, or it cannot decode as few tokens as the
+            generator draws.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class SampleGrid(Callback):
         self.draw = {"guidance": guidance, "power": power, "schedule": schedule, "seed": seed}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks at the tokenizer at the start: what is wrong with it shows before hours of training."""
+        """Checks the tokenizer at the start, before hours of training."""
         digest = read_card(locate(self.tokenizer), "tokenizer").get("digest")
         cache = trainer.datamodule.token_cache  # type: ignore[attr-defined]
         if cache is not None and cache.digest not in (None, digest):

@@ -1,4 +1,4 @@
-"""A rich progress bar that speaks of steps and images seen."""
+"""A rich progress bar with steps and images seen."""
 
 import sys
 import time
@@ -15,15 +15,15 @@ VALIDATION = ("val/psnr", "val/loss", "val/token_accuracy")
 class Progress(RichProgressBar):
     """Lightning's rich bar over all steps of the run (its loader has no end), with the phase and images seen.
 
-    Where the output is no terminal it prints a plain line now and then instead, and one at each validation. Numbers are
-    fetched from the device when the logs get a row and after a validation, not at each step.
+    If the output is not a terminal, it prints plain lines instead, every `line_every` steps and at each validation.
+    Numbers are fetched from the device only when the logs get a row and after a validation.
 
     Args:
         line_every: steps between plain lines.
 
     Attributes:
-        follows: seconds of other work that follow the run, if a command runs several and has set it. Then the minutes
-            left of all work are shown.
+        follows: seconds of the work after the run, set by a command with several runs. The minutes left of all work are
+            then shown.
     """
 
     follows: ClassVar[float | None] = None
@@ -64,7 +64,7 @@ class Progress(RichProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = trainer.global_step, time.perf_counter()
-        if trainer.is_global_zero:  # here, not at the fit's start: the step is that of the checkpoint by now
+        if trainer.is_global_zero:  # not at the start of fit, when the checkpoint's step is not restored yet
             data = trainer.datamodule  # type: ignore[attr-defined]
             share = data.global_batch // trainer.world_size
             micro = min(data.micro_batch or share, share)
@@ -93,11 +93,11 @@ class Progress(RichProgressBar):
 
 
 def measured(trainer: Trainer, names: tuple[str, ...]) -> dict[str, str]:
-    """The newest values of those metrics that there are."""
+    """The newest values of these metrics, if they exist."""
     metrics = trainer.callback_metrics
     return {name: f"{float(metrics[name]):.4g}" for name in names if name in metrics}
 
 
 def images_seen(trainer: Trainer) -> int:
-    """Images (not epochs: a token cache holds ten views) that the run has trained on so far."""
+    """Images on which the run has trained so far (not epochs: a token cache has ten views)."""
     return trainer.global_step * trainer.datamodule.global_batch  # type: ignore[attr-defined]

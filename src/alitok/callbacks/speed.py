@@ -1,4 +1,4 @@
-"""How fast a run is, and what it waits for."""
+"""The speed of a run, and its time waiting for data."""
 
 import time
 from collections import Counter
@@ -15,20 +15,20 @@ from alitok.training.records import StepRecord
 
 
 class Speed(Callback):
-    """Logs `speed/images_per_second`, `speed/data_wait` and `speed/utilisation` once in `log_every_n_steps`.
+    """Logs `speed/images_per_second`, `speed/data_wait` and `speed/utilisation` every `log_every_n_steps`.
 
-    Images are those of all processes. `data_wait` is the share of the time that the first process waits for its next
-    batch. `utilisation` is the share of the device's peak at this precision, from the matrix products that a step does
-    (counted at the second step of each kind, activations computed twice included); it is left out if the peak is not
-    known, or a kind of step was not counted yet. Validation does not count, checkpoints do.
+    Images are those of all processes. `data_wait` is the share of time in which the first process waits for its next
+    batch. `utilisation` is the share of the device's peak at this precision. It counts the matrix products of the
+    second step of each kind, including recomputed activations. It is left out if the peak is unknown, or a kind of step
+    was not counted yet. The time includes checkpoints, but not validation.
 
     Args:
-        peak_flops: of one device, FLOP/s; None for the makers' data sheets (`GPUS`), then Lightning's table.
+        peak_flops: peak of one device in FLOP/s; None for the makers' data sheets (`GPUS`), then Lightning's table.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.given_peak = peak_flops
-        self.started = 0.0  # until a fit begins
+        self.started = 0.0  # no fit has begun
         self.flops: dict[tuple[str, bool], int] = {}
         self.seen: set[tuple[str, bool]] = set()
         self.counter: FlopCounterMode | None = None
@@ -55,7 +55,7 @@ class Speed(Callback):
         self.waited += now - max(self.ready, module.batch_ended)
         moment = module.schedule.at(trainer.global_step)
         self.kind = (moment.name, moment.discriminator)
-        # Not the first step, which compiles: within the counter compiled blocks run as they are written.
+        # Not the first step, which compiles: inside the counter compiled blocks run uncompiled.
         if self.peak is not None and self.kind in self.seen - self.flops.keys():
             self.counter = FlopCounterMode(display=False)
             self.counter.__enter__()
@@ -68,7 +68,7 @@ class Speed(Callback):
         return counter.get_total_flops()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.counter is not None:  # else all that this process does afterwards would be counted
+        if self.counter is not None:  # else it would count all later work of this process
             self._stop_counting()
 
     def on_train_batch_end(
@@ -81,7 +81,7 @@ class Speed(Callback):
         module = cast(TrainingModule, pl_module)
         if not module.reports(record.step):
             return
-        float(record.norm)  # waits for the device, so that the time is that of the work
+        float(record.norm)  # waits for the device, so that the time includes its work
         seconds = time.perf_counter() - self.started - self.away
         images = self.steps.total() * trainer.datamodule.global_batch  # type: ignore[attr-defined]
         values = {"images_per_second": images / seconds, "data_wait": self.waited / seconds}

@@ -1,1 +1,1 @@
-"""A file per verb (`VERBS` in cli.py): `add_arguments(parser)` and `run(args)`; other files are what verbs share."""
+"""One file per verb (`VERBS` in cli.py) with `add_arguments(parser)` and `run(args)`; verbs share the other files."""

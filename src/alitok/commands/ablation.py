@@ -1,7 +1,7 @@
-"""The ladder of the paper's ablation: tokenizer and generator of each rung for each seed, and what they measure.
+"""Run the ladder of the paper's ablation: train and measure tokenizer and generator of each rung for each seed.
 
-Stopped at any point, the same command goes on where it stopped; a finished rung is never done again. The results are
-written anew after every rung. The rungs are fixed: `alitok trial` measures ideas of your own.
+If you stop the command, the same command continues; it never repeats a finished rung. It rewrites the results after
+every rung. The rungs are fixed: use `alitok trial` for your own ideas.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", metavar="PATH", help="where PATH.json, PATH.md and PATH.png go (default: `ablation` in --out)"
     )
-    parser.add_argument("--variants", metavar="NAME,...", help=f"of {', '.join(LADDER)} (default: all)")
+    parser.add_argument("--variants", metavar="NAME,...", help=f"rungs: {', '.join(LADDER)} (default: all)")
     parser.add_argument("--seeds", default="0,1", metavar="N,...", help="(default 0,1; the second for the main rungs)")
     parser.add_argument("--config", metavar="DIR", help="folder of the ladder's YAML files (default: the shipped ones)")
     parser.add_argument(
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=2000, help="samples behind a gFID (default 2000)")
     parser.add_argument("--tuning-samples", type=int, default=500, help="behind a guidance tried (default 500)")
     parser.add_argument("--guidance", default="3,6,9,12", metavar="G,...", help="tried (default 3,6,9,12)")
-    parser.add_argument("--classifier-steps", type=int, default=3000, help="of the measuring network (default 3000)")
+    parser.add_argument(
+        "--classifier-steps", type=int, default=3000, help="training steps of the measuring network (default 3000)"
+    )
     parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
     parser.epilog = "example: alitok ablation --data uoft-cs/cifar10 --out runs/ablation"
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Settings, judge: Any) -> None:
-    """Trains and measures one rung; its row.json is there when all of it is done."""
+    """Train and measure one rung; its row.json is written last."""
     from alitok.common.files import write_json
 
     first = folder.parent / STAGE1_OF_TWO if variant == "two-stage" else folder
@@ -88,12 +90,12 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
     parts = [first / "stage1", *([tokenizer] if variant == "two-stage" else []), first / "generator"]
     row, details = judge.measure(tokenizer / "artifact", first / "generator" / "artifact", folder, first / "tokens")
     row = {"variant": variant, "seed": seed, **row, **cost(parts)}
-    for name, content in (("details", details), ("row", row)):  # the row last: it says that all is there
+    for name, content in (("details", details), ("row", row)):  # the row last: it marks the rung as complete
         write_json(folder / f"{name}.json", content)
 
 
 def cost(parts: list[Path]) -> dict[str, Any]:
-    """Steps and seconds of training of all that a rung needs."""
+    """Training steps and seconds of all parts that a rung needs."""
     from alitok.reports.runs import read_json, training_seconds
 
     seconds = sum(training_seconds(part) or 0.0 for part in parts)
@@ -102,7 +104,7 @@ def cost(parts: list[Path]) -> dict[str, Any]:
 
 
 def fit(files: list[Path], overrides: list[str]) -> dict[str, Any]:
-    """One `alitok fit`, which goes on where it stopped; returns its configuration."""
+    """Run one `alitok fit`, resuming if possible; return its configuration."""
     import copy
 
     from alitok.config import compose_run
@@ -114,7 +116,7 @@ def fit(files: list[Path], overrides: list[str]) -> dict[str, Any]:
 
 
 def cache_tokens(artifact: Path, data: str, folder: Path) -> None:
-    """Tokens of the training pictures, uncropped and mirrored by no view: a view each."""
+    """Cache the tokens of the training pictures, one center view each, unless the cache exists."""
     from alitok.artifacts.folder import load_tokenizer
     from alitok.common.devices import pick_device
     from alitok.data.encoding import tokenize

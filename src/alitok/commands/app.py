@@ -1,7 +1,7 @@
 """Look at models in a browser: pictures that form token by token, reconstructions, comparisons.
 
-Without options it opens the demo's artifacts. The page comes from this machine alone and loads nothing from elsewhere.
-What is uploaded lies in a temporary folder, which goes when the app ends. Needs `pip install 'alitok[app]'`.
+Without options it opens the demo's artifacts. The page loads nothing from other machines. Uploads are stored in a
+temporary folder, which is deleted when the app ends. Needs `pip install 'alitok[app]'`.
 """
 
 import argparse
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> None:
 
     try:
         show(args)
-    except KeyboardInterrupt as error:  # the usual end of an app: there is nothing to continue
+    except KeyboardInterrupt as error:  # the usual end of an app: nothing to continue
         sys.exit(143 if isinstance(error, Terminated) else 130)
 
 
 def show(args: argparse.Namespace) -> None:
-    """Opens the models and serves the page until it is interrupted."""
+    """Open the models and serve the page until it is interrupted."""
     import importlib.util
     import os
     import tempfile
@@ -78,15 +78,20 @@ def show(args: argparse.Namespace) -> None:
             flush=True,
         )
     with tempfile.TemporaryDirectory(prefix="alitok-app-") as folder:
-        # read when gradio is imported
+        # gradio reads these when it is imported
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "GRADIO_TEMP_DIR": folder}
+        os.environ.setdefault("MPLCONFIGDIR", folder)  # else it may write its list of fonts into the home folder
+        os.environ["MPLBACKEND"] = "agg"  # otherwise gradio's query of the backend would import pyplot
+        from alitok.app.read_only import import_read_only
+
+        import_read_only()
         from alitok.app.page import serve
 
         serve(opened, args.host, args.port, LOOPBACK if args.host in LOOPBACK else ("*",))
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Raises BadInput for an address that cannot be listened on: gradio would try for ever, or tell of its options."""
+    """Raise BadInput if the server cannot listen on the address: gradio would retry forever, or name its options."""
     import errno
     import socket
 

@@ -1,7 +1,7 @@
-"""How fast the parts are: against a plain baseline in the same run, and as a share of this machine's own limit.
+"""Measure the speed of the parts, compared with a plain baseline and with this machine's limit.
 
-WHAT is any of sampling, training, tokenising, data, evaluation; without it, all of them. Models have random weights and
-data is made on the spot, so nothing has to be there. Limits (matrix products, memory bandwidth) are measured first.
+WHAT is any of sampling, training, tokenising, data, evaluation; the default is all. Models have random weights and data
+is made on the spot, so no files are needed. The limits (matrix products, memory bandwidth) are measured first.
 """
 
 import argparse
@@ -20,13 +20,13 @@ PARTS = ("sampling", "training", "tokenising", "data", "evaluation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("what", nargs="*", metavar="WHAT", help=f"parts: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the machine and the rows go")
     parser.add_argument(
         "--experiment", default="release", metavar="NAME", help="folder of experiments/ (default: release, 273 tokens)"
     )
     parser.add_argument(
-        "--size", nargs="+", default=["177M"], metavar="SIZE", help="of the generator: 177M (default), 318M, 662M"
+        "--size", nargs="+", default=["177M"], metavar="SIZE", help="size of the generator: 177M (default), 318M, 662M"
     )
     parser.add_argument(
         "--batch", nargs="+", type=int, metavar="N", help="images of a step (default: what suits the device)"
@@ -34,10 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         nargs="+",
-        default=["float32", "bfloat16"],
         choices=["float32", "bfloat16"],
         metavar="TYPE",
-        help="float32, bfloat16 (default: both)",
+        help="float32, bfloat16 (default: both, if the device has bfloat16)",
     )
     add_device_argument(parser)
     parser.epilog = (
@@ -55,16 +54,19 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from alitok.common.devices import pick_device
+    from alitok.common.devices import has_bfloat16, pick_device
     from alitok.common.files import write_json
     from alitok.profiling.bench_machine import Options, measure_machine
 
     console = Console()
     batches = tuple(args.batch) if args.batch else None
     device = pick_device(args.device)
+    usable = ["float32", "bfloat16"] if has_bfloat16(device) else ["float32"]
+    if not args.precision and len(usable) == 1:
+        console.print("bfloat16 is left out: this processor has no products of bfloat16 matrices.")
     with console.status("Measuring the machine's limits"):
         machine = measure_machine(device)
-    options = Options(machine, args.experiment, tuple(args.size), batches, tuple(args.precision))
+    options = Options(machine, args.experiment, tuple(args.size), batches, tuple(args.precision or usable))
 
     def keep(rows: list["Row"]) -> None:
         if args.json:
@@ -75,12 +77,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["Row"]], None]) -> list["Row"]:
-    """The rows of these parts, with a progress bar that counts parts and says what was found.
+    """The rows of these parts; shows a progress bar over parts, and a line for each row.
 
-    Each part computes as its verb does: `sample` alone lets a GPU take TF32.
+    Each part computes as its verb does: only sampling lets a GPU use TF32.
 
     Args:
-        keep: gets all rows so far, after each.
+        keep: called with all rows so far, after each row.
     """
     from contextlib import nullcontext
 
@@ -99,7 +101,7 @@ def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["
         for name in names:
             progress.update(task, description=f"Measuring {name}")
             if name == "tokenising":
-                progress.stop()  # it has a bar of its own, and older versions of rich show one at a time
+                progress.stop()  # it has its own bar, and older versions of rich show only one
             tf32 = options.machine.cuda and name == "sampling"
             with float32_products(tf32=True) if tf32 else nullcontext():
                 for row in parts[name](options):
@@ -112,26 +114,26 @@ def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["
 
 
 def worded(row: "Row") -> str:
-    """A row's value and unit."""
+    """A row's value and unit as text."""
     return "out of memory" if row.value is None else f"{readable(row.value)} {row.unit}"
 
 
 def readable(value: float) -> str:
-    """Three digits; thousands by commas, millions by an M."""
+    """A value with three digits; thousands with commas, millions with an M."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:.3g}M"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def show(machine: "Machine", rows: list["Row"], console: Any) -> None:
-    """The rows as a table."""
+    """Print the rows as a table."""
     from rich.table import Table
 
     record = machine.record()
     title = (
         f"{record['device']}, {record['threads']} threads: float32 {machine.float32 / 1e9:,.0f} and bfloat16 "
         f"{machine.bfloat16 / 1e9:,.0f} GFLOP/s, memory {machine.bandwidth / 1e9:,.1f} GB/s; "
-        f"decoding by {record['kernels']['decode']}"
+        f"decoding by {record['kernels']['decode']}, linear layers {record['kernels']['linear']}"
     )
     table = Table(title=title)
     table.add_column("benchmark", no_wrap=True)

@@ -1,7 +1,7 @@
-"""Check an idea of your own by the contract: what the rest of the project relies on, on its YAML.
+"""Check the YAML of your own idea against the contract that the rest of the project relies on.
 
-The YAML's first line, `# over: FILE ...`, names what it is laid over. Models are made small and weight files are
-replaced by random networks, so it takes a minute or two. Classes may lie in the folder where the command is started.
+The YAML's first line, `# over: FILE ...`, names the files that it is laid over. Models are made small and weight files
+are replaced by random networks, so it takes a minute or two. The idea's classes may be in the current folder.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Several runs on one page: configurations, curves, the same pictures through each, numbers, cost.
+"""Compare several runs on one page: configurations, curves, the same pictures through each, numbers, cost.
 
-A run is a folder that `alitok fit` made, or one that holds such folders. Runs that differ by seed_everything only are
-taken together, and their numbers shown with the spread over seeds.
+A run is a folder that `alitok fit` made, or a folder of such folders. Runs that differ only in seed_everything form one
+group, and the page shows their numbers with the spread over seeds.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="SPEC", help="data spec of the pictures to reconstruct (default: the first tokenizer's data)"
     )
     parser.add_argument("--images", type=int, default=8, metavar="N", help="pictures, and classes sampled (default 8)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default 0)")
     add_device_argument(parser)
     parser.epilog = "example: alitok compare runs/demo runs/demo-2 --out compare.html"
 

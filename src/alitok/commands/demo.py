@@ -1,6 +1,6 @@
-"""The whole line on embedded data, in minutes on a CPU: two tokenizer stages, token cache, generator, samples, report.
+"""Run the whole pipeline on built-in data: two tokenizer stages, token cache, generator, samples, report.
 
-Interrupted and started again, it goes on where it stopped.
+It takes minutes on a CPU. After an interruption the same command continues.
 """
 
 import argparse
@@ -17,7 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=1000, metavar="N", help="samples that are measured (default 1000)"
     )
     parser.add_argument(
-        "--classifier-steps", type=int, default=400, metavar="N", help="of the measuring network (default 400)"
+        "--classifier-steps",
+        type=int,
+        default=400,
+        metavar="N",
+        help="training steps of the measuring network (default 400)",
     )
     parser.add_argument(
         "--precision",
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=float,
         metavar="M",
-        help="for all of it: steps are sized by timing a few here (default 12); 0 = the recipe's own steps",
+        help="time for the whole demo; a few timed steps decide how many it takes (default 12); 0 = the recipe's steps",
     )
     parser.epilog = "example: alitok demo --out runs/demo"
 

@@ -1,6 +1,6 @@
-"""What a run would be: parameters, tokens, FLOPs a step, memory per device, images seen, hours. Allocates no model.
+"""Describe a run without training it: parameters, tokens, FLOPs per step, memory per device, images seen, hours.
 
-With --data SPEC in place of -c: what a data spec is taken for, with what is passed over and why.
+No model is allocated. With --data SPEC instead of -c: how a data spec is read, and what is ignored and why.
 """
 
 import argparse
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="device to count memory and hours for (default: memory for what the trainer takes here, hours for all)",
     )
     parser.add_argument(
+        "--utilization",
         "--utilisation",
         type=float,
         default=0.4,
@@ -53,11 +54,11 @@ def run(args: argparse.Namespace) -> None:
     if args.data is not None:
         describe_data(args)
         return
-    if not 0 < args.utilisation <= 1:
-        raise BadInput(f"--utilisation is a share of the peak between 0 and 1, not {args.utilisation}.")
+    if not 0 < args.utilization <= 1:
+        raise BadInput(f"--utilization is a share of the peak between 0 and 1, not {args.utilization}.")
     if args.images is not None and args.images < 1:
         raise BadInput(f"--images must be at least 1, not {args.images}.")
-    gc.disable()  # it would walk all of torch's modules many times over: a tenth of the time
+    gc.disable()  # it would walk all of torch's modules many times: a tenth of the time
     try:
         record = _record(args)
     finally:
@@ -78,7 +79,7 @@ def _record(args: argparse.Namespace) -> dict[str, Any]:
     config = compose_run(args.config, args.overrides)
     result = cost(config, layout_of(config["trainer"], args.hardware))
     images = args.images or images_of(config["data"].get("init_args") or {})
-    return as_record(result, hardware_of(args.hardware), args.utilisation, images) | chosen(config["model"])
+    return as_record(result, hardware_of(args.hardware), args.utilization, images) | chosen(config["model"])
 
 
 def _print_table(record: Mapping[str, Any], title: str) -> None:

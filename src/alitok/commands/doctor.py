@@ -1,7 +1,7 @@
-"""What to run first on a new machine: is everything here, right and fast? About a minute.
+"""Check in about a minute whether a new machine has everything, and whether it is right and fast.
 
-Each line is right, slow, missing or wrong, and says what to do. With --full every part is measured, stage by stage:
-seven minutes on an H100. Exit status 0, or 2 if something is missing or wrong.
+Each line is right, slow, missing or wrong, with advice. With --full every part is measured, stage by stage: seven
+minutes on an H100. The exit status is 0, or 2 if something is missing or wrong.
 """
 
 import argparse
@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (default runs)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--full", action="store_true", help="measure every part, into --out")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of --full: for numbers, logs and table.md")
-    parser.add_argument("--only", action="append", metavar="STAGE", help="of --full: one stage; may be repeated")
-    parser.add_argument("--tiny", action="store_true", help="of --full: small models and few steps, a dry run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="with --full: folder for numbers, logs and table.md")
+    parser.add_argument("--only", action="append", metavar="STAGE", help="with --full: run one stage; may be repeated")
+    parser.add_argument("--tiny", action="store_true", help="with --full: small models and few steps, a dry run")
     parser.epilog = "example: alitok doctor --full --out runs/doctor"
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _look(device: "torch.device", runs: Path, as_json: bool) -> bool:
-    """Prints the findings; whether something is missing or wrong."""
+    """Print the findings; return whether something is missing or wrong."""
     import json
     from dataclasses import asdict
 

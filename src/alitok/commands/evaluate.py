@@ -1,7 +1,7 @@
-"""FID, sFID, Inception Score, precision and recall of samples (gFID), or rFID, PSNR and SSIM of a tokenizer.
+"""Measure FID, sFID, Inception Score, precision and recall of samples, or rFID, PSNR and SSIM of a tokenizer.
 
-Without --reconstruction, SAMPLES are measured against REF: ADM's reference of training images, for gFID.
-With it, the validation images of --data are sent through --tokenizer and measured against themselves, for rFID.
+Without --reconstruction, SAMPLES are compared with REF, e.g. ADM's reference of training images (gFID).
+With it, the validation images of --data are reconstructed by --tokenizer and compared with themselves (rFID).
 """
 
 import argparse
@@ -49,13 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol", choices=PROTOCOLS, default="adm", help="ADM's evaluator (default), or a mode of clean-fid"
     )
-    parser.add_argument("--split", choices=("train", "val"), help="of a data spec as SAMPLES (default val)")
-    parser.add_argument("--reference-split", choices=("train", "val"), help="of a data spec as REF (default train)")
+    parser.add_argument("--split", choices=("train", "val"), help="split of SAMPLES if it is a data spec (default val)")
     parser.add_argument(
-        "--size", type=int, metavar="N", help="centre crop of a data spec (default: the size of the other set)"
+        "--reference-split", choices=("train", "val"), help="split of REF if it is a data spec (default train)"
     )
     parser.add_argument(
-        "--count", type=int, metavar="N", help="at most so many images of a data spec as SAMPLES or --data"
+        "--size", type=int, metavar="N", help="center crop of a data spec (default: the size of the other set)"
+    )
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="take N images at most of a data spec (SAMPLES or --data)"
     )
     parser.add_argument(
         "--save-statistics", type=Path, metavar="FILE", help="keep mu and sigma of SAMPLES, as a later --reference"
@@ -64,17 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chd", metavar="DIR", help="also CHD: the distance of SAMPLES and REF in the codes of this tokenizer artifact"
     )
     parser.add_argument("--reconstruction", action="store_true", help="rFID, PSNR and SSIM of --tokenizer on --data")
-    parser.add_argument("--pfid", action="store_true", help="with --reconstruction: also pFID, of perturbed codes")
+    parser.add_argument("--pfid", action="store_true", help="with --reconstruction: also pFID, on perturbed codes")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer artifact")
     parser.add_argument("--data", metavar="SPEC", help="data spec whose validation split is reconstructed")
     parser.add_argument(
-        "--quantisation", choices=("truncated", "rounded"), help="of reconstructions to bytes (default truncated)"
+        "--quantization",
+        "--quantisation",
+        choices=("truncated", "rounded"),
+        help="how reconstructions become bytes (default truncated)",
     )
     parser.add_argument(
         "--picture",
         type=Path,
         metavar="FILE",
-        help="with --reconstruction: a PNG of eight images and what becomes of them",
+        help="with --reconstruction: write a PNG of eight images and their reconstructions",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images measured together (default 32)")
@@ -99,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     check_options(args)
     with process_group(pick_device(args.device)) as device:
         if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # its ten bits would show in the third digit
+            torch.backends.cudnn.allow_tf32 = False  # its ten bits would change the third digit
         if args.reconstruction:
             tokenizer, extra = load_tokenizer(args.tokenizer, device), PerturbedFID if args.pfid else None
             record = evaluate_reconstructions(taken(Reconstructions, args), tokenizer, device, extra)
@@ -113,12 +118,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def taken(kind: type[T], args: argparse.Namespace) -> T:
-    """The settings of the library from the options of the same names."""
+    """The library's settings from the options of the same names."""
     return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuses options that do not go together and outputs that cannot be written, before anything is measured."""
+    """Refuse options that do not fit together and outputs that cannot be written, before anything is measured."""
     from alitok.common.files import check_writable
 
     for name in ("batch", "size", "count"):
@@ -150,8 +155,10 @@ def check_options(args: argparse.Namespace) -> None:
         raise BadInput("--picture shows reconstructions: it belongs to --reconstruction.")
     if args.tokenizer is not None or args.data is not None:
         raise BadInput("--tokenizer and --data belong to --reconstruction; samples are given as SAMPLES.")
-    if args.quantisation is not None:
-        raise BadInput("--quantisation is of reconstructions; how samples were made is read from the JSON beside them.")
+    if args.quantization is not None:
+        raise BadInput(
+            "--quantization is for reconstructions; how samples were made is read from the JSON next to them."
+        )
     if args.samples is None:
         raise BadInput("Give SAMPLES (.npz, a folder of PNG or a data spec), or --reconstruction.")
     if args.reference is None and args.save_statistics is None:
@@ -159,7 +166,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def print_table(record: "EvaluationRecord", args: argparse.Namespace) -> None:
-    """The record for people."""
+    """Print the record as a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Write an artifact as a file that the code of AliTok's public release loads."""
+"""Write an artifact as a file that the code of AliTok's public release can load."""
 
 import argparse
 from pathlib import Path

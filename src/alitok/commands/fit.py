@@ -1,4 +1,4 @@
-"""Train what a configuration describes; repeat the command to go on after an interruption."""
+"""Train what a configuration describes; repeat the command to continue after an interruption."""
 
 import argparse
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-changes",
         action="store_true",
-        help="go on with a run though its model, data or schedule is another now",
+        help="continue a run although its model, data or schedule has changed",
     )
     parser.epilog = f"example: alitok fit -c experiments/demo/tokenizer-stage1.yaml --define.run runs/mine\n{OVERRIDES}"
 

@@ -1,7 +1,7 @@
-"""The league of ideas: each against its base over the same seeds, at a laptop's size, and one table of the differences.
+"""Compare all ideas of the league with their bases, over the same seeds and at a laptop's size, in one table.
 
-The budget is printed first. Stopped at any point, the same command goes on where it stopped; every run that ends is in
-the table at once. Rows stay while configuration and source are the same, and are marked stale when they are not.
+The budget is printed first. If you stop the command, the same command resumes it. A finished run is in the table at
+once. A row is marked stale if its configuration or source has changed.
 """
 
 import argparse
@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/league"), metavar="DIR", help="(default runs/league)")
     parser.add_argument(
-        "--results", type=Path, metavar="PATH", help="for PATH.json, PATH.md and PATH.png (default: `league` in --out)"
+        "--results",
+        type=Path,
+        metavar="PATH",
+        help="write PATH.json, PATH.md and PATH.png (default: `league` in --out)",
     )
     parser.add_argument("--hours", type=float, default=12.0, metavar="H", help="begin no run that ends later (12)")
     parser.add_argument("--only", metavar="NAME,...", help="ideas, with their bases (default: all)")

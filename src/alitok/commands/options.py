@@ -1,4 +1,4 @@
-"""Options that several verbs have."""
+"""Options that several verbs share."""
 
 import argparse
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ OVERRIDES = "any --key value overrides the files, e.g. --data.global_batch 32 --
 
 
 def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The option -c, for every verb that composes a configuration."""
+    """Add the option -c, for verbs that compose a configuration."""
     parser.add_argument(
         "-c",
         "--config",
@@ -23,7 +23,7 @@ def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) 
 
 
 def add_print_config_argument(parser: argparse.ArgumentParser) -> None:
-    """The option --print_config, for every verb that runs one configuration."""
+    """Add the option --print_config, for verbs that run one configuration."""
     parser.add_argument(
         "--print_config",
         "--print-config",
@@ -33,7 +33,7 @@ def add_print_config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def print_config(args: argparse.Namespace) -> bool:
-    """Prints the composed configuration if the option --print_config is given."""
+    """Print the composed configuration if the option --print_config is given."""
     if args.print_config:
         import yaml
 
@@ -44,16 +44,18 @@ def print_config(args: argparse.Namespace) -> bool:
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """The option --device, for every verb that has one."""
+    """Add the option --device."""
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto (default) = a GPU where there is one"
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto (default) = a GPU if there is one"
     )
 
 
 def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say how tokens are drawn where the generator's card may recommend it."""
+    """Add options for drawing tokens that mostly default to the generator's card."""
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="0 = none (default: the card's)")
-    parser.add_argument("--power", type=float, help="of power-cosine guidance and softcfg (default: the card's)")
+    parser.add_argument(
+        "--power", type=float, help="exponent of power-cosine guidance and softcfg (default: the card's)"
+    )
     parser.add_argument(
         "--schedule",
         metavar="NAME",
@@ -71,9 +73,12 @@ def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that decide how fast images are drawn, for every verb that draws."""
+    """Add options that decide how fast images are drawn."""
     parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32)"
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="precision of the weights (default float32)",
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile the decoding step: seconds at first, then faster (needs g++)"
@@ -86,6 +91,14 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         help="a pass draws up to L tokens of an image: fewer passes, the same ids but for rounding (default 1)",
     )
     parser.add_argument(
+        "--draw",
+        choices=("inverse", "gumbel"),
+        default="inverse",
+        dest="noise",
+        help="draw a token by one uniform number, or by a Gumbel number for each code, which are made on the device:"
+        " other images of the same law (default inverse)",
+    )
+    parser.add_argument(
         "--batch",
         type=batch_size,
         metavar="N",
@@ -95,7 +108,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def batch_size(text: str) -> int | None:
-    """A number of images, None for "auto"."""
+    """Parse a number of images; None for "auto"."""
     from alitok.common.errors import BadInput
 
     if text == "auto":
@@ -106,8 +119,8 @@ def batch_size(text: str) -> int | None:
 
 
 def draw_of(args: argparse.Namespace, card: Mapping[str, Any]) -> "Draw":
-    """How images are drawn: by the options of guidance and speed, and by the generator's card if they are not given."""
+    """The draw that the options of guidance and speed give; the generator's card fills in what they leave open."""
     from alitok.common.draw import RECOMMENDED, Draw
 
-    names = (*RECOMMENDED, "temperature", "precision", "keep", "window")
+    names = (*RECOMMENDED, "temperature", "precision", "keep", "window", "noise")
     return Draw.chosen(card, compiled=args.compile, **{name: getattr(args, name, None) for name in names})

@@ -1,8 +1,8 @@
-"""Pairs for the post-training of a decoder: real images, and what a generator writes along each of them.
+"""Make pairs for the post-training of a decoder: real images, and a generator's tokens for each.
 
-Every image of the training split is encoded, and the generator draws it anew, each of its tokens the true one with
-probability --sigma. The output is a token cache of two views: the tokens as drawn, and those that the tokenizer finds
-in the picture that they decode to. Started again after an interruption, the same command goes on where it stopped.
+Every image of the training split is encoded. The generator then draws its tokens; with probability --sigma the true
+token replaces a drawn one. The output is a token cache of two views: the drawn tokens, and the tokens of the picture
+that they decode to. After an interruption the same command continues.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from alitok.commands.options import add_guidance_arguments, add_speed_arguments, draw_of
 from alitok.common.errors import BadInput
 
-# Settings of the drawing that decide the tokens, apart from the precision.
+# Settings of the draw that decide the tokens, except the precision.
 DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "compiled")
 
 
@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="SPEC", help="data spec, its training split")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the pairs; appear when they are whole")
     parser.add_argument("--sigma", type=float, default=0.7, metavar="SHARE", help="share of true tokens (default 0.7)")
-    parser.add_argument("--count", type=int, metavar="N", help="at most so many images (the paper: 200,000)")
+    parser.add_argument("--count", type=int, metavar="N", help="take N images at most (the paper: 200,000)")
     add_guidance_arguments(parser)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the true tokens and the draws (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the true tokens and the draws (default 0)"
+    )
     parser.add_argument(
         "--images-per-shard", type=int, default=4096, metavar="N", help="saved at a time (default 4096)"
     )
@@ -85,10 +87,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_classes(names: list[str], generator: Any, args: argparse.Namespace) -> None:
-    """Whether the data's classes are those that the generator draws.
+    """Check that the data's classes are the generator's.
 
     Raises:
-        BadInput: they are more, or have other names.
+        BadInput: there are more, or they have other names.
     """
     known = generator.card.get("class_names") or []
     other = next((number for number, pair in enumerate(zip(names, known, strict=False)) if pair[0] != pair[1]), None)
@@ -111,10 +113,10 @@ def make(
     sigma: float,
     batch: int,
 ) -> None:
-    """Draws and writes these shards; no collective.
+    """Draw and write these shards. No collective.
 
     Args:
-        draw: how tokens are drawn.
+        draw: settings of the draw.
         batch: images drawn together.
 
     Raises:

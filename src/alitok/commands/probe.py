@@ -1,10 +1,11 @@
-"""How predictable are these tokens? Their entropies, and what a small generator learns of them in a stated budget.
+"""Measure how predictable tokens are: their entropies, and the loss of a small generator after a given budget.
 
-A cache from anywhere is measured by the same rule, so tokenizers can be compared; the budget belongs to the number.
+Any token cache is measured in the same way, so tokenizers can be compared. Compare only numbers of the same budget.
 """
 
 import argparse
 import math
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,28 +17,35 @@ from alitok.common.errors import BadInput
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", nargs="?", metavar="CACHE", help="token cache, of any origin")
-    parser.add_argument("--tokenizer", metavar="DIR", help="in place of CACHE, with --data: encode pictures first")
+    parser.add_argument("--tokenizer", metavar="DIR", help="instead of CACHE, with --data: encode pictures first")
     parser.add_argument("--data", metavar="SPEC", help="data spec: shapes, a folder, or owner/name on the hub")
     parser.add_argument(
         "--features", action="store_true", help="with --tokenizer: also linear probes, and how stable the ids are"
     )
     parser.add_argument("--generator", metavar="DIR", help="with --features: probe this generator's features too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the record goes")
-    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of the small generator (default 1000)")
+    parser.add_argument(
+        "--steps", type=int, default=1000, metavar="N", help="training steps of the small generator (default 1000)"
+    )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default 64)")
-    parser.add_argument("--width", type=int, default=256, metavar="N", help="of the small generator (default 256)")
+    parser.add_argument(
+        "--width", type=int, default=256, metavar="N", help="width of the small generator (default 256)"
+    )
     parser.add_argument("--depth", type=int, default=6, metavar="N", help="its layers (default 6)")
     prefix = "prefix tokens before the square grid; all if there is no grid (default: what it leaves)"
     parser.add_argument("--prefix", type=int, metavar="K", help=prefix)
     parser.add_argument(
-        "--images", type=int, default=50_000, metavar="N", help="at most so many to learn from (default 50000)"
+        "--images", type=int, default=50_000, metavar="N", help="images to learn from, at most (default 50000)"
     )
     parser.add_argument(
-        "--held-out", type=int, default=2_000, metavar="N", help="at most so many to judge by (default 2000)"
+        "--held-out", type=int, default=2_000, metavar="N", help="images to measure on, at most (default 2000)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and batches (default 0)")
     add_device_argument(parser)
-    parser.epilog = "example: alitok probe runs/demo/tokens --steps 500 --json probe.json"
+    parser.epilog = (
+        "example: alitok probe runs/demo/tokens --steps 500 --json probe.json\n"
+        "         torchrun --nproc-per-node 8 -m alitok probe ... --features   shares the features"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,7 +58,11 @@ def run(args: argparse.Namespace) -> None:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     if args.width % 64:
         raise BadInput(f"--width must be a multiple of 64, not {args.width}.")
-    pictures = _pictures(args) if args.features else None
+    features: dict[str, float] = {}
+    if args.features:
+        features = measured_features(args)
+        if int(os.environ.get("RANK", "0")):
+            return  # the first process trains the small generator
     with ExitStack() as stack:
         cache, held_out = args.cache, None
         if cache is None:
@@ -73,10 +85,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.tokenizer is not None:
         record |= {"source": args.tokenizer, "data": args.data}
-    if pictures is not None:
-        from alitok.studies.features import measure_features
-
-        record |= measure_features(*pictures)
+    record |= features
     if args.json:
         from alitok.common.files import write_json
 
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def encode(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
-    """Caches of the centre crops of both splits; the data's validation split is what is judged by."""
+    """Write token caches of the center crops of both splits; the validation split is the held-out one."""
     from alitok.artifacts.folder import load_tokenizer
     from alitok.common.devices import pick_device
     from alitok.data.encoding import tokenize
@@ -102,29 +111,31 @@ def encode(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
     return str(folder / "train"), str(folder / "val")
 
 
-def _pictures(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    """What --features measures, looked at before the small generator is trained: at most 10,000 pictures."""
+def measured_features(args: argparse.Namespace) -> dict[str, float]:
+    """The measures of --features, on at most 10,000 training pictures; processes of `torchrun` share the work."""
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.common.devices import pick_device
+    from alitok.common.distributed import process_group
     from alitok.data.reading import read_all
     from alitok.data.sources import open_source
     from alitok.evaluation.ridge import LEAST
+    from alitok.studies.features import measure_features
 
     if args.images < LEAST:
         raise BadInput(f"--features needs --images of at least {LEAST}, not {args.images}.")
-    device = pick_device(args.device)
-    tokenizer = load_tokenizer(args.tokenizer, device)
-    generator = None if args.generator is None else load_generator(args.generator, device)
-    if generator is not None:
-        check_pair(generator, tokenizer)
-    size = tokenizer.image_size
-    train = read_all(open_source(args.data, "train", size=size, count=min(args.images, 10_000)), size)
-    held_out = read_all(open_source(args.data, "val", size=size, count=args.held_out), size)
-    return tokenizer, train, held_out, generator
+    with process_group(pick_device(args.device)) as device:
+        tokenizer = load_tokenizer(args.tokenizer, device)
+        generator = None if args.generator is None else load_generator(args.generator, device)
+        if generator is not None:
+            check_pair(generator, tokenizer)
+        size = tokenizer.image_size
+        train = read_all(open_source(args.data, "train", size=size, count=min(args.images, 10_000)), size)
+        held_out = read_all(open_source(args.data, "val", size=size, count=args.held_out), size)
+        return measure_features(tokenizer, train, held_out, generator)
 
 
 def show(record: dict[str, Any]) -> None:
-    """The record as a table."""
+    """Print the record as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -152,7 +163,7 @@ def show(record: dict[str, Any]) -> None:
         "probe_generator": "  from the generator's",
         "probe_random_encoder": "  from a random encoder's",
         "ids_same_shifted": "ids that stay under a shift by a pixel",
-        "ids_same_noisy": "  under noise of 2 grey levels",
+        "ids_same_noisy": "  under noise of 2 gray levels",
     }
     rows += [(name, f"{record[key]:.1%}") for key, name in names.items() if key in record]
     for row in rows:

@@ -1,8 +1,8 @@
-"""Upload an artifact to the Hugging Face hub, with a model card made of its card.json and evaluation records.
+"""Upload an artifact to the Hugging Face hub, with a model card made from its card.json and evaluation records.
 
-Anybody then loads it by its name: alitok.load_tokenizer("owner/name"). The upload is one commit: readers see all of it
-or nothing. If it is interrupted, give the same command again: weights that the hub already has are not sent twice.
-The token comes from `hf auth login` or HF_TOKEN.
+Anybody can then load it by name: alitok.load_tokenizer("owner/name"). The upload is one commit, so readers see all of
+it or nothing. After an interruption repeat the command: weights that the hub already has are not sent again.
+The access token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -11,8 +11,8 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", metavar="DIR", type=Path, help="artifact of a tokenizer or generator")
-    parser.add_argument("name", metavar="OWNER/NAME", help="where it goes on the hub")
-    parser.add_argument("--license", metavar="ID", help="as the hub names it: mit, apache-2.0, other, ...")
+    parser.add_argument("name", metavar="OWNER/NAME", help="name on the hub")
+    parser.add_argument("--license", metavar="ID", help="license by the hub's name: mit, apache-2.0, other, ...")
     parser.add_argument(
         "--record",
         metavar="FILE",
@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def newest_grid(artifact: Path) -> Path | None:
-    """The grid that the run of the artifact wrote last."""
+    """The last grid that the artifact's run wrote."""
     return max((artifact.absolute().parent / "pictures").glob("*.png"), default=None, key=lambda path: path.name)
 
 
 def check_png(path: Path) -> None:
-    """Raises BadInput for a file that is no PNG."""
+    """Raise BadInput for a file that is no PNG."""
     from alitok.common.errors import BadInput
     from alitok.data.pictures import read_file, read_picture
 

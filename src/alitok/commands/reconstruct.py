@@ -1,7 +1,7 @@
-"""Encode pictures to tokens and decode them again: PNGs, a side-by-side grid and the PSNR of each.
+"""Encode pictures to tokens and decode them: writes PNGs and a side-by-side grid, prints the PSNR of each.
 
-With --keep the first tokens of each picture only are decoded, where the tokenizer was trained for it; with several
-counts tokens.png shows pictures as their tokens come, and tokens.json has the mean PSNR by tokens kept.
+With --keep only the first tokens of each picture are decoded, if the tokenizer was trained for it. With several counts
+tokens.png shows pictures by number of tokens, and tokens.json has the mean PSNR for each number.
 """
 
 import argparse
@@ -19,7 +19,7 @@ BATCH = 8
 GRID_PAIRS = 32
 GRID = "grid.png"
 BY_TOKENS = "tokens.png"
-ROWS = 8  # pictures of BY_TOKENS
+ROWS = 8  # pictures in BY_TOKENS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from alitok.evaluation.reconstruction import psnr
 
     paths = find_pictures(args.images)
-    for path in paths:  # a bad picture is to be found before anything is written
+    for path in paths:  # find a bad picture before anything is written
         read_picture(path, str(path))
     names = output_names(paths)
     device = pick_device("auto")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
     pairs: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
-    values: list[list[float]] = []  # of each picture, by tokens kept
+    values: list[list[float]] = []  # PSNR of each picture, by tokens kept
     for start in bar("Reconstructing")(range(0, len(paths), BATCH)):
         batch = [crop(read_picture(path, str(path)), size) for path in paths[start : start + BATCH]]
         images = torch.stack(batch).to(device) / 255
@@ -120,7 +120,7 @@ def token_counts(keep: str | None, total: int) -> list[int]:
 
 
 def _by_tokens(rows: "list[Tensor]", means: dict[int, float], pictures: int, out: Path) -> None:
-    """Writes and prints what the tokens add: pictures by tokens kept, and their mean PSNR."""
+    """Write pictures by tokens kept and their mean PSNR, and print the latter."""
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -142,7 +142,7 @@ def find_pictures(given: list[Path]) -> list[Path]:
     """The pictures among the paths and, sorted, in the folders among them.
 
     Raises:
-        BadInput: a path that is not there, or a folder without pictures.
+        BadInput: a missing path, or a folder without pictures.
     """
     from alitok.data.listing import image_files
     from alitok.data.pictures import IMAGE_ENDINGS
@@ -162,7 +162,7 @@ def find_pictures(given: list[Path]) -> list[Path]:
 
 
 def output_names(paths: list[Path]) -> list[str]:
-    """A PNG name for each picture: its own name, numbered where several are alike or it is the grid's."""
+    """A PNG name for each picture: its own name, numbered if it is taken already or belongs to a grid."""
     used: Counter[str] = Counter({GRID: 1, BY_TOKENS: 1})
     names = []
     for path in paths:

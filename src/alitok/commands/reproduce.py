@@ -1,8 +1,8 @@
-"""Published weights -> samples -> the ADM protocol -> the published number, with pass or fail.
+"""Reproduce the published FID and Inception Score from the published weights, with the result pass or fail.
 
-The weight files of the public release are imported, the set of samples is drawn with the published guidance, power and
-seed, and its FID and Inception Score are held to the published ones. It goes on where it stopped; torchrun shares the
-work. Exit status 1 = the numbers are not reproduced.
+The command imports the weight files of the public release, draws samples with the published guidance, power and seed,
+measures them by the ADM protocol and compares FID and Inception Score with the published ones. After an interruption
+the same command continues; torchrun shares the work. The exit status is 1 if the numbers are not reproduced.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer-weights", required=True, type=Path, metavar="FILE", help="AliTok.pth")
     parser.add_argument("--generator-weights", required=True, type=Path, metavar="FILE", help="alitok_{b,l,xl}.bin")
     parser.add_argument("--reference", required=True, metavar="REF", help="ADM's VIRTUAL_imagenet256_labeled.npz")
-    parser.add_argument("--extractor", default="inception", metavar="FILE", help="as alitok evaluate")
+    parser.add_argument("--extractor", default="inception", metavar="FILE", help="see alitok evaluate")
     parser.add_argument(
         "--count", type=int, metavar="N", help="fewer samples, to try it out: no verdict (default: the published)"
     )
@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") -> "EvaluationRecord":
-    """Imports, draws and measures; a collective.
+    """Import, draw and measure. A collective.
 
     Raises:
-        BadInput: a file that is missing, or weights of another size.
+        BadInput: a missing file, or weights of another size.
     """
     from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
     from alitok.common.distributed import all_or_none, rank
@@ -89,7 +89,7 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
 
     samples = args.out / f"samples-{args.count or preset.count}.npz"
     measuring = Samples(str(samples), args.reference, args.extractor)
-    # what can be refused is refused in the first seconds, not after hours of drawing
+    # bad inputs are refused in the first seconds, not after hours of drawing
     check_writable(args.json or args.out / RESULT)
     extractor = pick_extractor(measuring.protocol, measuring.extractor, device)
     if is_spec(args.reference):
@@ -117,6 +117,7 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
         precision=args.precision,
         compiled=args.compile,
         window=args.window,
+        noise=args.noise,
     )
     names = (args.generator_weights.name, args.tokenizer_weights.name)
     settings = set_settings(generator, tokenizer, names, draw, args.count or preset.count)
@@ -126,7 +127,7 @@ def reproduce(args: argparse.Namespace, preset: Preset, device: "torch.device") 
 
 
 def import_once(file: Path, folder: Path) -> None:
-    """Imports a file of the release, unless the folder holds the artifact of that very file."""
+    """Import a file of the release, unless the folder holds the artifact of the same file."""
     from alitok.artifacts.folder import CARD, read_card
     from alitok.artifacts.published import import_release
     from alitok.common.files import sha256
@@ -137,7 +138,7 @@ def import_once(file: Path, folder: Path) -> None:
 
 
 def verdict(preset: Preset, count: int, record: "EvaluationRecord") -> str | None:
-    """ "pass" where both numbers lie within their tolerances, else "fail"; None for another number of samples."""
+    """ "pass" if both numbers are within their tolerances, else "fail"; None if the number of samples differs."""
     if count != preset.count:
         return None
     fid, score = record.fid, record.inception_score
@@ -150,7 +151,7 @@ def verdict(preset: Preset, count: int, record: "EvaluationRecord") -> str | Non
 def report(
     args: argparse.Namespace, preset: Preset, count: int, record: "EvaluationRecord", result: str | None
 ) -> None:
-    """The table, and the JSON: `size`, `verdict`, `preset`, `record` (as `alitok evaluate --json`)."""
+    """Print the table and write the JSON: `size`, `verdict`, `preset`, `record` (as `alitok evaluate --json`)."""
     from rich.console import Console
     from rich.table import Table
 

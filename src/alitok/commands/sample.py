@@ -1,14 +1,16 @@
 """Draw pictures from a generator: a titled grid (.png), an .npz for evaluators, or a folder of PNG.
 
-Image i is the same in any batch (on a GPU: for one batch size and card), on any number of processes (torchrun) and
-after an interruption: the same command goes on where it stopped. Beside an .npz, and in a folder, `samples.json` says
-how the images were drawn.
+Image i is the same in any batch (on a GPU: for one batch size and card) and on any number of processes (torchrun).
+After an interruption the same command continues. `samples.json` in a folder, or NAME.json next to NAME.npz, records how
+the images were drawn.
 """
 
 import argparse
 from pathlib import Path
 
 from alitok.commands.options import add_guidance_arguments, add_speed_arguments, draw_of
+
+FEW = 20  # classes that an error message lists
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-class", type=int, default=4, metavar="N", help="images of each of --classes (default 4)")
     add_guidance_arguments(parser)
     parser.add_argument("--keep", type=int, metavar="K", help="draw and decode the first K tokens only (default: all)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: the card's)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the random numbers (default: the card's)")
     add_speed_arguments(parser)
     parser.epilog = (
         "example: alitok sample --generator runs/demo/generator/artifact --tokenizer runs/demo/stage2/artifact"
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("count", "per_class"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
-    # A process waits for the slowest, which may have hours more to draw.
+    # Processes wait for the slowest, which may have hours more to draw.
     with process_group(pick_device(args.device), patience=timedelta(days=1)) as device:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32, as the published samples were drawn
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         sources = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(generator, tokenizer, sources, draw, count, labels)
         columns = min(len(classes), 10, count) if args.count else len(classes)
-        same_below = not args.count or columns in (len(classes), count)  # each column is of one class
+        same_below = not args.count or columns in (len(classes), count)  # each column shows one class
 
         def grid(images: Tensor) -> None:
             titles = [names[label] for label in classes[:columns]] if same_below else None
@@ -75,10 +77,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def class_numbers(text: str | None, names: list[str]) -> list[int]:
-    """Class numbers of "3,star,..."; the first ten classes where nothing is given.
+    """Class numbers in a text like "3,star"; the first ten classes if it is None.
 
     Raises:
-        BadInput: a class that is not there, with the nearest name.
+        BadInput: an unknown class; names the nearest one.
     """
     from alitok.common.build import nearest
     from alitok.common.errors import BadInput
@@ -92,5 +94,6 @@ def class_numbers(text: str | None, names: list[str]) -> list[int]:
         elif word.isdecimal() and int(word) < len(names):
             numbers.append(int(word))
         else:
-            raise BadInput(f"No class {word!r}: there are {len(names)}, 0..{len(names) - 1}{nearest(word, names)}")
+            known = f"{len(names)}, 0..{len(names) - 1}" if len(names) > FEW else ", ".join(names)
+            raise BadInput(f"No class {word!r}: there are {known}{nearest(word, names)}")
     return numbers

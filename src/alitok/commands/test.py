@@ -1,4 +1,4 @@
-"""Measure the last checkpoint of a run on the validation split, or on another: `--data.val_split test`."""
+"""Measure the last checkpoint of a run on the validation split, or on another split: `--data.val_split test`."""
 
 import argparse
 

@@ -1,7 +1,7 @@
 """Encode a data set to a token cache: ten crops of each image, encoded in float32.
 
-Started again after an interruption, the same command goes on with the shards that are missing. Under `torchrun` the
-processes share the shards among them.
+After an interruption the same command continues with the missing shards. Under `torchrun` the processes share the
+shards.
 """
 
 import argparse
@@ -20,16 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="train", metavar="NAME", help="train (default), val, or the data set's own name of a split"
     )
-    parser.add_argument("--image-column", metavar="NAME", help="of a table, where the types leave a choice")
+    parser.add_argument("--image-column", metavar="NAME", help="image column of a table, if several could be it")
     parser.add_argument("--label-column", metavar="NAME", help="likewise")
     parser.add_argument("--streaming", action="store_true", help="read parquet files where they lie, e.g. on the hub")
-    parser.add_argument("--count", type=int, metavar="N", help="at most so many images")
+    parser.add_argument("--count", type=int, metavar="N", help="take N images at most")
     parser.add_argument("--crops", choices=["ten", "center"], default="ten", help="views of an image (default ten)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="views encoded together (default 64)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that decode images (default: the cores for a GPU, else 0)"
     )
-    parser.add_argument("--precision", choices=["32", "tf32", "bf16"], default="32", help="of the encoder (default 32)")
+    parser.add_argument(
+        "--precision", choices=["32", "tf32", "bf16"], default="32", help="precision of the encoder (default 32)"
+    )
     parser.add_argument(
         "--images-per-shard", type=int, default=4096, metavar="N", help="saved at a time (default 4096)"
     )
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None and value < least:
             raise BadInput(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
     out = Path(args.out)
-    # the slowest process may have a whole shard more to do than the others
+    # the slowest process may have a whole shard more than the others
     with process_group(pick_device(args.device), timedelta(days=7)) as device:
         with all_or_none():
             tokenizer = load_tokenizer(args.tokenizer, device)
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             finished = is_finished(out, job(tokenizer, source, args.crops, args.precision), source)
         if finished:
             if rank() == 0:
-                print(f"{out} is finished; name another folder to tokenise anew.")
+                print(f"{out} is finished; name another folder to tokenize again.")
             return
         pace = tokenize(
             tokenizer,

@@ -1,27 +1,29 @@
-"""Train the small classifier whose features stand in for Inception's, on any pictures: a FID without a download.
+"""Train a small classifier on any pictures. Its features replace Inception's, for a FID without a download.
 
-Numbers by it compare runs on the same pictures with one another, and with nothing else.
+Use its numbers only to compare runs on the same pictures.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from alitok.commands.options import add_device_argument
 from alitok.common.errors import BadInput
 
-if TYPE_CHECKING:
-    pass
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="SPEC", help="shapes, a folder, or owner/name on the hub")
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="for `evaluate --extractor DIR`")
-    parser.add_argument("--size", type=int, default=64, help="pixels; pictures are cropped and resized (default 64)")
-    parser.add_argument("--count", type=int, metavar="N", help="at most so many pictures (default: all)")
-    parser.add_argument("--steps", type=int, default=2000, help="of 128 pictures (default 2000)")
     parser.add_argument(
-        "--width", type=int, default=48, help="of its first layer; features are four times it (default 48)"
+        "--out",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        help="folder of the classifier, for `evaluate --extractor DIR`",
+    )
+    parser.add_argument("--size", type=int, default=64, help="pixels; pictures are cropped and resized (default 64)")
+    parser.add_argument("--count", type=int, metavar="N", help="take N pictures at most (default: all)")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of 128 pictures (default 2000)")
+    parser.add_argument(
+        "--width", type=int, default=48, help="width of the first layer; features have four times it (default 48)"
     )
     parser.add_argument("--seed", type=int, default=0)
     add_device_argument(parser)

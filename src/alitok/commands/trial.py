@@ -1,9 +1,9 @@
-"""Try ideas against their base: all trained over the same seeds, then one table and one page.
+"""Compare ideas with their base: train all with the same seeds, then write one table and one page.
 
-Each --idea is a YAML laid over the base (several with commas between: laid in order). Stopped at any point, the same
-command goes on where it stopped. Differences are paired over the seeds, and the table says which of them are decided.
-With --judge generators also get a FID by that extractor and their accuracy in a noisy context; tokenizers get rFID, a
-probe of their tokens, linear probes of their features, and how stable their ids are.
+Each --idea is a YAML laid over the base (or several, separated by commas and laid in order). If you stop the command,
+the same command continues. Differences are paired over the seeds, and the table marks those that are decided. With
+--judge generators also get a FID with that extractor and their accuracy in a noisy context; tokenizers get rFID, a
+probe of their tokens, linear probes of their features, and the stability of their ids.
 """
 
 import argparse
@@ -32,16 +32,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweep", action="append", default=[], metavar="KEY=A,B,...", help="an idea for each value of a key, by itself"
     )
     parser.add_argument("--seeds", default="0,1", metavar="N,...", help="(default 0,1)")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for runs, table and page")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for runs, table and page")
     parser.add_argument("--judge", metavar="WHAT", help="extractor for FIDs, e.g. the folder of train-classifier")
     parser.add_argument("--data", metavar="SPEC", help="with --judge: the real pictures")
     parser.add_argument("--tokenizer", metavar="DIR", help="with --judge, for generators: the artifact that decodes")
-    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="with --judge: of each gFID (2000)")
     parser.add_argument(
-        "--guidance", default="0,2", metavar="S,...", help="with --judge: scales, a gFID for each (default 0,2)"
+        "--samples", type=int, default=2000, metavar="N", help="with --judge: samples of each gFID (2000)"
     )
     parser.add_argument(
-        "--probe-steps", type=int, default=400, metavar="N", help="with --judge: of a tokenizer's probe (default 400)"
+        "--guidance",
+        default="0,2",
+        metavar="S,...",
+        help="with --judge: guidance scales, a gFID for each (default 0,2)",
+    )
+    parser.add_argument(
+        "--probe-steps",
+        type=int,
+        default=400,
+        metavar="N",
+        help="with --judge: training steps of a tokenizer's probe (default 400)",
     )
     parser.epilog = (
         "example: alitok trial -c experiments/demo/tokenizer-stage1.yaml --idea experiments/ideas/perturbation.yaml"
@@ -55,12 +64,12 @@ def run(args: argparse.Namespace) -> None:
     from rich.markdown import Markdown
 
     from alitok.reports.runs import parse_seeds
-    from alitok.studies.trial import plan, run_trial, trains_tokenizers
+    from alitok.studies.trial import plan, run_trial, trains_tokenizer
 
     if not args.idea and not args.sweep:
         raise BadInput("A trial needs an idea to try: give --idea FILE or --sweep KEY=A,B.")
     plans = plan(args.config, args.idea, args.sweep, parse_seeds(args.seeds), args.out, args.overrides)
-    judging = _judging(args, trains_tokenizers(plans))
+    judging = _judging(args, trains_tokenizer(plans[0][2]))
     text, notes = run_trial(plans, args.out, judging)
     Console().print(Markdown(text))
     for note in notes:
@@ -69,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _judging(args: argparse.Namespace, tokenizers: bool) -> "Judging | None":
-    """The options of --judge, looked at before anything is trained."""
+    """The settings of --judge, checked before anything is trained."""
     generators = {"tokenizer": None, "samples": 2000, "guidance": "0,2"}
     usual = {"data": None, "probe_steps": 400, **generators}
     given = [name for name, value in usual.items() if getattr(args, name) != value]

@@ -1,9 +1,9 @@
-"""Search for the guidance scale and power with the least FID, at few samples, with the uncertainty of each number.
+"""Search for the guidance scale and power with the least FID, with few samples and with the error of each number.
 
-Every setting draws the same images (same classes, same random numbers), so that settings are compared in pairs: the
-uncertainty of a difference is far below that of each FID. Features are kept in --out: a search that was stopped, is
-widened or gets a larger --count draws only what is new. FID at few samples lies above FID at 50,000, by about the same
-for every setting: compare settings with one another, not with papers.
+Every setting uses the same classes and random numbers, so settings are compared in pairs: the error of a difference is
+far below that of each FID. Features are stored in --out: a stopped or widened search, or one with a larger --count,
+draws only what is missing. With few samples FID is higher than with 50,000, by about the same amount for every setting:
+compare settings with each other, not with papers.
 """
 
 import argparse
@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--generator", required=True, metavar="DIR", help="generator artifact")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="tokenizer artifact that decodes")
-    parser.add_argument("--reference", required=True, metavar="REF", help="as alitok evaluate")
-    parser.add_argument("--extractor", default="inception", metavar="FILE", help="as alitok evaluate")
+    parser.add_argument("--reference", required=True, metavar="REF", help="see alitok evaluate")
+    parser.add_argument("--extractor", default="inception", metavar="FILE", help="see alitok evaluate")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where features are kept")
     parser.add_argument(
         "--scales",
@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedule", default="power-cosine", metavar="NAME", help="power-cosine (default), constant, linear or softcfg"
     )
     parser.add_argument(
-        "--refine", type=int, default=1, metavar="N", help="rounds halfway from the best to its neighbours (default 1)"
+        "--refine", type=int, default=1, metavar="N", help="rounds halfway from the best to its neighbors (default 1)"
     )
     parser.add_argument("--count", type=int, default=2000, metavar="N", help="samples of each setting (default 2000)")
     parser.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by it (default 1)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default 0)")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="where the result goes (default: guidance.json in --out)"
     )
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def numbers(text: str) -> list[float]:
-    """The positive numbers of "1.5,3"."""
+    """The positive numbers in a text like "1.5,3"."""
     from alitok.common.errors import BadInput
 
     try:

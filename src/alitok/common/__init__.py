@@ -1,1 +1,1 @@
-"""The leaf every other room may import: errors, files, collectives, seeds, building by class path."""
+"""Helpers that every other package may import: errors, files, collectives, seeds, building by class path."""

@@ -18,14 +18,14 @@ from alitok.common.errors import BadInput, first_line
 
 @cache
 def moved() -> dict[str, dict[str, Any]]:
-    """Class path of version 0.1 -> the block of what it is now (`moved.yaml`)."""
+    """Class path of version 0.1 -> its present class block (`moved.yaml`)."""
     content = _moved_table().items()
     return {old: new if isinstance(new, dict) else {"class_path": new} for old, new in content if "/" not in old}
 
 
 @cache
 def moved_files() -> dict[str, str]:
-    """File of version 0.1 under experiments/ -> where it is now (`moved.yaml`)."""
+    """File of version 0.1 under experiments/ -> its present place (`moved.yaml`)."""
     return {old: new for old, new in _moved_table().items() if "/" in old}
 
 
@@ -34,11 +34,11 @@ def _moved_table() -> dict[str, Any]:
 
 
 def present(value: Any, renamed_only: bool = False) -> Any:
-    """A configuration in which no class block names a class by a path of version 0.1.
+    """Replaces the class paths of version 0.1 in a configuration by today's.
 
     Args:
-        renamed_only: leave classes that have become an argument. Layers are merged so: if the next layer names another
-            class, that argument must not stay behind.
+        renamed_only: leave classes that are now an argument of a different class. Merging needs this: if the next layer
+            changes the class, that argument must not stay.
     """
     if isinstance(value, list):
         return [present(item, renamed_only) for item in value]
@@ -59,7 +59,7 @@ def is_class_block(value: Any) -> bool:
 
 
 def _moved_module(error: Exception) -> str:
-    """Where a module of version 0.1 has gone, if it is the one that an import did not find."""
+    """A sentence on where a module of version 0.1 has moved, if the import failed on that module; else ""."""
     if isinstance(error, ModuleNotFoundError):
         for old, block in moved().items():
             if old.rpartition(".")[0] == error.name:
@@ -68,10 +68,11 @@ def _moved_module(error: Exception) -> str:
 
 
 def import_class(class_path: str) -> Any:
-    """The class (or factory function) behind a dotted path; modules in the working folder count.
+    """The class (or factory function) at a dotted path. Also finds modules in the working folder.
 
     Raises:
-        BadInput: no such module or name, with the nearest one, or something else than a class or a Python function.
+        BadInput: there is no such module or name (the message has the nearest name), or it is neither a class nor a
+            Python function.
     """
     class_path = moved().get(str(class_path), {}).get("class_path", str(class_path))
     module_name, _, name = class_path.rpartition(".")
@@ -79,7 +80,7 @@ def import_class(class_path: str) -> Any:
         sys.path.append(os.getcwd())  # last: it hides nothing that is installed
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's may raise anything
+    except Exception as error:  # a user's module may raise anything
         reason = str(error) if isinstance(error, ImportError | ValueError) else repr(error)
         raise BadInput(
             f"class_path {class_path!r} cannot be imported: {' '.join(reason.split())}.{_moved_module(error)}"
@@ -93,13 +94,13 @@ def import_class(class_path: str) -> Any:
 
 
 def nearest(word: str, choices: Any) -> str:
-    """'; did you mean ...?' with the closest of the choices, or nothing."""
+    """'; did you mean ...?' with the closest of the choices; "" if none is close."""
     close = difflib.get_close_matches(word, [str(choice) for choice in choices], n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def known_arguments(target: Any) -> set[str] | None:
-    """Names that a class's constructor takes (those of its parents too where it passes **kwargs on); None = any."""
+    """Arguments of a class's constructor, and of its parents' if it passes **kwargs on; None = any."""
     names: set[str] = set()
     classes = inspect.getmro(target) if inspect.isclass(target) else (target,)
     for item in classes:
@@ -119,7 +120,7 @@ MAPS, LISTS = (dict, Mapping), (list, tuple, Sequence)
 
 @cache
 def argument_hints(target: Any) -> dict[str, Any]:
-    """The type of each argument that a class's constructor, or one of its parents', names."""
+    """The types of the arguments of a class's constructor and its parents' constructors."""
     hints: dict[str, Any] = {}
     for item in reversed(inspect.getmro(target)) if inspect.isclass(target) else (target,):
         function = item.__dict__.get("__init__") if inspect.isclass(item) else item
@@ -132,9 +133,9 @@ def argument_hints(target: Any) -> dict[str, Any]:
 
 
 def misfit(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first argument whose value is not of the type that its hint names, and what it must be; None = all fit.
+    """The first argument whose value does not fit its type hint, and what it must be; None = all fit.
 
-    Checks numbers, text, truth values, choices, lists and maps; the class checks what else a hint says.
+    Checks numbers, text, booleans, choices, lists and maps. The class itself checks other types.
     """
     hints = argument_hints(target)
     for name, value in arguments.items():
@@ -144,7 +145,7 @@ def misfit(target: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a hint names; True for a type that is not checked."""
+    """Whether a value fits a type hint; True for a type that is not checked."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, item) for item in inner)
@@ -168,13 +169,13 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def is_part(hint: Any) -> bool:
-    """Whether a hint is a class whose objects are built of a class block."""
+    """Whether a hint is a class whose objects are built from a class block."""
     plain = (*_WORDS, *MAPS, *LISTS, object, Path, Any)
     return inspect.isclass(hint) and get_origin(hint) is None and hint not in plain
 
 
 def not_a(target: Any, hint: Any) -> str:
-    """The name of the class that a hint wants, if `target` is a class of another kind; else nothing."""
+    """The name of the class in a hint, if `target` is a class but not a subclass of it; else ""."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     wanted = [item for item in members if is_part(item) and not getattr(item, "_is_protocol", False)]
     wrong = wanted and inspect.isclass(target) and not issubclass(target, tuple(wanted))
@@ -182,7 +183,7 @@ def not_a(target: Any, hint: Any) -> str:
 
 
 def fixed_length(hint: Any) -> Sequence[Any]:
-    """The hint of each item where their number is set, as in tuple[float, float]; else empty."""
+    """The hint of each item if their number is fixed, as in tuple[float, float]; else empty."""
     inner = get_args(hint)
     return inner if get_origin(hint) is tuple and inner[-1] is not ... else ()
 
@@ -205,7 +206,7 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
     """Imports `class_path` and calls it with `init_args` (nested class blocks are built first) and `extra`.
 
     Raises:
-        BadInput: the class does not exist, does not know an argument, or refuses a value.
+        BadInput: the class does not exist, lacks an argument, or refuses a value.
     """
     block = present(block)
     if not is_class_block(block):
@@ -231,10 +232,10 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
 
 
 def build_a(kind: type, block: Mapping[str, Any]) -> Any:
-    """`build`, for a class that must be of a kind.
+    """`build`, for a class that must subclass `kind`.
 
     Raises:
-        BadInput: as `build`; a class of another kind, before it is called.
+        BadInput: as `build`; or, before the class is called, it does not subclass `kind`.
     """
     if is_class_block(block) and (wanted := not_a(import_class(block["class_path"]), kind)):
         raise BadInput(f"{block['class_path']} is no {wanted}; name another class.")

@@ -1,4 +1,4 @@
-"""What `torch.compile` needs of a machine."""
+"""The C++ compiler that `torch.compile` needs."""
 
 import logging
 import os
@@ -8,15 +8,15 @@ from alitok.common.errors import BadInput
 
 
 def has_compiler() -> bool:
-    """Whether there is the C++ compiler that `torch.compile` needs: for its CPU code, and to launch its GPU code."""
+    """Whether there is a C++ compiler. `torch.compile` needs one for its CPU code and to launch its GPU code."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def need_compiler(what: str) -> None:
-    """Before compiling: refuses where there is no compiler, and keeps torch from warning that there is no GPU.
+    """Requires a compiler, and keeps torch from warning that there is no GPU.
 
     Raises:
-        BadInput: `what` needs a compiler that is not there.
+        BadInput: there is no compiler.
     """
     if not has_compiler():
         raise BadInput(f"{what} needs a C++ compiler, g++ or what CXX names: install one, or do not compile.")

@@ -1,4 +1,4 @@
-"""Digests of modules: what two artifacts share, said in 64 characters."""
+"""Digests of modules, by which two artifacts are compared."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-# State that a quantizer keeps for its training and that decides no id.
+# State of a quantizer that matters in training only: no id depends on it.
 TRAINING_STATISTICS = ("quantizer.usage",)
 
 
@@ -26,9 +26,9 @@ def module_digest(module: nn.Module) -> str:
 
 
 def tokenizer_digest(tokenizer: nn.Module) -> str:
-    """Digest of what decides the ids: encoder, latent tokens and quantizer.
+    """Digest of the state that decides the ids: encoder, latent tokens and quantizer.
 
-    The decoder and the quantizer's running usage statistic do not enter, so that stage 1 and stage 2 share it.
+    It leaves out the decoder and the quantizer's usage statistic, so stage 1 and stage 2 have the same digest.
     """
     return state_digest(
         {

@@ -28,9 +28,9 @@ def rank() -> int:
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """The sum over processes, on the device that the tensor came from; the argument itself in a single process.
+    """The sum over processes, on the tensor's own device; the argument itself in a single process.
 
-    Every process must hand in the same shape. No gradient flows through it.
+    Every process must pass the same shape. No gradient flows through the sum.
     """
     if not is_distributed():
         return tensor
@@ -40,7 +40,7 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 
 def all_stack(tensor: Tensor) -> Tensor:
-    """(...) -> (processes, ...), in the order of ranks, on the device that the tensor came from; else as `all_sum`."""
+    """(...) -> (processes, ...), in the order of ranks, on the tensor's own device. Conditions as for `all_sum`."""
     if not is_distributed():
         return tensor.unsqueeze(0)
     mine = tensor.detach().to(_collective_device()).contiguous()
@@ -50,7 +50,7 @@ def all_stack(tensor: Tensor) -> Tensor:
 
 
 def _collective_device() -> torch.device:
-    """Where the process group's backend wants its tensors; NCCL moves nothing that lies in host memory."""
+    """The device on which the process group's backend needs its tensors; NCCL takes none in host memory."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -63,12 +63,12 @@ def barrier() -> None:
 
 @contextmanager
 def process_group(device: torch.device, patience: timedelta | None = None) -> Iterator[torch.device]:
-    """The process group of a `torchrun` launch around a verb; nothing where one process runs, or a group is up.
+    """Opens the process group of a `torchrun` launch; does nothing in a single process or inside a group.
 
     Yields the device of this process: "cuda" becomes the GPU of its local rank.
 
     Args:
-        patience: how long a process waits for the others in a collective, None = torch's default.
+        patience: how long a process waits for the others in a collective; None = torch's default.
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield device
@@ -96,7 +96,7 @@ def process_group(device: torch.device, patience: timedelta | None = None) -> It
 
 
 def _leave_together(store: Any, number: int, count: int) -> None:
-    """Waits until all processes are out of their last collective: gloo aborts one whose peer closes before that."""
+    """Waits until all processes have left their last collective: gloo aborts a process whose peer closes before."""
     others = range(1, count)
     store.set(f"alitok/out/{number}", "")
     store.wait([f"alitok/out/{other}" for other in range(count)])
@@ -108,9 +108,9 @@ def _leave_together(store: Any, number: int, count: int) -> None:
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """Lets all processes leave the block alike: if one of them fails, all do, the others with BadInput.
+    """Fails in every process if the block fails in one; the others raise BadInput.
 
-    So none waits in a collective for one that has given up. The block itself must hold no collectives.
+    No process then waits in a collective for one that has failed. The block itself must not use collectives.
     """
     error: Exception | None = None
     try:
@@ -126,7 +126,7 @@ def all_or_none() -> Iterator[None]:
 
 @contextmanager
 def group_alone_in(folder: Path) -> Iterator[None]:
-    """`alone_in` by the first process of a group; all processes are refused alike. A collective."""
+    """`alone_in` for a group of processes: the first one locks, and all are refused together. A collective."""
     with ExitStack() as stack:
         with all_or_none():
             if rank() == 0:

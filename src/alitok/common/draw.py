@@ -1,4 +1,4 @@
-"""Everything that decides an image besides its class, its number and the networks, as plain data."""
+"""Every setting that decides an image, except for its class, its number and the networks."""
 
 import math
 from collections.abc import Mapping
@@ -10,28 +10,30 @@ from alitok.common.errors import BadInput
 DEFAULT_SCHEDULE = "power-cosine"
 RECOMMENDED = ("guidance", "power", "schedule", "seed", "sampler")  # keys of a generator's card
 PRECISIONS = ("float32", "bfloat16")
+NOISES = ("inverse", "gumbel")
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The one record of how images are drawn: from the command line to the loop, `samples.json` and the card.
+    """How images are drawn. The command line, the loop, `samples.json` and the card all use this record.
 
     Attributes:
-        guidance: scale; 0 for none.
-        power: of power-cosine guidance.
+        guidance: scale of guidance; 0 for none.
+        power: exponent of power-cosine guidance.
         schedule: a name of `sampling.guidance.SCHEDULES`, a class path, or a class block.
         temperature: logits are divided by it.
-        seed: with an image's number it decides the image's random numbers.
-        precision: of the weights of the linear layers and of the cache.
-        keep: draw the first tokens only; None for all.
+        seed: with an image's number, it decides the image's random numbers.
+        precision: type of the linear layers' weights and of the cache.
+        keep: draw only this many tokens, the first ones; None for all.
         compiled: the blocks of the generator are compiled, which rounds differently.
-        window: tokens that a pass of the networks draws at most (see `sampling.windows`). Another window rounds
-            differently, as another batch does on a GPU.
-        sampler: class path or class block of the `sampling.reveal.Reveal` of a generator that is not causal; None for
+        window: the most tokens that one pass of the networks draws (see `sampling.windows`). A different window rounds
+            differently, as a different batch does on a GPU.
+        noise: random numbers that draw a token: "inverse", one uniform number, or "gumbel", one number for each code.
+        sampler: class path or class block of the `sampling.reveal.Reveal` for a generator that is not causal; None for
             the generator's own.
 
     Raises:
-        BadInput: a number outside of its bounds, or an unknown precision.
+        BadInput: a number is out of bounds, or the precision or the noise is unknown.
     """
 
     guidance: float = 0.0
@@ -44,6 +46,7 @@ class Draw:
     compiled: bool = False
     window: int = 1
     sampler: str | Mapping[str, Any] | None = None
+    noise: str = "inverse"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
@@ -56,17 +59,19 @@ class Draw:
             raise BadInput(f"The window must be at least 1 token, not {self.window}.")
         if self.precision not in PRECISIONS:
             raise BadInput(f"Precision {self.precision!r} is unknown: choose {' or '.join(PRECISIONS)}.")
+        if self.noise not in NOISES:
+            raise BadInput(f"Noise {self.noise!r} is unknown: choose {' or '.join(NOISES)}.")
 
     @classmethod
     def chosen(cls, card: Mapping[str, Any], **given: Any) -> "Draw":
-        """What is given and not None, else what a generator's card recommends, else the defaults."""
+        """The given values that are not None, else those that a generator's card recommends, else the defaults."""
         recommended = {key: card.get(key) for key in RECOMMENDED}
         values = recommended | {key: value for key, value in given.items() if value is not None}
         return cls.of(values)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Draw":
-        """The draw in a record such as `samples.json`; other keys are passed over, and so is None."""
+        """The draw in a record such as `samples.json`. Ignores other keys and None."""
         known = {field.name: record[field.name] for field in fields(cls) if record.get(field.name) is not None}
         for key in ("guidance", "power"):
             if key in known:
@@ -74,6 +79,6 @@ class Draw:
         return cls(**known)
 
     def record(self) -> dict[str, Any]:
-        """The fields, ready for JSON, without a window of 1 and a sampler of None."""
-        usual = (("window", 1), ("sampler", None))
+        """The fields for JSON, without a window of 1, a sampler of None and inverse noise."""
+        usual = (("window", 1), ("sampler", None), ("noise", "inverse"))
         return {key: value for key, value in asdict(self).items() if (key, value) not in usual}

@@ -1,4 +1,4 @@
-"""How a command ends when somebody ends it: SIGTERM, a closed pipe, a second start in the same folder."""
+"""How a command ends from outside: SIGTERM, a closed pipe, a second command in the same folder."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ _postponed = 0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception: what cleans up after Ctrl-C cleans up after it too. Exit status 143."""
+    """SIGTERM as an exception, so that it is cleaned up after like Ctrl-C. Exit status 143."""
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -25,7 +25,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def raise_on_sigterm() -> None:
-    """Makes SIGTERM raise `Terminated` from now on, unless the caller handles it or is no main thread."""
+    """Makes SIGTERM raise `Terminated`, unless it already has a handler or this is not the main thread."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _raise)
 
@@ -42,7 +42,7 @@ def sigterm_postponed() -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """After a BrokenPipeError: nothing more goes to the closed pipe, not even when Python flushes at its exit."""
+    """After a BrokenPipeError, keeps Python from writing to the closed pipe again when it flushes at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -53,12 +53,12 @@ def drop_output() -> None:
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Keeps other commands out of a folder until the block or the process ends, however it ends.
+    """Locks a folder against other commands until the block or the process ends.
 
-    Makes the folder if it is not there, and removes it again if the block leaves it empty.
+    Makes the folder if it does not exist, and removes it again if the block leaves it empty.
 
     Raises:
-        BadInput: another command works in the folder, or the folder cannot be made.
+        BadInput: another command has locked the folder, or the folder cannot be made.
     """
     folder = Path(folder)
     fresh = not folder.exists()
@@ -74,7 +74,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
         raise BadInput(
             f"Another command is at work in {folder}; wait until it ends, stop it, or name another folder."
         ) from error
-    except OSError:  # some network file systems lock no folders
+    except OSError:  # some network file systems cannot lock folders
         print(f"alitok: {folder} cannot be locked; start only one command in it at a time.", file=sys.stderr)
     try:
         yield

@@ -1,13 +1,13 @@
-"""The one exception for what the user can put right."""
+"""The one exception for errors that the user can correct."""
 
 
 class BadInput(Exception):
-    """Wrong usage or bad input; the message is one sentence: what, where, what to do.
+    """Wrong usage or bad input. The message is one sentence: what is wrong, where, what to do.
 
-    The command line prints it on one line and exits with status 2. Anything else that is raised is a fault of ours.
+    The command line prints it on one line and exits with status 2. Any other exception is a bug.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, for a sentence of ours: its first line without the full stop, or its class."""
+    """The first line of another library's message without its period, or the error's class if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, digests, and where published weight files are looked for."""
+"""Files that are whole or absent, digests, and the places of published weight files."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from alitok.common.errors import BadInput
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that is moved over it when the block ends without an error.
+    """Yields a temporary path next to `path`, and moves it over `path` if the block ends without an error.
 
-    Raises BadInput where the folder cannot be written.
+    Raises BadInput if the folder cannot be written.
     """
     path = Path(path)
     try:
@@ -39,9 +39,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` that takes its place when the block ends without an error.
+    """Yields an empty folder next to `path`, which replaces `path` if the block ends without an error.
 
-    Raises BadInput where the parent folder cannot be written.
+    Raises BadInput if the parent folder cannot be written.
     """
     path = Path(path)
     try:
@@ -66,16 +66,16 @@ def write_json(path: str | Path, content: Any) -> None:
 
     Raises:
         BadInput: the folder cannot be written.
-        ValueError: a number that is not finite, which JSON does not know.
+        ValueError: a number is not finite; JSON has no such numbers.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def check_readable_name(path: str | Path) -> None:
-    """Refuses a folder that the readers of weights, tables and logs could not open: its name must be UTF-8.
+    """Refuses a path that is not UTF-8: libraries that read weights, tables and logs cannot open it.
 
     Raises:
-        BadInput: it is not.
+        BadInput: the path is not UTF-8.
     """
     try:
         str(path).encode()
@@ -84,7 +84,7 @@ def check_readable_name(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8, whole or not at all; bytes of a name that are no UTF-8 become escapes (`\\udce9`).
+    """Writes UTF-8, whole or not at all. Bytes of file names that are not UTF-8 become escapes (`\\udce9`).
 
     Raises:
         BadInput: the folder cannot be written.
@@ -117,13 +117,13 @@ def find_weights(name: str, given: str | Path | None, folder: Path, origin: str,
 
     Args:
         name: file name as published.
-        given: a path chosen by the user (the file, or a folder that holds it).
+        given: the user's path: the file, or a folder that contains it.
         folder: the usual cache folder.
-        origin: address the file comes from, for the message.
-        elsewhere: how to name another place, for the message.
+        origin: address of the file, for the message.
+        elsewhere: how to choose another place, for the message.
 
     Raises:
-        BadInput: it is not there; says which file, where it was looked for and where it comes from.
+        BadInput: the file is missing. The message has its name, the place searched and its address.
     """
     path = folder / name if given is None else Path(os.path.expanduser(given))
     if path.is_dir():
@@ -137,17 +137,17 @@ def find_weights(name: str, given: str | Path | None, folder: Path, origin: str,
 
 
 def experiments_folder() -> Path:
-    """The YAML files that ship with the project: in the repository, or inside the installed package."""
+    """The folder of the YAML files that ship with the project: in the repository, or in the installed package."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "experiments"
     return installed if installed.is_dir() else package.parents[1] / "experiments"
 
 
 def check_writable(path: Path) -> None:
-    """Refuses a place where a result cannot be written, before the work that leads to it; writes nothing.
+    """Checks, before long work, that its result can be written to a file. Writes nothing.
 
     Raises:
-        BadInput: it is a folder, or lies in none that can be written.
+        BadInput: the path is a folder, or its folder cannot be written.
     """
     if path.is_dir():
         raise BadInput(f"Cannot write {path}: it is a folder; name a file.")

@@ -1,4 +1,4 @@
-"""Devices by name: what their makers state, and this machine's processor as measured."""
+"""Speed and memory of devices: GPUs by their makers' data sheets, this machine's processor by measurement."""
 
 import os
 import re
@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 
+from alitok.common.devices import has_bfloat16
+
+EMULATED = 128  # rows of a product in a type that the processor lacks; 2,048 would take minutes
+
 
 @dataclass(frozen=True)
 class Hardware:
     """A device.
 
     Attributes:
-        name: as on the command line.
+        name: the name on the command line.
         half, tf32, single: FLOP/s of dense matrix products in bfloat16 and float16, in TF32, and in float32.
         memory: bytes.
     """
@@ -27,20 +31,20 @@ class Hardware:
     memory: int
 
     def rate(self, precision: str) -> float:
-        """FLOP/s for a precision as the ledger names it: a dtype, with "-conv" behind it for convolutions."""
+        """FLOP/s for a precision of the ledger: a dtype, followed by "-conv" for convolutions."""
         dtype, _, convolution = precision.partition("-")
         if dtype in ("bfloat16", "float16"):
             return self.half
-        # PyTorch's own choice: float32 convolutions run in TF32, products only where they are told to.
+        # PyTorch's defaults: float32 convolutions run in TF32, products do not.
         tf32 = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
         return self.tf32 if tf32 else self.single
 
-    def seconds(self, flops: Mapping[tuple[str, str], float], utilisation: float) -> float:
-        """How long these FLOPs, (part, precision) -> count, take at a share of the peak."""
-        return sum(count / self.rate(precision) for (_, precision), count in flops.items()) / utilisation
+    def seconds(self, flops: Mapping[tuple[str, str], float], utilization: float) -> float:
+        """Seconds that FLOPs, (part, precision) -> count, take at a share of the peak rate."""
+        return sum(count / self.rate(precision) for (_, precision), count in flops.items()) / utilization
 
 
-# The makers' data sheets, dense, tensor cores with float32 accumulation; the SXM form where there are several.
+# From the makers' data sheets: dense, tensor cores with float32 accumulation; the SXM form if there are several.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -52,12 +56,12 @@ GPUS = {
 }
 
 
-# Words of other forms of these cards, which have other rates under the same name.
+# Words in the names of other forms of these cards, which have other rates.
 OTHER_FORMS = {"pcie", "nvl", "mig", "laptop", "d"}
 
 
 def known_gpu(full_name: str) -> Hardware | None:
-    """The row of `GPUS` for a card by its driver's name for it, e.g. "NVIDIA H100 80GB HBM3"; None if there is none."""
+    """The row of `GPUS` for the driver's name of a card, e.g. "NVIDIA H100 80GB HBM3"; None if there is none."""
     words = f" {' '.join(re.findall('[a-z0-9]+', full_name.lower()))} "
     if OTHER_FORMS & set(words.split()):
         return None
@@ -65,22 +69,24 @@ def known_gpu(full_name: str) -> Hardware | None:
 
 
 def measure_cpu(size: int = 1024) -> Hardware:
-    """This machine's processor: the best of a few products of two square matrices, in a quarter of a second."""
+    """Measures this machine's processor with products of two square matrices, in a quarter of a second."""
     half, single = (matmul_rate(size, dtype, torch.device("cpu"), 0.1) for dtype in (torch.bfloat16, torch.float32))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Hardware("this CPU", half, single, single, memory)
 
 
 def matmul_rate(size: int, dtype: torch.dtype, device: torch.device, seconds: float) -> float:
-    """FLOP/s of the product of two square matrices, the best of about so many seconds."""
-    # Random numbers: constant ones switch fewer transistors, so that a GPU keeps a higher clock.
+    """FLOP/s of the product of two square matrices: the fastest in about this many seconds."""
+    if dtype == torch.bfloat16 and not has_bfloat16(device):
+        size = min(size, EMULATED)
+    # Random, because constant numbers switch fewer transistors, so that a GPU keeps a higher clock.
     a = torch.randn(size, size, device=device).to(dtype)
     return 2 * size**3 / best(lambda: a @ a, device, seconds)
 
 
 @torch.no_grad()
 def best(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """The shortest time of a call in seconds, of the calls that fit in `seconds` (two at least)."""
+    """The shortest time of a call in seconds, among the calls that fit in `seconds` (at least two)."""
     function()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -90,7 +96,7 @@ def best(function: Callable[[], Any], device: torch.device, seconds: float) -> f
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call; on a GPU by its own events."""
+    """Seconds of one call; on a GPU, measured by its events."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -104,6 +110,6 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def faster_precision() -> str:
-    """bf16-mixed where this processor multiplies bfloat16 matrices faster than float32; many laptops are far slower."""
+    """bf16-mixed if this processor multiplies bfloat16 matrices faster than float32 ones, else 32-true."""
     cpu = measure_cpu(512)
     return "bf16-mixed" if cpu.half > 1.3 * cpu.single else "32-true"

@@ -9,21 +9,21 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
 
-Quantisation = Literal["truncate", "round"]
+Quantization = Literal["truncate", "round"]
 
 
-def to_uint8(images: Tensor, mode: Quantisation = "truncate") -> Tensor:
-    """Clamps to [0, 1], times 255, to uint8 by truncation (as the published sample sets) or by rounding.
+def to_uint8(images: Tensor, mode: Quantization = "truncate") -> Tensor:
+    """Clamps to [0, 1], multiplies by 255, and truncates (as the published sample sets do) or rounds to uint8.
 
     Args:
-        images: (...) float in [0, 1]; half precision is taken to float32 first.
-        mode: the two differ by half a grey level on average, which FID sees: record which.
+        images: (...) float in [0, 1]; half precision is cast to float32 first.
+        mode: the two differ by half a gray level on average, which changes FID: record the mode.
 
     Raises:
-        BadInput: another mode, integer images, or an image that holds NaN or infinity.
+        BadInput: the mode is unknown, or the images are integers or contain NaN or infinity.
     """
     if mode not in ("truncate", "round"):
-        raise BadInput(f"Quantisation {mode!r} is unknown: choose 'truncate' or 'round'.")
+        raise BadInput(f"Quantization {mode!r} is unknown: choose 'truncate' or 'round'.")
     if not images.is_floating_point():
         raise BadInput(f"Images are {images.dtype}, expected float in [0, 1]: give them as the model made them.")
     if not torch.isfinite(images).all():
@@ -32,20 +32,21 @@ def to_uint8(images: Tensor, mode: Quantisation = "truncate") -> Tensor:
     return (scaled.round() if mode == "round" else scaled).to(torch.uint8)
 
 
-TITLED_SIZE = 64
+TITLED_SIZE = 128
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int = 8, titles: list[str] | None = None) -> None:
-    """Writes (B, 3, H, W) in [0, 1], or uint8, as one PNG, `columns` pictures a row, each column under its title.
+    """Writes (B, 3, H, W) in [0, 1], or uint8, as one PNG: `columns` pictures a row, titles above the columns.
 
-    Under titles, pictures of fewer than 64 pixels are enlarged by a whole factor, so that a word finds room.
+    With titles, pictures of fewer than 128 pixels are enlarged by a whole factor, so that a word fits above them and
+    a screen that enlarges the grid does not blur their pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
     if images.dtype == torch.uint8:
-        # the half keeps a grey level from falling to the one below when it is multiplied by 255 again
+        # without the half, multiplying by 255 again could give the gray level below
         images = (images + 0.5) / 255
     if titles and images.shape[-1] < TITLED_SIZE:
         factor = -(-TITLED_SIZE // images.shape[-1])
@@ -67,7 +68,7 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 8, titles: list[s
 
 
 def _font_file() -> str:
-    """DejaVu Sans as matplotlib brings it: Pillow's own font has no accents."""
+    """DejaVu Sans, which comes with matplotlib: Pillow's own font has no accents."""
     import matplotlib
 
     return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")

@@ -1,4 +1,4 @@
-"""Configurations laid over one another, with a sentence on what one overlay takes away from another."""
+"""Merges configurations, and prints a sentence if one overlay removes what an earlier one set."""
 
 import os
 import sys
@@ -17,23 +17,27 @@ class Merged:
     """A configuration that grows layer by layer.
 
     Attributes:
-        config: the layers so far; maps are merged deeply, everything else is replaced.
+        config: the merged layers; maps are merged deeply, everything else is replaced.
     """
 
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
-        self._origins: dict[str, str] = {}  # what the overlays and overrides set, and which of them did
+        self._origins: dict[str, str] = {}  # key -> the overlay or override that set it
 
     def lay(self, layer: Mapping[str, Any], source: str | Path, is_base: bool = False) -> None:
-        """Lays one more map over the others, in place.
+        """Merges one more map into `config`.
 
-        `None` removes an entry. A block whose `class_path` changes keeps only the arguments that the new class knows.
+        `None` removes an entry. A block whose `class_path` changes keeps only the arguments that the new class takes.
 
         Args:
             source: a file, or an override `--key`, for the sentences.
-            is_base: other layers may change what this one sets without a sentence.
+            is_base: later layers may change what this layer sets without a sentence.
         """
         self._merge(self.config, layer, "", None if is_base else str(source))
+
+    def source_of(self, key: str) -> str | None:
+        """The overlay or override that set a key of `config`, or an entry below it; None if the base set it."""
+        return next((source for name, source in self._origins.items() if f"{name}.".startswith(f"{key}.")), None)
 
     def _merge(self, base: dict[str, Any], layer: Mapping[str, Any], path: str, source: str | None) -> None:
         for key, value in layer.items():
@@ -62,6 +66,8 @@ class Merged:
         arguments = block.get("init_args") or {}
         block["init_args"] = {key: value for key, value in arguments.items() if known is None or key in known}
         earlier = self._origins.get(f"{path}.class_path")
+        if earlier is None and str(block["class_path"]).startswith("alitok.ideas."):
+            earlier = "the base"  # a base without an idea there is what overlays are for
         if source is not None and earlier is not None and not source.startswith("--"):
             say_once(f"{source} replaces {block['class_path']}, which {earlier} set as {path}, by {new}.")
         if source is None and not block["init_args"]:
@@ -79,20 +85,20 @@ def _spelled_out(value: Mapping[str, Any], under: Mapping[str, Any], path: str) 
     loose = {key: item for key, item in value.items() if key not in ("class_path", "init_args")}
     arguments = opened(value.get("init_args")) or {}
     if not isinstance(arguments, Mapping):
-        return value  # `check` says what is wrong
+        return value  # `check` reports the error
     if twice := loose.keys() & arguments.keys():
-        raise BadInput(f"{path}.{min(twice)} stands both beside init_args and in it; remove one.")
+        raise BadInput(f"{path}.{min(twice)} stands both next to init_args and in it; remove one.")
     kept = {key: item for key, item in value.items() if key not in loose}
     return {**kept, "init_args": {**arguments, **loose}} if loose else value
 
 
 def opened(value: Any) -> Any:
-    """The map that an override wrote, for what is laid over it or lies under it; everything else as it is."""
+    """The map in a `Written` value, so that it can be merged; any other value unchanged."""
     return value.value if isinstance(value, Written) and isinstance(value.value, Mapping) else value
 
 
 def say_once(sentence: str) -> None:
-    """Prints a sentence on stderr, once a launch."""
+    """Prints a sentence on stderr, once per launch."""
     first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if first and sentence not in _said:
         print(f"alitok: {sentence}", file=sys.stderr)

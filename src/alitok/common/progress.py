@@ -11,7 +11,11 @@ from alitok.common.distributed import rank
 
 
 def bar(title: str, total: int | None = None) -> Any:
-    """A progress bar around what is gone through, on the first process; None = its length is the total."""
+    """A function that shows a progress bar while its argument is iterated, on the first process.
+
+    Args:
+        total: items; None = the argument's length.
+    """
     return lambda reader: track(
         reader,
         title,
@@ -24,7 +28,7 @@ def bar(title: str, total: int | None = None) -> Any:
 
 @contextmanager
 def counter(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on the first process; yields what advances it by so many."""
+    """A progress bar on the first process; yields a function that advances it by a count."""
     with Progress(console=Console(stderr=True), disable=rank() > 0) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

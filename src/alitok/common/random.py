@@ -1,39 +1,64 @@
-"""Random numbers as a function of seed, step and image, never of what was drawn before."""
+"""Random numbers that depend on seed, step and image, never on earlier draws."""
 
 import hashlib
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 
 
 def derive_seed(*keys: int | str) -> int:
-    """A 63-bit seed from any number of keys; equal keys give equal seeds, in every process and on every machine."""
+    """A 63-bit seed from any number of keys. Equal keys give equal seeds in every process and on every machine."""
     digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def stream(*keys: int | str) -> torch.Generator:
-    """A CPU generator of its own for the given keys, e.g. `stream(seed, "augment", position)`."""
+    """A new CPU generator seeded by the keys, e.g. `stream(seed, "augment", position)`."""
     return torch.Generator().manual_seed(derive_seed(*keys))
 
 
 def reseed(*keys: int | str) -> None:
-    """Seeds torch's global generators (all devices) for one step: dropout is then a function of the keys alone."""
+    """Seeds torch's global generators (all devices) for one step, so that dropout depends on the keys alone."""
     torch.manual_seed(derive_seed(*keys))
+
+
+def splitmix(keys: Tensor, count: int) -> Tensor:
+    """Random bits (..., count) int64: the first `count` numbers of SplitMix64 (Steele et al. 2014) for each key (...).
+
+    A number depends on its key and place alone. Integers are exact, so every device gives the same ones.
+    """
+    bits = keys[..., None] + torch.arange(1, count + 1, device=keys.device) * GOLDEN
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        bits = (bits ^ _shifted(bits, shift)) * factor
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, places: int) -> Tensor:
+    """Shifts to the right and fills with zeros; `>>` would repeat the sign."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def open_uniforms(bits: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Random int64 -> numbers above 0 and below 1, evenly spaced: 2^52 of them, or 2^23 in float32."""
+    kept = 52 if dtype == torch.float64 else 23
+    return (_shifted(bits, 64 - kept).to(dtype) + 0.5) * 2.0**-kept
 
 
 @dataclass(frozen=True)
 class Step:
-    """Which images of which step of a run a micro-batch holds. All that is random in the step depends on it alone.
+    """The step of a run, and the micro-batch's images in it. All random numbers of the step depend on it alone.
 
-    It lies on the host, so nothing waits for a device to read it.
+    It is on the host, so that nothing waits for a device to read it.
 
     Attributes:
-        seed: of the run.
-        number: of the step, from 0.
+        seed: seed of the run.
+        number: number of the step, from 0.
         total: steps of the run.
         size: images of the global batch.
-        places: of the micro-batch's images in the global batch, 0..size-1.
+        places: places of the micro-batch's images in the global batch, 0..size-1.
     """
 
     seed: int
@@ -44,7 +69,7 @@ class Step:
 
     @classmethod
     def alone(cls, images: int) -> "Step":
-        """The first step of a run whose global batch is these images: for calls outside of a run."""
+        """The first step of a run whose global batch is these images, for calls outside a run."""
         return cls(0, 0, 1, images, range(images))
 
     @property
@@ -57,5 +82,5 @@ class Step:
         return derive_seed(self.seed, name, self.number, *place)
 
     def stream(self, name: str, *place: int) -> torch.Generator:
-        """A generator of its own for this step, or for one place of its global batch."""
+        """A new generator for this step, or for one place of its global batch."""
         return stream(self.seed, name, self.number, *place)

@@ -1,4 +1,4 @@
-"""Files of tensors whose failed writes are an OSError, as those of any other file."""
+"""Writes files of tensors; a failed write raises OSError, as for any other file."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
     try:
         save_file(dict(state), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the library puts the system's number into words
+    except SafetensorError as error:  # its message contains the system's error number
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -30,7 +30,7 @@ def save_pickled(content: Any, path: Path) -> None:
         watched = _Watched(file)
         try:
             torch.save(content, watched)  # type: ignore[arg-type]
-        except RuntimeError as error:  # torch's writer does not pass on the error of the file
+        except RuntimeError as error:  # torch's writer hides the file's error
             raise (watched.error or error) from error
         file.flush()
         os.fsync(file.fileno())

@@ -1,6 +1,6 @@
-"""Work on disk that survives a kill: settings that must agree, pieces that appear whole, and what is still missing.
+"""Work on disk that survives a kill: settings that must agree, pieces written whole, and a list of missing pieces.
 
-Token caches, pairs, sets of samples, guidance searches and ladders gather their pieces this way.
+Token caches, pairs, sets of samples, guidance searches and ladders are made this way.
 """
 
 import json
@@ -17,20 +17,20 @@ from alitok.common.errors import BadInput
 from alitok.common.files import write_json
 
 T = TypeVar("T")
-# How `common.files` names what it has not finished: a dot, the name, eight characters of `tempfile`, the ending.
+# How `common.files` names unfinished files: a dot, the name, eight characters of `tempfile`, the suffix.
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.[a-z0-9]+)?")
 
 
 class Work:
-    """A folder that gathers the pieces of one job, over any number of starts and processes.
+    """A folder that collects the pieces of one job, over any number of starts and processes.
 
     Args:
-        folder: holds the pieces.
+        folder: the folder of the pieces.
         settings: JSON values that decide the pieces.
-        what: what messages call the folder, e.g. "an unfinished token cache".
-        record: where in the folder the settings are.
+        what: the folder's name in messages, e.g. "an unfinished token cache".
+        record: path of the settings in the folder.
         free: keys that may differ between two starts, at the top or one level below.
-        called: key -> what messages call it.
+        called: key -> its name in messages.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class Work:
         self.record, self.free, self.called = folder / record, free, called or {}
 
     def held(self) -> dict[str, Any] | None:
-        """The settings of an earlier start; None if there are none that can be read."""
+        """The settings of an earlier start; None if there are none or they cannot be read."""
         return read_settings(self.record)
 
     def pieces(self) -> list[Path]:
-        """What is in the folder besides the settings and what a killed process was writing."""
+        """The paths in the folder, except for the settings and the unfinished files of a killed process."""
         if not self.folder.is_dir():
             return [self.folder] if self.folder.exists() else []
         own = self.record.relative_to(self.folder).parts[0]
@@ -58,19 +58,19 @@ class Work:
         return [path for path in self.folder.iterdir() if path.name != own and path not in leftovers]
 
     def _leftovers(self) -> list[Path]:
-        """What `atomic_file` and `atomic_folder` leave if they are killed; all dot names of others are not ours."""
-        known = f".{self.record.name}." if self.held() is None else "."  # before there is a record, that of the record
+        """What `atomic_file` and `atomic_folder` leave if they are killed, but not other programs' dot files."""
+        known = f".{self.record.name}." if self.held() is None else "."  # without a record only its own leftovers
         folders = {self.folder, self.record.parent}
         found = [path for folder in folders if folder.is_dir() for path in folder.glob(".*")]
         return [path for path in found if path.name.startswith(known) and LEFTOVER.fullmatch(path.name)]
 
     def begin(self) -> None:
-        """Makes the folder, or takes up what an earlier start left. For one process, which is alone in the folder.
+        """Makes the folder, or resumes an earlier start. For one process, which must be alone in the folder.
 
-        Settings without pieces give way to new ones.
+        Settings without pieces are replaced by the new ones.
 
         Raises:
-            BadInput: the folder cannot be written, or has pieces of other settings, or holds something else.
+            BadInput: the folder cannot be written, has pieces of other settings, or contains something else.
         """
         held = self.held()
         other = difference(held, self.settings, self.free, self.called)
@@ -90,11 +90,11 @@ class Work:
             write_json(self.record, self.settings)
 
     def share(self, pending: Callable[[], Sequence[T]], begin: Callable[[], None] | None = None) -> list[T]:
-        """Begins the work, and gives this process's part of what is pending. A collective.
+        """Begins the work, and returns this process's share of the pending items. A collective.
 
         Args:
-            pending: what is missing, the same on every process.
-            begin: in place of `begin`.
+            pending: returns the missing items, the same on every process.
+            begin: replaces `begin`.
 
         Raises:
             BadInput: as `begin`, on every process.
@@ -102,12 +102,12 @@ class Work:
         with all_or_none():
             if rank() == 0:
                 (begin or self.begin)()
-        with all_or_none():  # every process has looked before one writes
+        with all_or_none():  # every process lists what is pending before one writes
             return list(pending())[rank() :: world_size()]
 
 
 def run_name(run: range) -> str:
-    """The stem of the file that holds the consecutive indices of a run."""
+    """The stem of the file for a run of consecutive indices."""
     return f"{run.start:08d}-{run.stop:08d}"
 
 
@@ -117,7 +117,7 @@ def run_files(folder: Path, suffix: str) -> list[tuple[range, Path]]:
 
 
 def once(files: Iterable[tuple[range, Path]]) -> Iterator[tuple[Path, int]]:
-    """(file, rows to skip), so that every index comes once although two commands may have made it at the same time."""
+    """(file, rows to skip), so that every index comes once even if two commands made it at the same time."""
     place = 0
     for run, file in files:
         if run.stop > place:
@@ -126,7 +126,7 @@ def once(files: Iterable[tuple[range, Path]]) -> Iterator[tuple[Path, int]]:
 
 
 def missing_runs(made: Iterable[int], count: int, size: int) -> list[range]:
-    """The indices 0..count-1 that are not made, as runs of at most `size` consecutive ones."""
+    """The indices 0..count-1 not in `made`, as runs of at most `size` consecutive ones."""
     absent = np.setdiff1d(np.arange(count), np.fromiter(made, np.int64))
     runs = np.split(absent, np.flatnonzero(np.diff(absent) != 1) + 1) if len(absent) else []
     return [
@@ -137,7 +137,7 @@ def missing_runs(made: Iterable[int], count: int, size: int) -> list[range]:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is none that can be read."""
+    """The JSON object in a file; None if it cannot be read."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""What is written in a configuration, read by the type of the argument that it goes to.
+"""Reads each value of a configuration by the type of its argument.
 
-YAML reads `010` as 8, `no` as false and `pets #2` as `pets`. For a number, a list or a choice that reading counts; an
-argument that takes text gets the text to the letter, with a leading `~` expanded to the home folder.
+YAML reads `010` as 8, `no` as false and `pets #2` as `pets`. A number, a list or a choice gets that reading. An
+argument that takes text gets the exact text, with a leading `~` expanded to the home folder.
 """
 
 import os
@@ -22,11 +22,12 @@ _ARITHMETIC = re.compile(r"\$\{(add|mul|div):")
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """A value as it was written, and as YAML reads it; `value` is the text itself where YAML cannot read it.
+    """A value as it was written, and as YAML reads it.
 
     Attributes:
-        key: of the override, for messages; empty for a value of a file.
-        broken: the text is no valid YAML.
+        value: YAML's reading; the text itself if YAML cannot read it.
+        key: key of the override, for messages; empty for a value of a file.
+        broken: the text is not valid YAML.
     """
 
     text: str
@@ -39,18 +40,18 @@ class Written:
 
 
 def read_written(config: Mapping[str, Any], top: Hints, hints_of: Callable[[str, str], Hints]) -> dict[str, Any]:
-    """The configuration with every `Written` value replaced by what it is meant as.
+    """The configuration with every `Written` value replaced by its reading.
 
-    A value that `${...}` takes elsewhere has the types of the places that it goes to. Among several types, one that
-    is no text comes first; text around the reference makes it a text. A value that goes nowhere is read as YAML if it
-    comes from a file, and to the letter if it comes from the command line.
+    A value that `${...}` refers to has the types of the places that refer to it. Of several types, one that is not text
+    comes first; a reference inside other text makes it text. A value that nothing refers to is read as YAML if it comes
+    from a file, and as text if it comes from the command line.
 
     Args:
         top: types by top-level key; a map of types for a map of arguments.
-        hints_of: (class path, where it stands) -> types by argument.
+        hints_of: (class path, its place in the configuration) -> types by argument.
 
     Raises:
-        BadInput: a value that is no valid YAML, for an argument that does not take text.
+        BadInput: a value is not valid YAML, and its argument does not take text.
     """
     uses: dict[str, list[tuple[str, Any]]] = {}
     own: dict[str, Any] = {}
@@ -58,7 +59,7 @@ def read_written(config: Mapping[str, Any], top: Hints, hints_of: Callable[[str,
     def walk(node: Any, hint: Any, path: str, leaf: Callable[[Any, Any, str], Any]) -> Any:
         if isinstance(node, Written):
             node = leaf(node, hint, path)
-        if hint is None and path in uses:  # empty while the uses are collected
+        if hint is None and path in uses:  # `uses` is empty while they are collected
             hint = next(hints(path), Any)
         if is_class_block(node):
             hint = {"class_path": str, "init_args": hints_of(str(node["class_path"]), path)}
@@ -100,7 +101,7 @@ def read_written(config: Mapping[str, Any], top: Hints, hints_of: Callable[[str,
 
 
 def meant(written: Written, hint: Any) -> Any:
-    """The value for an argument of a type; None or Any for a type that is not known."""
+    """The value for an argument of the type `hint`; None or Any for an unknown type."""
     text, value, members = written.text, written.value, _members(hint)
     for member in members:
         if get_origin(member) is Literal:
@@ -123,7 +124,7 @@ def takes_text(hint: Any) -> bool:
 
 
 def _is_of(value: Any, member: Any) -> bool:
-    """Whether YAML's reading is of a type other than text; what a list or a map holds is left to its items."""
+    """Whether YAML's reading has the type `member`, which is not text. Does not look at the items of lists and maps."""
     kind = get_origin(member) or member
     if kind in MAPS or kind in LISTS:
         return isinstance(value, Mapping if kind in MAPS else list)
@@ -133,7 +134,7 @@ def _is_of(value: Any, member: Any) -> bool:
 
 
 def _is_more_than(text: str, value: Any) -> bool:
-    """Whether a text is no plain spelling of the whole number or truth value that YAML reads: 010, 12:30, no."""
+    """Whether a text is not the plain spelling of the integer or boolean that YAML reads: 010, 12:30, no."""
     return isinstance(value, int) and str(value).lower() != text.lower()
 
 

@@ -1,11 +1,13 @@
-"""Batches as a function of seed and position: which image comes when, and how it is cut, whatever the devices.
+"""Batches whose order and crops depend only on seed and position, not on the number of devices.
 
-Global step s covers the positions s * global_batch ... (s + 1) * global_batch - 1; position p of a data set of n
-images is place p mod n of epoch p // n, and every epoch has an order of its own.
+Global step s has the positions s * global_batch .. (s + 1) * global_batch - 1. In a data set of n images, position p is
+place p mod n of epoch p // n. Every epoch has a different order.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,22 +29,22 @@ log = logging.getLogger("alitok")
 
 
 class Slots(NamedTuple):
-    """What a batch is made of: positions and image indices, both (B,) int64."""
+    """The images of a batch: positions and image indices, both (B,) int64."""
 
     positions: Tensor
     indices: Tensor
 
 
 class TrainOrder:
-    """One rank's share of each global batch, without end, from step `start()` on.
+    """One rank's share of each global batch, from step `start()` on, without end.
 
     Args:
         total: number of images.
-        start: asked each time an iteration begins.
-        blocks: (total,) int64, images that are read together (`blocks_of`), None = any order costs the same.
+        start: returns the first step; called each time an iteration begins.
+        blocks: (total,) int64, see `blocks_of`.
 
     Raises:
-        BadInput: the global batch does not divide by the number of processes.
+        BadInput: the global batch is not a multiple of the number of processes.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class TrainOrder:
             step += 1
 
     def slots(self, step: int) -> Slots:
-        """This rank's part of global step `step`."""
+        """This rank's share of global step `step`."""
         first = step * self.global_batch + self.offset
         positions = torch.arange(first, first + self.share)
         epochs, places = positions // self.total, positions % self.total
@@ -86,21 +88,41 @@ class TrainOrder:
         return self._epoch[1]
 
 
-class ValidationOrder:
-    """Every image once, in a fixed mixed order, spread over the ranks without duplicates.
+class Parts:
+    """Splits the batches of an order into parts, so that different loader processes can make them.
 
-    All ranks get the same number of batches, none of them empty, so that collectives inside a step meet; ranks differ
-    by one image at most.
+    Args:
+        most: the most images of a part; None = the whole batch.
+
+    Attributes:
+        per_batch: parts per batch.
+    """
+
+    def __init__(self, order: TrainOrder, most: int | None) -> None:
+        self.order, self.most = order, min(most or order.share, order.share)
+        self.per_batch = -(-order.share // self.most)
+
+    def __iter__(self) -> Iterator[Slots]:
+        for whole in self.order:
+            for pair in zip(whole.positions.split(self.most), whole.indices.split(self.most), strict=True):
+                yield Slots(*pair)
+
+
+class ValidationOrder:
+    """Every image once, in a fixed shuffled order, spread over the ranks without duplicates.
+
+    All ranks get the same number of batches, none of them empty, so that every rank takes part in each collective.
+    Ranks differ by at most one image.
 
     Raises:
-        BadInput: fewer images than processes.
+        BadInput: there are fewer images than processes.
     """
 
     def __init__(self, total: int, batch: int, rank: int, world_size: int, blocks: Tensor | None = None) -> None:
         if total < world_size:
             raise BadInput(f"The validation split has {total} image(s), fewer than the {world_size} devices.")
         batches = max(1, min(-(-total // (world_size * batch)), total // world_size))
-        # mixed, so that the first batch (the one that is shown) is not of a single class
+        # shuffled, so that the first batch, which is shown, has several classes
         positions = torch.arange(rank, total, world_size)
         indices = mixed(total, blocks, stream("validation order"))[positions]
         self.batches = [
@@ -115,7 +137,7 @@ class ValidationOrder:
 
 
 class Made(NamedTuple):
-    """A batch, and the images that could not be read for it: index -> why."""
+    """A batch, and its unreadable images: index -> reason."""
 
     batch: Batch
     skipped: dict[int, str]
@@ -124,12 +146,13 @@ class Made(NamedTuple):
 class ImageBatches:
     """Slots -> {image (B, 3, size, size) uint8, label, index, position (B,) int64}.
 
-    An image that cannot be read is left out of a validation batch; in training another takes its place at position p,
-    drawn from the stream (seed, "replacement", p, attempt). `index` is the number of the image that is there.
+    An unreadable image is left out of a validation batch. In training a different image replaces it at position p,
+    drawn from the stream (seed, "replacement", p, attempt); `index` is then the number of that image.
 
     Args:
-        train: cut at random by the recipe (position p from the stream (seed, "augment", p)), else centre crop.
-        crop, flip: in training, whether the crop is random and half of the images are mirrored.
+        train: crop as the training recipe does (position p from the stream (seed, "augment", p)); else center crop.
+        crop: in training, crop at random.
+        flip: in training, mirror half of the images.
     """
 
     def __init__(self, source: Source, size: int, seed: int, train: bool, crop: bool = True, flip: bool = True) -> None:
@@ -143,7 +166,7 @@ class ImageBatches:
             try:
                 found = self._read(position, index, skipped)
             except BadInput as error:
-                return error  # handed on, not raised: a loader process would wrap its sentence in a traceback
+                return error  # returned, not raised: a loader process would wrap its sentence in a traceback
             if found is None:
                 continue
             index, picture, label = found
@@ -165,7 +188,7 @@ class ImageBatches:
         return Made(batch, skipped)
 
     def _read(self, position: int, index: int, skipped: dict[int, str]) -> tuple[int, Image.Image, int] | None:
-        """The image at a position (number, picture, label), or None where it is to be left out."""
+        """The image at a position (number, picture, label), or None to leave it out."""
         for attempt in range(MOST_REPLACEMENTS):
             try:
                 return index, *self.source[index]
@@ -181,11 +204,11 @@ class ImageBatches:
 class TokenBatches:
     """Slots -> {tokens (B, N) or (B, N, S), label, index, position (B,)}, all int64.
 
-    In training the view of position p is drawn from the stream (seed, "view", step), else it is the measured one.
+    In training the views are drawn from the stream (seed, "view", step); else the view is `evaluation_view`.
 
     Args:
-        chosen: (images,) int64, the images of the cache that belong to this split.
-        global_batch: None outside training.
+        chosen: (images,) int64, this split's images in the cache.
+        global_batch: images of a global batch; None outside training.
     """
 
     def __init__(self, cache: TokenCache, chosen: Tensor, seed: int, global_batch: int | None) -> None:
@@ -216,41 +239,54 @@ class TokenBatches:
 
 
 class Loader:
-    """A DataLoader of ready-made batches.
+    """Yields batches, whose parts different loader processes make.
 
-    It is not a DataLoader itself, so that Lightning does not replace its order by a distributed sampler (which pads
-    with duplicates). Loader processes, if any, live as long as the loader.
+    It does not subclass DataLoader: Lightning would replace its order by a distributed sampler, which pads with
+    duplicates. Loader processes, if any, live as long as the loader.
 
     Args:
         max_skipped: the most images that this process may fail to read.
+        parts: parts of the order; None = whole batches.
 
     Attributes:
-        skipped: index -> why, of the images that could not be read.
+        skipped: index -> reason, for the unreadable images.
 
     Raises (on iteration):
-        BadInput: a token cache that cannot be used, or more unreadable images than `max_skipped`.
+        BadInput: a token cache cannot be used, or there are more unreadable images than `max_skipped`.
     """
 
-    def __init__(self, dataset: Any, order: TrainOrder | ValidationOrder, num_workers: int, max_skipped: int) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        order: TrainOrder | ValidationOrder,
+        num_workers: int,
+        max_skipped: int,
+        parts: Parts | None = None,
+    ) -> None:
         self.order, self.max_skipped = order, max_skipped
+        self.per_batch = 1 if parts is None else parts.per_batch
         self.skipped: dict[int, str] = {}
         self.loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_size=None,  # an item is a batch
-            sampler=order,
+            batch_size=None,  # an item is a part of a batch
+            sampler=parts or order,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(derive_seed("loader")),  # leaves torch's global state alone
+            generator=torch.Generator().manual_seed(derive_seed("loader")),  # else it draws from torch's global state
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        parts: list[Batch] = []
         for made in self.loader:
             if isinstance(made, BadInput):
                 raise made
             for index, reason in made.skipped.items():
                 self._count(index, reason)
-            yield made.batch
+            parts.append(made.batch)
+            if len(parts) == self.per_batch:
+                yield joined(parts)
+                parts = []
 
     def _count(self, index: int, reason: str) -> None:
         if index in self.skipped:
@@ -264,6 +300,32 @@ class Loader:
                 f"the last: {reason}"
             )
         log.warning("Skipped image %d (%d so far, at most %d): %s", index, len(self.skipped), self.max_skipped, reason)
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Joins parts into a batch, in pinned memory if they are pinned."""
+    if len(parts) == 1:
+        return parts[0]
+    batch = {}
+    for name, first in parts[0].items():
+        tensors = [part[name] for part in parts]
+        shape = (sum(map(len, tensors)), *first.shape[1:])
+        batch[name] = torch.cat(tensors, out=torch.empty(shape, dtype=first.dtype, pin_memory=first.is_pinned()))
+    return batch
+
+
+def check_shared_memory(workers: int, part: int) -> None:
+    """Raises BadInput if shared memory is too small for parts of `part` bytes: the system would kill the loaders."""
+    place, ahead = Path("/dev/shm"), 2  # parts that each process makes in advance
+    if not workers or not place.is_dir():
+        return
+    free, needed = shutil.disk_usage(place).free, workers * ahead * part
+    if free < needed:
+        raise BadInput(
+            f"{workers} loader processes need {needed / 2**20:,.0f} MiB of shared memory and {place} has"
+            f" {free / 2**20:,.0f}: start the container with a larger --shm-size, or set a smaller data.micro_batch or"
+            " data.num_workers."
+        )
 
 
 class FiniteLoader(Loader):

@@ -1,4 +1,4 @@
-"""Which columns of a table hold image and label, and what its labels are."""
+"""Finds the image and label columns of a table, and reads its labels."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def label_kind(feature: Any) -> str | tuple[str, ...] | None:
-    """What a column's labels are: names of classes, "integers" or "words"; None if it cannot hold labels."""
+    """The kind of a column's labels: names of classes, "integers" or "words"; None if it cannot contain labels."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -36,20 +36,20 @@ def label_kind(feature: Any) -> str | tuple[str, ...] | None:
 
 
 def choose_columns(features: Any, image: str | None, label: str | None, name: str) -> tuple[str, str, list[PassedOver]]:
-    """The image and the label column, as given or found, and what was guessed.
+    """The image and the label column, as given or found, and notes on what was guessed.
 
-    The image column is the only one of an image's type. The label column is class labels, or has a label's name and
-    holds integers or words; failing that it is the only column of integers, which is a guess.
+    The image column is the only one with an image type. The label column has class labels, or a label's name and
+    integers or words. If there is none, it is the only column of integers, which is a guess.
 
     Raises:
-        BadInput: there is none, or a choice.
+        BadInput: there is no such column, or a choice of several.
     """
     images = [column for column in features if _is_image(features[column])]
     return _given_or_only(features, image, images, "image", name), *choose_label(features, label, name)
 
 
 def choose_label(features: Any, label: str | None, name: str) -> tuple[str, list[PassedOver]]:
-    """The label column and what was guessed, as `choose_columns` finds it."""
+    """The label column as in `choose_columns`, and notes on what was guessed."""
     kinds = {column: label_kind(features[column]) for column in features}
     usual = [column for column in features if column.lower() in LABEL_NAMES]
     named = [column for column in usual if kinds[column] is not None]
@@ -60,7 +60,7 @@ def choose_label(features: Any, label: str | None, name: str) -> tuple[str, list
         fitting = both
     notes = []
     if label is None and not fitting:
-        # a column with a label's name that cannot be read is refused below rather than passed by
+        # a column with a label's name that cannot contain labels is refused below, not ignored
         fitting = usual or [column for column in features if kinds[column] == "integers"]
         if len(fitting) == 1 and not usual:
             why = "taken for the label, because no other column can be one; label_column names another"
@@ -89,15 +89,15 @@ def _given_or_only(features: Any, given: str | None, fitting: Sequence[str], wha
 
 
 def _content(feature: Any) -> str:
-    """What a column holds, in a word: "list", "float64", ..."""
+    """A column's type in one word: "list", "float64", ..."""
     return str(getattr(feature, "dtype", None) or type(feature).__name__).lower()
 
 
 def check_same(files: Sequence[str], features: Sequence[Any], image: str, label: str) -> None:
-    """Whether all files of a split have the columns of the first, with the same kind of labels.
+    """Checks that all files of a split have the first file's columns and kind of labels, which would be used for all.
 
     Raises:
-        BadInput: one lacks a column, or has other classes or another kind of label; the first file's would be taken.
+        BadInput: a file lacks a column, or differs in classes or kind of label.
     """
     first = features[0]
     for file, other in zip(files[1:], features[1:], strict=True):
@@ -114,15 +114,15 @@ def check_same(files: Sequence[str], features: Sequence[Any], image: str, label:
 def read_labels(
     column: Any, feature: Any, classes: list[str] | None, name: str, guessed: Sequence[PassedOver] = ()
 ) -> tuple[list[str], np.ndarray, list[PassedOver]]:
-    """Classes, labels (rows,) int64 and what is odd about them, of a column of numbers or words.
+    """Classes, labels (rows,) int64 and notes on odd labels, from a column of numbers or words.
 
     Args:
         column: a pyarrow column.
-        classes: of the training split, None = from the column.
-        guessed: what `choose_label` guessed.
+        classes: classes of the training split; None = from the column.
+        guessed: notes on what `choose_label` guessed.
 
     Raises:
-        BadInput: rows without a label, or with an unknown one; a guessed column of a number for each row.
+        BadInput: a row's label is missing or unknown, or a guessed column has a different number in every row.
     """
     if column.null_count:
         raise BadInput(f"{name} has {column.null_count:,} rows without a label.")
@@ -132,7 +132,7 @@ def read_labels(
         classes, labels = _from_words(values.astype(str), classes, name)
     else:
         classes, labels = _from_integers(values, feature, classes, name)
-    notes = label_notes(labels, len(classes), train)
+    notes = label_notes(labels, classes, train)
     if train and guessed and 1 < len(labels) == len(np.unique(labels)):
         raise BadInput(
             f"{name} has no column with a label's name ({', '.join(LABEL_NAMES)}), and {guessed[0].what} holds another "
@@ -154,7 +154,7 @@ def _from_integers(
 ) -> tuple[list[str], np.ndarray]:
     least, most = int(values.min()), int(values.max())
     if least < 0:
-        raise BadInput(f"{name} has images without a class (label {least}); use a labelled split.")
+        raise BadInput(f"{name} has images without a class (label {least}); use a labeled split.")
     if classes is None:
         named = getattr(feature, "names", None)
         if not named and most >= MOST_CLASSES:

@@ -14,9 +14,11 @@ from alitok.data.batches import (
     FiniteLoader,
     ImageBatches,
     Loader,
+    Parts,
     TokenBatches,
     TrainOrder,
     ValidationOrder,
+    check_shared_memory,
 )
 from alitok.data.found import Described, Found, Origin, PassedOver, label_notes
 from alitok.data.sources import NoValidation, Source, Split, blocks_of, draw_some, held_out, open_source
@@ -24,11 +26,11 @@ from alitok.data.token_cache import TokenCache
 
 
 class CachedImages:
-    """Which images of a token cache a split is made of, for the description of the data."""
+    """A split's images in a token cache, for the description of the data."""
 
     def __init__(self, cache: TokenCache, chosen: Tensor, train: bool, parts: list[PassedOver]) -> None:
         self.class_names, self._labels = cache.class_names, cache.labels[chosen].numpy()
-        notes = label_notes(self._labels, len(self.class_names), train)
+        notes = label_notes(self._labels, self.class_names, train)
         if skipped := len(cache.metadata.get("skipped", [])):
             notes.append(PassedOver("images", skipped, "left out when the cache was made: they could not be read"))
         self.origin = Origin("token cache", str(cache.folder), passed_over=tuple(notes), parts=tuple(parts))
@@ -43,34 +45,35 @@ class CachedImages:
 class ImageNetDataModule(LightningDataModule):
     """Batches of images, {image (B, 3, H, W) float32 in [0, 1], label, index, position}, or of tokens, {tokens ...}.
 
-    A training batch is one process's share of a *global* batch; the training step cuts it into micro-batches. The
-    training loader has no end; it begins at `start_step`, or at the trainer's global step where that is later, so a
-    resumed run goes on with the very next batch. Which image comes when, and how it is cut, depends on seed and
-    position alone, not on devices or loader processes. `index` is the image's number in its split (in token mode:
-    in the cache).
+    A training batch is one process's share of a *global* batch; the training step splits it into micro-batches. The
+    training loader is endless. It begins at `start_step`, or at the trainer's global step if that is later, so that a
+    resumed run continues with the next batch. Order and crops depend only on seed and position, not on devices or
+    loader processes. `index` is the image's number in its split (in token mode: in the cache).
 
     Args:
         source: a data spec: `shapes`, a folder, or owner/name on the Hugging Face hub. Not opened in token mode.
-        cache: a token cache folder: turns on token mode.
+        cache: a token cache folder; turns on token mode.
         val_cache: token cache of the validation split; None holds out a share of `cache`.
-        keep: the first tokens of each image only, for a generator of a shorter sequence; None for all.
-        image_size: side of the crops, pixels.
+        keep: read only this many tokens of each image, the first ones, for a generator of shorter sequences; None for
+            all.
+        image_size: side of the crops in pixels.
         global_batch: images per optimizer step over all devices.
-        micro_batch: the most that one device holds at a time (here: the size of a validation batch), None = its share.
+        micro_batch: the most images on one device at a time, also the size of a validation batch; None = its share.
         num_workers: loader processes per device.
-        seed: of order, crops, flips and views. Which images there are and which are held out does not depend on it.
-        image_column, label_column: for tables, where the types leave a choice.
+        seed: seed of order, crops, flips and views, but not of the choice of images and of the held-out share.
+        image_column, label_column: columns of a table, if their types leave a choice.
         train_split, val_split: the data set's own names of its splits.
-        count, val_count: at most so many images of each split; for shapes how many are drawn.
-        val_fraction: share of train held out where there is no validation split; 0 = no validation then.
-        augment: random crops in training (else centre crops). flip: mirror half of the training images.
-        max_skipped: the most images of a split that a process may fail to read; each is named in the log, left out of
-            validation, and replaced in training. 0 stops at the first.
-        streaming: read the parquet files of a hub data set, or of a folder, where they lie. The order is then mixed
-            within a window of some thousand images; each loader process fetches all data, so a few are enough.
+        count, val_count: the most images of each split; for shapes the number to draw.
+        val_fraction: share of train to hold out if there is no validation split; 0 = no validation.
+        augment: random crops in training, else center crops.
+        flip: mirror half of the training images.
+        max_skipped: the most images of a split that a process may fail to read; each is logged, left out of validation,
+            and replaced in training. 0 stops at the first.
+        streaming: read parquet files of a folder or the hub in place. The order is then shuffled within a window of
+            some thousand images. Each loader process fetches all data, so use only a few.
 
-    Raises (in setup and when a loader is asked for):
-        BadInput: missing or unusable data, a global batch that does not divide by the number of devices.
+    Raises (in setup and when a loader is made):
+        BadInput: data are missing or unusable, or the global batch is not a multiple of the number of devices.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class ImageNetDataModule(LightningDataModule):
         self._class_names: list[str] = []
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens what the stage needs (fit: both splits; validate, test: the validation split)."""
+        """Opens the splits of the stage (fit: both; validate, test: the validation split)."""
         if not self.splits and self.cache is not None:
             self._open_caches(self.cache)
         elif self.cache is None:
@@ -193,14 +196,17 @@ class ImageNetDataModule(LightningDataModule):
         return self.loaders["train"]
 
     def batches_from(self, step: Callable[[], int]) -> Loader:
-        """This process's share of the training batches from a step on, which is asked for when the first is read."""
+        """This process's share of the training batches from `step()` on, called when the first batch is read."""
         rank, world_size = self._place()
         total, blocks = self._total("train"), self._blocks("train")
         order = TrainOrder(total, self.global_batch, self.seed, rank, world_size, step, blocks)
-        return Loader(self.splits["train"], order, self.num_workers, self.max_skipped)
+        parts = Parts(order, self.micro_batch)
+        if self.cache is None:
+            check_shared_memory(self.num_workers, parts.most * 3 * self.image_size**2)
+        return Loader(self.splits["train"], order, self.num_workers, self.max_skipped, parts)
 
     def val_dataloader(self) -> FiniteLoader | list[FiniteLoader]:
-        """Each image once over all ranks; an empty list where there is no validation split."""
+        """Each image once over all ranks; an empty list if there is no validation split."""
         if "val" not in self.splits:
             return []
         rank, world_size = self._place()
@@ -215,7 +221,7 @@ class ImageNetDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Bytes become float32 in [0, 1] on the device, after the transfer."""
+        """Turns uint8 images into float32 in [0, 1] on the device, after the transfer."""
         image = batch.get("image")
         if image is not None and image.dtype == torch.uint8:
             return {**batch, "image": image.float() / 255}
@@ -223,7 +229,7 @@ class ImageNetDataModule(LightningDataModule):
 
     @property
     def skipped(self) -> int:
-        """How many images this process could not read so far, in all splits."""
+        """Number of images that this process could not read so far, in all splits."""
         return sum(len(loader.skipped) for loader in self.loaders.values())
 
     @property
@@ -236,13 +242,13 @@ class ImageNetDataModule(LightningDataModule):
 
     @property
     def description(self) -> str:
-        """What is trained and validated on, with what is held out and what was passed over, in one line."""
+        """The training and validation data, with what is held out and what was passed over, in one line."""
         notes = self.found.notes if self.sources else []
         return "; ".join([*(f"{split}: {text}" for split, text in self.descriptions.items()), *map(str, notes)])
 
     @property
     def found(self) -> Found:
-        """What the data was taken for; known once `setup` has opened it."""
+        """How the data was understood; known after `setup`."""
         missing = PassedOver(
             "validation", 1, "left out: there is no split for it, and val_fraction 0 holds nothing out"
         )
@@ -263,5 +269,5 @@ class ImageNetDataModule(LightningDataModule):
         return distributed.rank(), distributed.world_size()
 
     def _first_step(self) -> int:
-        # asked at each iteration: the trainer's step is restored after the loader may have been made
+        # read at each iteration: the trainer may restore its step after the loader is made
         return max(self.start_step, 0 if self.trainer is None else self.trainer.global_step)

@@ -1,7 +1,8 @@
-"""What a data spec is taken for, of `alitok describe --data`: a table, JSON, pictures as training cuts them."""
+"""`alitok describe --data`: how a data spec is understood, as a table or JSON, and pictures as training crops them."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from alitok.data.sources import Source
 
 COLUMNS, ROWS = 8, 4  # classes and pictures of each in the grid
-LISTED = 20  # classes in the table
+LISTED = 20  # classes, and damaged pictures, in the table
+TRIED = 1000  # pictures of a split: seconds
 DATA_OPTIONS = ("picture", "size", "image_column", "label_column", "streaming")
 RUN_OPTIONS = ("config", "hardware", "images", "overrides")
 
@@ -28,7 +30,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_data_arguments(args: argparse.Namespace) -> None:
-    """Refuses options of a run together with those of a data set, and neither of both."""
+    """Refuses options of a run together with options of a data set, and a call without `--config` and `--data`."""
     if args.data is None:
         if args.config is None:
             raise BadInput("describe needs -c/--config FILE for a run, or --data SPEC for a data set.")
@@ -46,10 +48,10 @@ def _option(name: str) -> str:
 
 
 def describe_data(args: argparse.Namespace) -> None:
-    """Prints what `--data` is taken for, and writes `--picture`.
+    """Prints how `--data` is understood, and writes `--picture`.
 
     Raises:
-        BadInput: as `open_source`, or a picture that cannot be written.
+        BadInput: as `open_source`, or the picture cannot be written.
     """
     from alitok.data.found import Found
     from alitok.data.sources import Source, Split, open_source
@@ -68,18 +70,36 @@ def describe_data(args: argparse.Namespace) -> None:
         for split in splits
     }
     found = Found(args.data, sources)
+    tried, damaged = try_pictures([] if args.streaming or args.data == "shapes" else list(sources.values()))
     if args.json:
         import json
 
-        print(json.dumps(found.record(), indent=2))
+        print(json.dumps(found.record() | {"tried": tried, "cannot_be_read": damaged}, indent=2))
     else:
-        print_table(found)
+        print_table(found, tried, damaged)
     if args.picture is not None:
         save_pictures(sources["train"], args.picture, size)
+        print(f"Wrote {args.picture}.", file=sys.stderr)
 
 
-def print_table(found: "Found") -> None:
-    """The record for people."""
+def try_pictures(sources: Sequence["Source"]) -> tuple[int, list[str]]:
+    """Reads pictures, of each source TRIED at most, evenly spaced: their number, and a sentence for each failure."""
+    from alitok.data.pictures import UnreadableImage
+
+    tried, damaged = 0, []
+    for source in sources:
+        step = max(1, -(-len(source) // TRIED))
+        for index in range(0, len(source), step):
+            tried += 1
+            try:
+                source[index]
+            except UnreadableImage as error:
+                damaged.append(str(error))
+    return tried, damaged
+
+
+def print_table(found: "Found", tried: int, damaged: Sequence[str]) -> None:
+    """Prints `Found.record` and the result of `try_pictures` as a table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -101,7 +121,8 @@ def print_table(found: "Found") -> None:
         table.add_row(f"images of {name}", f"{count:,}", "")
     classes = record["classes"]
     counts = list(classes.values())
-    table.add_row("classes", f"{len(classes):,}", f"each of {min(counts):,} to {max(counts):,} images of train")
+    counted = f"{min(counts):,} to {max(counts):,}" if min(counts) < max(counts) else f"{counts[0]:,}"
+    table.add_row("classes", f"{len(classes):,}", f"each of {counted} images of train")
     for name, count in list(classes.items())[:LISTED]:
         table.add_row("", f"{count:,}", text(name))
     if len(classes) > LISTED:
@@ -111,13 +132,17 @@ def print_table(found: "Found") -> None:
         table.add_row("passed over or guessed", f"{note.count:,}", text(f"{note.what}: {note.why}"))
     if not found.passed_over:
         table.add_row("passed over or guessed", "", "nothing")
+    if tried:
+        table.add_row("cannot be read", f"{len(damaged):,}", f"of {tried:,} tried")
+    for sentence in damaged[:LISTED]:
+        table.add_row("", "", text(sentence))
     Console().print(table)
 
 
 def save_pictures(source: "Source", path: Path, size: int) -> None:
-    """Writes a PNG of the first pictures of the first classes, a column each, as training cuts them.
+    """Writes a PNG of the first pictures of the first classes, a column per class, as training crops them.
 
-    A picture that cannot be read is named on stderr, and the next of its class takes its place.
+    A picture that cannot be read is named on stderr and replaced by the next one of its class.
     """
     import numpy as np
     import torch

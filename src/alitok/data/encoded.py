@@ -1,11 +1,11 @@
-"""What the bytes of a picture hold besides pixels: its orientation, whether it was stored without loss, metadata."""
+"""Reads encoded pictures without decoding pixels: orientation, whether the form is lossless, metadata."""
 
 import re
 import struct
 from collections.abc import Iterator
 
 ORIENTATION, COMPRESSION = 0x112, 0x103  # tags of TIFF and EXIF
-EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # beginnings of a segment of JPEG
+EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # beginnings of JPEG segments
 TIFF = {b"II*\0": "<", b"MM\0*": ">"}  # beginning of a file -> its byte order
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -13,21 +13,21 @@ JPEG = b"\xff\xd8"
 START_OF_SCAN = 0xDA
 AVIF, AVIF_EXIF = b"ftypavif", re.compile(rb"(infe\x02.{7})Exif", re.DOTALL)  # an item, up to its type
 WEBP_METADATA = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # chunk -> its flag in the chunk VP8X
-# what the decoder needs, and the orientation
+# tags that the decoder needs, and the orientation
 TIFF_PIXELS = {*range(256, 260), 262, 266, 273, ORIENTATION, *range(277, 280), 284, 292, 293, 317, 320}
 TIFF_PIXELS |= {*range(322, 326), 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
-TIFF_NUMBERS = {1: "B", 3: "H", 4: "I"}  # type of an entry -> its form
+TIFF_NUMBERS = {1: "B", 3: "H", 4: "I"}  # type of an entry -> its struct format
 # none, the fax codes, LZW, deflate, packbits, old deflate, LZMA, Zstandard
 TIFF_LOSSLESS = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000)
 
-Chunk = tuple[bytes, int, int]  # name, where it begins and where it ends in the file
+Chunk = tuple[bytes, int, int]  # name, begin and end in the file
 Info = dict[str, bytes]
 
 
 def tiff_number(content: bytes, tag: int) -> int | None:
-    """A whole number in the first directory of TIFF or EXIF data; None if it is not there.
+    """An integer in the first directory of TIFF or EXIF data; None if it is not there.
 
-    Only this entry is read: Pillow's reader stops at the first damaged one.
+    Reads only this entry: Pillow's reader stops at the first damaged one.
     """
     content = content.removeprefix(EXIF)
     order, entries = _tiff_entries(content)
@@ -39,7 +39,7 @@ def tiff_number(content: bytes, tag: int) -> int | None:
 
 
 def is_lossless(content: bytes) -> bool:
-    """Whether a file keeps the pixels that it was given, by what is in it; False if that is not known."""
+    """Whether a file's form keeps pixels without loss; False if unknown."""
     if content[:4] in TIFF:
         return tiff_number(content, COMPRESSION) in (None, *TIFF_LOSSLESS)
     if _is_webp(content):
@@ -49,9 +49,9 @@ def is_lossless(content: bytes) -> bool:
 
 
 def without_metadata(content: bytes) -> tuple[bytes, Info] | None:
-    """A picture's file without what its pixels do not need, and its EXIF data and XMP for Pillow's `info`.
+    """A picture's file without the data that its pixels do not need, and its EXIF data and XMP for Pillow's `info`.
 
-    None for other files than JPEG, PNG, WebP, TIFF and AVIF.
+    None if the file is not JPEG, PNG, WebP, TIFF or AVIF.
     """
     if content[:4] in TIFF:
         return _bare_tiff(content), {}
@@ -63,12 +63,12 @@ def without_metadata(content: bytes) -> tuple[bytes, Info] | None:
         exif = [content[start + 8 : end - 4] for name, start, end in chunks if name == b"eXIf"]
         return PNG + b"".join(kept), {"exif": exif[0]} if exif else {}
     if content[4:12] == AVIF:
-        return AVIF_EXIF.sub(rb"\1none", content), {}  # the orientation is in the image's own properties too
+        return AVIF_EXIF.sub(rb"\1none", content), {}  # the orientation is also in the image's properties
     return _bare_webp(content) if _is_webp(content) else None
 
 
 def _tiff_entries(content: bytes) -> tuple[str, range]:
-    """Byte order, and where the entries of the first directory begin; empty if there is none."""
+    """Byte order, and the offsets of the first directory's entries; empty if there is none."""
     order = TIFF.get(content[:4], "")
     start = struct.unpack_from(f"{order}I", content, 4)[0] if order and len(content) >= 8 else len(content)
     if len(content) < start + 2:
@@ -78,7 +78,7 @@ def _tiff_entries(content: bytes) -> tuple[str, range]:
 
 
 def _bare_tiff(content: bytes) -> bytes:
-    """The other entries of the directory become zeros behind its end, so that no place in the file moves."""
+    """Replaces the other entries of the directory by zeros at its end, so that no offset in the file changes."""
     order, entries = _tiff_entries(content)
     kept = [
         content[place : place + 12]
@@ -105,7 +105,7 @@ def _bare_jpeg(content: bytes) -> tuple[bytes, Info]:
             info.setdefault("exif", body)
         elif marker == 0xE1 and body.startswith(XMP):
             info["xmp"] = body.removeprefix(XMP)
-        # from these two the decoder knows how colors are coded
+        # the decoder reads the coding of colors from these two
         colors = (marker == 0xE0 and body.startswith(b"JFIF\0")) or (marker == 0xEE and body.startswith(b"Adobe"))
         if (colors and len(body) >= 12) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(content[place:end])

@@ -1,4 +1,4 @@
-"""Encoding of a data set to a token cache, shard by shard, by any number of processes."""
+"""Encodes a data set to a token cache, shard by shard, with any number of processes."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ log = logging.getLogger("alitok")
 
 
 class Pace(NamedTuple):
-    """How fast this process went: crops encoded, seconds, of these spent waiting for images; images left out of all."""
+    """Crops that this process encoded, its seconds and those waiting for images; unreadable images of all processes."""
 
     crops: int
     seconds: float
@@ -27,14 +27,14 @@ class Pace(NamedTuple):
 
 
 def crop_recipe(size: int, crops: str) -> dict[str, Any]:
-    """How the views of a cache are cut, as its metadata says it."""
+    """How a cache's views are cropped, for its metadata."""
     from alitok.data.pictures import ten_crop_side
 
     return {"crop": crops, "resize": ten_crop_side(size) if crops == "ten" else size, "size": size}
 
 
 def job(tokenizer: Any, source: Any, crops: str, precision: str) -> dict[str, Any]:
-    """What decides the content of a cache: no two jobs share one."""
+    """The values that decide the content of a cache."""
     from alitok.data.sources import fingerprint
 
     return {
@@ -46,10 +46,10 @@ def job(tokenizer: Any, source: Any, crops: str, precision: str) -> dict[str, An
 
 
 def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
-    """Whether the cache is there already.
+    """Whether the cache is already finished.
 
     Raises:
-        BadInput: the folder holds another cache, or something else.
+        BadInput: the folder contains a different cache, or something else.
     """
     from alitok.common.errors import BadInput
     from alitok.data.token_cache import TokenCache
@@ -64,7 +64,7 @@ def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
     images = len(cache) + len(cache.metadata.get("skipped", []))
     made = {**cache.metadata, "images": images, "class_names": cache.class_names}
     asked = {**wanted, "images": len(source), "class_names": source.class_names}
-    # a cache made elsewhere, or by an earlier version, says less about itself
+    # a cache made elsewhere, or by an earlier version, has less metadata
     if cache.digest is not None and any(made.get(key, value) != value for key, value in asked.items()):
         raise BadInput(f"{out} holds a token cache of another tokenizer, data set or crop recipe; name another folder.")
     clean(out)
@@ -72,7 +72,7 @@ def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
 
 
 def decoding_workers(asked: int | None, device: Any) -> int:
-    """Decoding processes: as asked, else the cores of this process where a GPU encodes, none where the cores do."""
+    """Number of decoding processes: as asked; else this process's share of the cores with a GPU, none without."""
     if asked is not None:
         return asked
     if device.type != "cuda":
@@ -92,24 +92,24 @@ def tokenize(
     images_per_shard: int = 4096,
     max_skipped: int = 10,
 ) -> Pace:
-    """Writes the token cache of a source; every process of the group, if there is one, makes its share of the shards.
+    """Writes the token cache of a source. Every process of the group, if there is one, makes its share of the shards.
 
-    Each image is decoded and resized once; its views are cut where they are encoded. The batches of a shard are the
-    same in every run, so its ids are too.
+    Each image is decoded and resized once; its views are cut on the tokenizer's device. The batches of a shard are the
+    same in every run, and therefore its ids.
 
     Args:
-        tokenizer: as loaded, with its card, on this process's device.
-        crops: "ten" (the recipe's ten crops of a centre crop to int(1.1 x size)) or "center" (one view).
+        tokenizer: a loaded tokenizer with its card, on this process's device.
+        crops: "ten" (the recipe's ten crops of a center crop to int(1.1 x size)) or "center" (one view).
         batch: views that are encoded together.
         workers: processes that decode.
-        precision: of the encoder: "32" (the recipe's), "tf32" or "bf16" (faster on a GPU, some ids differ).
-        max_skipped: the most images that may be unreadable; they are left out and listed in the metadata.
+        precision: precision of the encoder: "32" (the recipe's), "tf32" or "bf16" (faster on a GPU, some ids differ).
+        max_skipped: the most unreadable images; they are left out and listed in the metadata.
 
     Raises:
-        BadInput: too many unreadable images, a folder that cannot be written, or one with the unfinished cache of
-            another job; finished shards stay for the next start.
+        BadInput: there are too many unreadable images, or the folder cannot be written or has the unfinished cache of a
+            different job. Finished shards stay for the next start.
     """
-    from alitok.common.devices import float32_products
+    from alitok.common.devices import float32_products, warn_of_bfloat16
     from alitok.common.distributed import all_or_none, group_alone_in, rank
     from alitok.data.sources import describe_source
     from alitok.data.token_shards import TokenShards
@@ -123,9 +123,11 @@ def tokenize(
         class_names=source.class_names,
         images_per_shard=images_per_shard,
     )
+    if precision == "bf16":
+        warn_of_bfloat16(next(tokenizer.parameters()).device)
     with group_alone_in(shards.partial):
         mine = shards.share()
-        with all_or_none():  # every process has looked before one writes
+        with all_or_none():  # every process counts before one writes
             skipped_before = len(shards.skipped())
         encode = Encoding(tokenizer, crops, max(1, batch // (10 if crops == "ten" else 1)), precision)
         with all_or_none(), float32_products(tf32=precision == "tf32"):
@@ -139,11 +141,11 @@ def tokenize(
 
 
 class Encoding(NamedTuple):
-    """How pictures become ids."""
+    """Turns pictures into ids."""
 
     tokenizer: Any
     crops: str
-    images: int  # encoded together
+    images: int  # images that are encoded together
     precision: str
 
     def __call__(self, pictures: Any) -> Any:
@@ -164,7 +166,7 @@ class Encoding(NamedTuple):
 
 
 class Pictures:
-    """Map-style: a range of images -> their `Crops`, or the error that ends the work."""
+    """Map-style data set: a range of images -> their `Crops`, or the error that ends the work."""
 
     def __init__(self, source: Any, side: int) -> None:
         self.source, self.side = source, side
@@ -194,10 +196,10 @@ def _make(
     ids: list[Any] = []
     skipped: list[Any] = []
     ahead: deque[tuple[int, range, list[int], Any]] = deque()
-    with counter("Tokenising", sum(len(shards.images(shard)) for shard in mine)) as advance:
+    with counter("Tokenizing", sum(len(shards.images(shard)) for shard in mine)) as advance:
 
         def take() -> None:
-            """Fetches the oldest ids that are being computed, and writes the shard that they complete."""
+            """Fetches the ids of the oldest queued batch, and writes the shard if they complete it."""
             nonlocal labels, ids, skipped
             shard, part, found, encoded = ahead.popleft()
             labels += found
@@ -216,18 +218,18 @@ def _make(
                 raise made
             missing = made.skipped
             skipped += missing
-            left_out += len(missing)
+            for skip in missing:
+                left_out += 1
+                log.warning("Left out image %d (%d so far): %s", skip.image, left_out, skip.reason)
             if missing:
                 _check_skipped(left_out, may_skip, missing[-1].reason)
-                for skip in missing:
-                    log.warning("Left out image %d (%d so far): %s", skip.image, left_out, skip.reason)
             encoded = None
             if len(made.images):
                 found = encode(made.images)
                 crop_count += found.shape[0] * found.shape[1]
                 encoded = Fetched(found)
             ahead.append((shard, part, made.labels.tolist(), encoded))
-            if len(ahead) > 1:  # a GPU works on one batch while the next is sent to it
+            if len(ahead) > 1:  # a GPU computes one batch while the next is sent to it
                 take()
         while ahead:
             take()

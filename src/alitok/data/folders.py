@@ -18,11 +18,11 @@ ILSVRC_FOLDERS = ("Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 
 
 class FileSource:
-    """Pictures in files, with a class each.
+    """Pictures in files, each with a class.
 
     Attributes:
         classes: names of the class folders, sorted; a label is an index into them.
-        class_names: what the classes are called, in the same order.
+        class_names: readable names of the classes, in the same order.
         labels: (images,) int64.
     """
 
@@ -31,7 +31,7 @@ class FileSource:
     ) -> None:
         if not paths:
             raise BadInput(f"Data folder {folder} has no images ({', '.join(IMAGE_ENDINGS)}).")
-        # one block of bytes, because a million str objects would be copied into every loader process
+        # one block of bytes, because every loader process would copy a million str objects
         self._paths = b"".join(paths)
         self._ends = np.cumsum([len(path) for path in paths])
         self.folder, self.classes, self.class_names = folder, classes, class_names
@@ -60,20 +60,23 @@ class FileSource:
 
 
 class FolderSource(FileSource):
-    """Pictures in class folders (searched to any depth); a label is the index of the class's name in sorted order.
+    """Pictures in class folders, searched to any depth.
 
     Args:
-        folder: holds one folder per class.
-        classes: the class folders of the training split, None = this folder's own.
+        folder: contains one folder per class.
+        classes: the class folders of the training split; None = this folder's own.
 
     Raises:
-        BadInput: no class folders, a class without images, or a class that training does not know.
+        BadInput: there are no class folders, a class has no images, or a class is not in `classes`.
     """
 
     def __init__(self, folder: Path, classes: list[str] | None = None) -> None:
         own = subfolders(folder)
         if not own:
-            raise BadInput(f"Data folder {folder} has no class folders; put one folder of images per class there.")
+            raise BadInput(
+                f"Data folder {folder} has no class folders; put one folder of images per class there, or one folder"
+                " with all images if they have no classes."
+            )
         known, present = own if classes is None else classes, set(own)
         strangers = sorted(present - set(known))
         if strangers:
@@ -89,7 +92,7 @@ class FolderSource(FileSource):
                 )
             labels += [label] * count
         super().__init__(folder, listing.paths, labels, known, readable_names(known, list_places(folder)))
-        notes = [*loose_notes(folder), *listing.passed_over(), *label_notes(self.labels, len(known), classes is None)]
+        notes = [*loose_notes(folder), *listing.passed_over(), *label_notes(self.labels, known, classes is None)]
         if len(known) == 1 and (below := subfolders(folder / known[0])):
             why = f"the only one; if {', '.join(below[:3])} below it are the classes, name this folder as the data"
             notes.append(PassedOver(f"class {known[0]}", 1, why))
@@ -97,14 +100,14 @@ class FolderSource(FileSource):
 
 
 class FlatSource(FileSource):
-    """ImageNet's validation images as they come, in one folder; their classes are in a list beside it.
+    """ImageNet's validation images in one folder, as published; a list in a folder nearby has their classes.
 
     Args:
-        folder: holds the images.
+        folder: contains the images.
         classes: the class folders of the training split.
 
     Raises:
-        BadInput: as `validation_classes`, or a class that training does not know.
+        BadInput: as `validation_classes`, or a class is not in `classes`.
     """
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
@@ -119,18 +122,18 @@ class FlatSource(FileSource):
             raise BadInput(f"{folder} has a class {strangers[0]!r} that the training split does not have.")
         labels = [numbers[name] for name in found]
         super().__init__(folder, paths, labels, classes, readable_names(classes, list_places(folder)))
-        self.origin = self.origin.noting(*notes, *listing.passed_over(), *label_notes(self.labels, len(classes), False))
+        self.origin = self.origin.noting(*notes, *listing.passed_over(), *label_notes(self.labels, classes, False))
 
 
 def list_places(folder: Path) -> list[Path]:
-    """Where the lists of a data set may lie: a split's folder and the folders above it, up to Kaggle's top folder."""
+    """The folders in which to look for lists: a split's folder and four levels above it, up to Kaggle's top folder."""
     return [folder, *folder.parents[:4]]
 
 
 def has_class_folders(root: Path) -> bool:
-    """Whether pictures lie in class folders: in those of a split, or in at least two folders of `root` itself.
+    """Whether there are pictures in class folders: in those of a split, or in at least two folders of `root` itself.
 
-    One folder of pictures may well lie beside tables: what a data set's page shows.
+    One is not enough: a folder of pictures next to tables may be illustrations of the data set's page.
     """
     root, _ = _below(root)
     names = subfolders(root)
@@ -141,10 +144,10 @@ def has_class_folders(root: Path) -> bool:
 
 
 def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FileSource, bool]:
-    """A split of an image folder, and whether it is the whole split (False: validation must be held out of it).
+    """A split of an image folder, and whether it is the whole split (False: hold validation images out of it).
 
     Raises:
-        BadInput: as `FolderSource` and `FlatSource`; a named split that is not there.
+        BadInput: as `FolderSource` and `FlatSource`; or there is no split of the given name.
     """
     root, tree = _below(root)
     names = subfolders(root)
@@ -152,7 +155,7 @@ def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FileSou
         raise BadInput(f"{root} has no folder {split_name!r}; its folders are {', '.join(names) or 'none'}.")
     with_classes = [name for name in names if role_of(name) is not None and subfolders(root / name)]
     others = [name for name in names if role_of(name) is None]
-    # a class may well be called Train: other spellings count only if every folder has the name of a split
+    # a class may be called Train: spellings other than train count only if every folder has the name of a split
     train = "train" if "train" in with_classes else None
     if not others:
         train = train or pick(with_classes, "train") or pick(names, "train")
@@ -193,6 +196,6 @@ def open_folder(root: Path, split: str, split_name: str | None) -> tuple[FileSou
 
 
 def _below(root: Path) -> tuple[Path, str]:
-    """The folder that holds the splits, and what it is called if it is not `root` itself."""
+    """The folder of the splits, and a description of it if it is not `root` itself."""
     below = next((below for below in ILSVRC_FOLDERS if (root / below).is_dir()), None)
     return (root, "") if below is None else (root / below, f"the ILSVRC tree {below}: ")

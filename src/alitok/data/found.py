@@ -1,4 +1,4 @@
-"""What a data spec was taken for: layout, splits, classes, columns, and what was passed over and why."""
+"""How a data spec was understood: layout, splits, classes, columns, and what was passed over and why."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ import numpy as np
 
 from alitok.common.distributed import rank
 
-SHOWN = 6  # classes, and ranges of numbers, that a sentence names
+SHOWN = 6  # most classes, file endings or ranges of numbers in a sentence
 
 
 @dataclass(frozen=True)
 class PassedOver:
-    """Something that was skipped, guessed or set aside: what, how many of it, and why."""
+    """Something that was skipped, guessed or set aside: what, how many, and why."""
 
     what: str
     count: int
@@ -29,12 +29,12 @@ class Origin:
     """How a source was found.
 
     Attributes:
-        layout: what the data set was taken for.
-        split: the data set's own name of the split, "" if it has no splits.
-        columns: {"image": ..., "label": ...} of a table.
-        beside: each split that neither training nor validation reads unless it is named -> why.
+        layout: form of the data set.
+        split: the data set's own name of the split; "" if it has no splits.
+        columns: {"image": ..., "label": ...} for a table.
+        beside: split that is read only if the user names it -> why.
         passed_over: what is not read, or was guessed.
-        parts: what is set aside on purpose: a share held out, a count.
+        parts: what is set aside on purpose: a share held out, or images beyond a count.
     """
 
     layout: str
@@ -49,7 +49,7 @@ class Origin:
 
 
 class Described(Protocol):
-    """What is known of some images without a look at their pixels."""
+    """A list of images whose pixels need not be read."""
 
     origin: Origin
     class_names: list[str]
@@ -57,20 +57,21 @@ class Described(Protocol):
     def __len__(self) -> int: ...
 
     def class_labels(self) -> np.ndarray:
-        """(images,) int64; may mean to read them first."""
+        """(images,) int64; may have to read them first."""
         ...
 
 
 class Found:
-    """What a data spec was taken for, by the sources that were opened.
+    """How a data spec was understood, from its opened sources.
 
     Args:
         spec: the data spec.
         sources: "train" and "val", or one of them.
-        more: what else was decided.
+        more: other notes.
 
     Attributes:
-        notes: what is not read, or was guessed. passed_over: these, and what is set aside on purpose.
+        notes: what is not read, or was guessed.
+        passed_over: the notes, and what is set aside on purpose.
     """
 
     def __init__(self, spec: str, sources: Mapping[str, Described], *more: PassedOver) -> None:
@@ -86,7 +87,7 @@ class Found:
         self.class_names = self._first.class_names
 
     def lines(self) -> Iterator[str]:
-        """Two lines for people: what is read, and what is not."""
+        """Two lines for the log: what is read, and what is not."""
         counts = ", ".join(f"{count:,} of {name}" for name, count in self.splits.items())
         more = len(self.class_names) - SHOWN
         names = ", ".join(self.class_names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
@@ -117,19 +118,22 @@ def announce(spec: str, sources: Mapping[str, Described], *more: PassedOver) -> 
 
 
 def printable(text: str) -> str:
-    """Text with what is no UTF-8 in the names of files written as escapes."""
+    """Text in which bytes of file names that are not UTF-8 are written as escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
-def label_notes(labels: np.ndarray, classes: int, train: bool) -> list[PassedOver]:
-    """What is odd about labels (images,): classes without a picture; in training, as many classes as pictures."""
+def label_notes(labels: np.ndarray, names: Sequence[str], train: bool) -> list[PassedOver]:
+    """Notes on odd labels (images,): classes without a picture; in training, as many classes as pictures."""
+    classes = len(names)
     counts = np.bincount(labels, minlength=classes)
     empty = np.flatnonzero(counts == 0)
     notes = []
     if len(empty):
         drawn = "sampling draws them all the same" if train else "validation cannot measure them"
-        numbers = f"number{'s' * (len(empty) > 1)} {_ranges(empty)} of 0 to {classes - 1}"
-        notes.append(PassedOver("classes without a picture", len(empty), f"{numbers}; {drawn}"))
+        which = f"number{'s' * (len(empty) > 1)} {_ranges(empty)} of 0 to {classes - 1}"
+        if len(empty) <= SHOWN and any(names[number] != str(number) for number in empty.tolist()):
+            which = ", ".join(names[number] for number in empty.tolist())
+        notes.append(PassedOver("classes without a picture", len(empty), f"{which}; {drawn}"))
     if train and 1 < len(labels) == classes - len(empty):
         why = "there are as many classes as pictures, as if a row's number were its label"
         notes.append(PassedOver("classes of one picture", len(labels), why))
@@ -137,7 +141,7 @@ def label_notes(labels: np.ndarray, classes: int, train: bool) -> list[PassedOve
 
 
 def ending_notes(endings: Counter[str], known: Sequence[str]) -> list[PassedOver]:
-    """Files that are not read because of how their names end."""
+    """Notes on files that are not read because of the endings of their names."""
     if not endings:
         return []
     kinds = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in endings.most_common(SHOWN))

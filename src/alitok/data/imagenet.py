@@ -18,17 +18,17 @@ IMAGENET_CLASSES = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b
 
 
 def readable_names(classes: Sequence[str], places: Sequence[Path]) -> list[str]:
-    """A name for each class, all different; the classes themselves where they are no WordNet ids or no name is known.
+    """A unique readable name for each class; the class itself if it is not a WordNet id or has no known name.
 
-    The 1,000 classes of ImageNet have torchvision's names, the same in every copy of the data; others the first of
-    their names in a file of `NAME_FILES` in one of `places`, whose lines are an id, a space or tab, and names between
-    commas. Where two classes share a name the ids are added.
+    The 1,000 classes of ImageNet get torchvision's names, the same for every copy of the data. Other WordNet ids get
+    their first name in a file of `NAME_FILES` in one of `places`. Its lines are an id, a space or tab, and names
+    separated by commas. If classes share a name, their ids are added.
 
     Args:
         classes: sorted names of class folders.
 
     Raises:
-        BadInput: a file of names that cannot be read.
+        BadInput: a file of names cannot be read.
     """
     if not all(WORDNET_ID.fullmatch(name) for name in classes):
         return list(classes)
@@ -44,9 +44,9 @@ def readable_names(classes: Sequence[str], places: Sequence[Path]) -> list[str]:
 
 
 def name_notes(names: Sequence[str]) -> list[PassedOver]:
-    """That some classes go by their WordNet ids, if they do."""
+    """A note if some classes are called by their WordNet ids."""
     bare = sum(WORDNET_ID.fullmatch(name) is not None for name in names)
-    why = f"called by their WordNet ids, because none of {', '.join(NAME_FILES)} beside the data names them"
+    why = f"called by their WordNet ids, because none of {', '.join(NAME_FILES)} next to the data names them"
     return [PassedOver("names of classes", bare, why)] if bare else []
 
 
@@ -81,19 +81,19 @@ DEVKITS = ("", "devkit/data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit/d
 
 
 def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path) -> tuple[list[str], list[PassedOver]]:
-    """The WordNet id of each validation image, and which list it is from.
+    """The WordNet id of each validation image, and notes on the list that gives it.
 
     Two forms are known: Kaggle's `LOC_val_solution.csv` (image name, then its id), and a ground-truth file with a
-    line for each image in the order of their numbers. Its lines are WordNet ids, or numbers from 1 in the devkit's own
-    order, which `meta.mat` or `map_clsloc.txt` beside it gives (it is not the sorted order).
+    line for each image in the order of their numbers. Its lines are WordNet ids, or class numbers from 1. These numbers
+    are not in sorted order; `meta.mat` or `map_clsloc.txt` of the devkit, next to the file, maps them to ids.
 
     Args:
         files: names of the images, in any order.
-        places: folders to look in; devkit folders below them are found.
+        places: folders to search, with the devkit folders below them.
         where: the folder of the images, for messages.
 
     Raises:
-        BadInput: no list, a list of other images, or devkit numbers without their meaning.
+        BadInput: there is no list, it is for other images, or class numbers have no such map.
     """
     folders = [place / below for place in places for below in DEVKITS]
     solution = next((folder / SOLUTION for folder in folders if (folder / SOLUTION).is_file()), None)
@@ -110,7 +110,7 @@ def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path
     if truth is None:
         raise BadInput(
             f"The images of {where} have no class folders and no list of their classes: put {SOLUTION} (Kaggle), or "
-            f"{TRUTHS[0]} with meta.mat (devkit), beside them, or sort them into one folder per class."
+            f"{TRUTHS[0]} with meta.mat (devkit), next to them, or sort them into one folder per class."
         )
     classes = _read_truth(truth)
     numbers = [int(found[-1]) if (found := re.findall(r"\d+", Path(name).stem)) else 0 for name in files]
@@ -146,7 +146,7 @@ def _read_truth(file: Path) -> list[str]:
 
 
 def _devkit_numbers(truth: Path) -> dict[int, str]:
-    """ILSVRC2012_ID -> WordNet id, from meta.mat or map_clsloc.txt beside the ground truth."""
+    """ILSVRC2012_ID -> WordNet id, from meta.mat or map_clsloc.txt next to the ground truth."""
     matlab, text = truth.parent / "meta.mat", truth.parent / "map_clsloc.txt"
     if text.is_file():
         rows = [line.split() for line in _lines(text)]
@@ -163,7 +163,7 @@ def _devkit_numbers(truth: Path) -> dict[int, str]:
             raise BadInput(f"Cannot read the devkit's list of classes {matlab}: {error}.") from error
     raise BadInput(
         f"{truth} holds numbers in the devkit's own order, which is not the sorted one; put meta.mat or map_clsloc.txt "
-        f"of the devkit beside it, or {SOLUTION} (Kaggle) instead."
+        f"of the devkit next to it, or {SOLUTION} (Kaggle) instead."
     )
 
 

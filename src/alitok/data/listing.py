@@ -1,4 +1,4 @@
-"""Which picture files lie below a folder: links are followed, and what is not listed is counted."""
+"""Lists the picture files below a folder: follows links, and counts what it does not list."""
 
 import os
 from collections import Counter
@@ -8,14 +8,14 @@ from alitok.common.errors import BadInput
 from alitok.data.found import PassedOver, ending_notes
 from alitok.data.pictures import IMAGE_ENDINGS
 
-Place = tuple[int, int]  # device and inode: what a folder is, by any path
+Place = tuple[int, int]  # device and inode, which identify a folder under any path
 
 
 class Listing:
-    """Picture files of folders, to any depth, each folder's in sorted order.
+    """Picture files of folders, to any depth, sorted within each folder.
 
     Attributes:
-        paths: the files, as file system bytes.
+        paths: paths of the files, as file system bytes.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class Listing:
         self._hidden = self._dead = self._loops = 0
 
     def add(self, folder: Path) -> int:
-        """Lists a folder; returns how many pictures are below it.
+        """Lists a folder; returns the number of pictures below it.
 
         Raises:
-            BadInput: a folder that cannot be listed.
+            BadInput: a folder cannot be listed.
         """
         before = len(self.paths)
         logical = {_place(parent) for parent in folder.absolute().parents}
@@ -59,7 +59,7 @@ class Listing:
                 self._walk(path, above | {place})
 
     def passed_over(self) -> list[PassedOver]:
-        """What was seen and not listed."""
+        """Notes on what was seen but not listed."""
         notes = ending_notes(self._endings, IMAGE_ENDINGS)
         for what, count, why in (
             ("hidden files and folders", self._hidden, "their names begin with a dot"),
@@ -72,21 +72,21 @@ class Listing:
 
 
 def image_files(folder: Path) -> list[bytes]:
-    """Image files below a folder, to any depth, in sorted order, as file system bytes; links are followed."""
+    """Image files below a folder, to any depth, in sorted order, as file system bytes. Follows links."""
     listing = Listing()
     listing.add(folder)
     return listing.paths
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the folders below, hidden ones left out; empty if there is no such folder."""
+    """Sorted names of a folder's subfolders, without hidden ones; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return [entry.name for entry in _entries(str(folder)) if _is_folder(entry) and not entry.name.startswith(".")]
 
 
 def has_pictures(folder: Path) -> bool:
-    """Whether a picture lies at any depth below a folder; looks no further than the first."""
+    """Whether there is a picture at any depth below a folder; stops at the first."""
     pending, seen = [str(folder)], set[Place]()
     while pending:
         path = pending.pop()
@@ -104,7 +104,7 @@ def has_pictures(folder: Path) -> bool:
 
 
 def loose_notes(folder: Path) -> list[PassedOver]:
-    """Pictures that lie directly in a folder of class folders, and so have no class."""
+    """Notes on pictures directly in a folder of class folders, which have no class."""
     names = [entry.name.lower() for entry in _entries(str(folder)) if not _is_folder(entry)]
     count = sum(name.endswith(IMAGE_ENDINGS) and not name.startswith(".") for name in names)
     return [PassedOver(f"pictures directly in {folder}", count, "they lie in no class folder")] if count else []

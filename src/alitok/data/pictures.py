@@ -1,4 +1,4 @@
-"""From a file to uint8 crops: one way to open a picture, and how it is cut."""
+"""From a file to uint8 crops: decoding and cropping of pictures."""
 
 import io
 from math import ceil, floor
@@ -14,7 +14,7 @@ from alitok.common.errors import BadInput
 from alitok.data.encoded import ORIENTATION, tiff_number, without_metadata
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-TURNS = {  # EXIF orientation -> what sets the picture upright
+TURNS = {  # EXIF orientation -> the operation that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -26,31 +26,31 @@ TURNS = {  # EXIF orientation -> what sets the picture upright
 
 
 class UnreadableImage(BadInput):
-    """One image that is missing or damaged: named, and skipped where a run allows for some."""
+    """One image is missing or damaged. A run may allow some of these and skip the images."""
 
 
 def read_picture(content: bytes | str | Path, name: str) -> Image.Image:
-    """Decodes a file, or its bytes, into an RGB picture; damaged texts, profiles and EXIF data are passed over.
+    """Decodes a file, or its bytes, into an RGB picture; ignores damaged texts, profiles and EXIF data.
 
     Args:
         content: encoded bytes, or the path of a file.
-        name: what the message calls the picture.
+        name: the picture's name in messages.
 
     Raises:
-        UnreadableImage: the file is missing, is no image or its pixels are damaged.
+        UnreadableImage: the file is missing, is not an image or its pixels are damaged.
     """
-    # read in one go: the decoder asks for a file in many small pieces
+    # read at once: the decoder would read a file in many small pieces
     encoded = content if isinstance(content, bytes) else read_file(content, name)
     try:
         try:
             return _decode(encoded)
-        except Exception:  # Pillow refuses a whole picture for a text or a profile that it cannot read
+        except Exception:  # Pillow refuses a whole picture if it cannot read a text or a profile
             bare = without_metadata(encoded)
             if bare is None:
                 raise
             return _decode(bare[0], **bare[1])
     except Exception as error:  # the decoders raise nearly anything on damaged bytes
-        # Pillow calls the buffer by its address, which says nothing and differs from run to run
+        # Pillow's message has the buffer's address, which differs from run to run
         reason = "its format is not known" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UnreadableImage(f"Cannot read the image {name}: {reason}; replace or remove it.") from error
 
@@ -73,19 +73,19 @@ def _decode(encoded: bytes, **info: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB, upright.
+    """Converts any picture to 8-bit RGB, upright.
 
-    The EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits (65,535 -> 255),
-    floating-point grey is taken as [0, 1]; of an animation the first frame is used.
+    Applies the EXIF orientation, puts transparency on white, scales 16-bit gray to 8 bits (65,535 -> 255), reads
+    floating-point gray as [0, 1], and takes the first frame of an animation.
     """
     if (turn := TURNS.get(_orientation(image))) is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+        gray = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
+        image = Image.fromarray(np.rint(gray).astype(np.uint8))
     elif image.mode == "F":
-        grey = np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+        gray = np.clip(np.nan_to_num(np.asarray(image)), 0, 1) * 255
+        image = Image.fromarray(np.rint(gray).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -95,18 +95,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) if there is none that can be read."""
+    """The EXIF orientation; 1 (upright) if it is missing or unreadable."""
     exif = image.info.get("exif")
     found = tiff_number(exif, ORIENTATION) if isinstance(exif, bytes) else None
     if found is not None:
         return found
     try:  # other places: XMP, the texts of a PNG
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # the tags of real photographs break in many ways; the pixels are there all the same
+    except Exception:  # tags are damaged in many ways in real photographs whose pixels are intact
         return 1
 
 
-LARGEST_SCALED = 2**26  # pixels; Pillow takes four bytes a pixel: 256 MB
+LARGEST_SCALED = 2**26  # pixels; Pillow uses four bytes per pixel: 256 MB
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -118,13 +118,13 @@ def train_crop(image: Image.Image, size: int, generator: Generator, *, crop: boo
     """The recipe's augmentation: shorter side to `size`, random crop, horizontal flip with probability 0.5.
 
     Args:
-        generator: all that is random comes from here.
-        crop: False takes `center_crop` in place of the random crop.
+        generator: source of all random numbers.
+        crop: False replaces the random crop by `center_crop`.
 
     Returns:
         (3, size, size) uint8.
     """
-    # three draws whatever the options, so that one option does not move the numbers of another
+    # always three draws, so that one option does not change the random numbers of the others
     top, left, mirror = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     if crop:
         short = min(image.size)
@@ -139,12 +139,12 @@ def train_crop(image: Image.Image, size: int, generator: Generator, *, crop: boo
 
 
 def crop(picture: Image.Image, size: int) -> Tensor:
-    """ADM's centre crop, (3, size, size) uint8."""
+    """ADM's center crop, (3, size, size) uint8."""
     return to_tensor(center_crop(picture, size))
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's crop (Dhariwal & Nichol 2021): halve with BOX while >= 2x, then BICUBIC, then cut the middle."""
+    """ADM's crop (Dhariwal & Nichol 2021): halve with BOX while >= 2x, scale with BICUBIC, then crop the center."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -155,11 +155,11 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def ten_crop(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
     """The ten views of the token cache, in the order of torchvision's `TenCrop`.
 
-    Views 0-4 are the corners (top left, top right, bottom left, bottom right) and the middle of the centre crop to
-    `resize`; views 5-9 are the same five of the mirrored picture.
+    Views 0-4 are the corners (top left, top right, bottom left, bottom right) and the center of the center crop to
+    `resize`. Views 5-9 are the same five of the mirrored picture.
 
     Args:
-        resize: side of the centre crop, None = int(1.1 * size).
+        resize: side of the center crop; None = int(1.1 * size).
 
     Returns:
         (10, 3, size, size) uint8.
@@ -169,7 +169,7 @@ def ten_crop(image: Image.Image, size: int, resize: int | None = None) -> Tensor
 
 
 def ten_crop_side(size: int) -> int:
-    """Side of the centre crop that the ten views are cut from: int(1.1 * size)."""
+    """Side of the center crop from which the ten views are cut: int(1.1 * size)."""
     return int(1.1 * size)
 
 
@@ -191,24 +191,24 @@ def _scaled(
 ) -> Image.Image:
     """The `size` x `size` pixels at `corner` (left, top) of the picture scaled to `target` (width, height).
 
-    If the scaled picture is above `LARGEST_SCALED`, only this part is made; it differs from the whole by rounding.
+    If the scaled picture is larger than `LARGEST_SCALED`, only this part is made, which rounds differently.
     """
     left, top = corner
     if target[0] * target[1] <= LARGEST_SCALED:
         whole = image if target == image.size else image.resize(target, resample)
         return whole if whole.size == (size, size) else whole.crop((left, top, left + size, top + size))
     (x, x0, x1), (y, y0, y1) = (_part(*side, size) for side in zip(image.size, target, corner, strict=True))
-    # cut first: Pillow has the box as 32-bit floats, which are too coarse far from 0
+    # crop first: Pillow's box has 32-bit floats, which are too coarse far from 0
     near = image.crop((x.start, y.start, x.stop, y.stop))
-    # rows first, as Pillow enlarges a whole picture: it rounds in between
+    # widths first, as Pillow does for a whole picture: it rounds between the two
     rows = near.resize((size, near.height), resample, box=(x0, 0, x1, near.height))
     return rows.resize((size, size), resample, box=(0, y0, size, y1))
 
 
 def _part(length: int, target: int, start: int, size: int) -> tuple[range, float, float]:
-    """Of one side: the pixels that `size` scaled ones from `start` on are made of, and where these lie in them."""
+    """For one side: the input pixels of the `size` scaled pixels from `start` on, and the box of the latter in them."""
     scale = length / target
-    reach = 2 * max(scale, 1) + 1  # of a bicubic filter
+    reach = 2 * max(scale, 1) + 1  # reach of a bicubic filter
     first, last = start * scale, (start + size) * scale
     pixels = range(max(0, floor(first - reach)), min(length, ceil(last + reach)))
     return pixels, first - pixels.start, min(last, length) - pixels.start

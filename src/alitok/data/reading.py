@@ -1,4 +1,4 @@
-"""From a source to uint8 crops."""
+"""Reads uint8 crops from a source."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -36,8 +36,8 @@ def read_crops(
     """Center crops of these images of a source.
 
     Args:
-        skip: leave out images that cannot be read, in place of raising.
-        progress: passes the indices on, and shows how many are done.
+        skip: leave out images that cannot be read, instead of raising.
+        progress: wraps the indices in a progress bar.
 
     Raises:
         UnreadableImage: an image cannot be read.
@@ -59,7 +59,7 @@ def read_crops(
 
 
 def read_all(source: Source, size: int) -> tuple[Tensor, Tensor]:
-    """Images and labels of `Crops` of a whole source, with a progress bar.
+    """Images and labels of the `Crops` of a whole source, with a progress bar.
 
     Raises:
         UnreadableImage: an image cannot be read.

@@ -1,4 +1,4 @@
-"""The embedded data set: ten kinds of coloured shapes on varied backgrounds, drawn on the spot."""
+"""The embedded data set: ten kinds of colored shapes on varied backgrounds, drawn when they are read."""
 
 import colorsys
 from collections.abc import Callable
@@ -18,18 +18,18 @@ DEFAULT_COUNTS = {"train": 20_000, "val": 2_000}
 
 
 class Shapes:
-    """Map-style data set of drawn pictures; image i is a function of (seed, split, i) only, label i is i mod 10.
+    """Map-style data set of drawn pictures. Image i depends only on (seed, split, i), and its label is i mod 10.
 
-    The same picture comes out at every size. Everything is smooth (antialiased edges, no grain), so that a small
-    tokenizer can learn it in minutes.
+    The picture is the same at every size. Edges are antialiased and there is no grain, so that a small tokenizer can
+    learn the pictures in minutes.
 
     Args:
         split: "train" or "val"; the two share no random numbers.
         size: height and width in pixels.
-        count: number of images, None = 20,000 for train and 2,000 for val.
+        count: number of images; None = 20,000 for train and 2,000 for val.
 
     Raises:
-        BadInput: a size below 8 or a count below 1.
+        BadInput: the size is below 8, or the count below 1.
     """
 
     def __init__(self, split: str = "train", size: int = 64, count: int | None = None, seed: int = 0) -> None:
@@ -61,21 +61,21 @@ class Shapes:
 def draw(shape: str, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One picture of the named shape, (size, size, 3) uint8."""
     x, y = _grid(size)
-    # A palette of eight hues: varied to the eye, and few enough colours for a small codebook.
+    # Eight hues look varied, and are few enough for a small codebook.
     hue = int(rng.integers(8))
     light = rng.random() < 0.5
-    first = _colour(hue / 8, 0.28, 0.92) if light else _colour(hue / 8, 0.4, 0.45)
-    neighbour = (hue + rng.integers(-1, 2)) / 8
-    second = _colour(neighbour, 0.34, 0.86) if light else _colour(neighbour, 0.4, 0.52)
+    first = _color(hue / 8, 0.28, 0.92) if light else _color(hue / 8, 0.4, 0.45)
+    neighbor = (hue + rng.integers(-1, 2)) / 8
+    second = _color(neighbor, 0.34, 0.86) if light else _color(neighbor, 0.4, 0.52)
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))](x, y, rng)
-    picture = first + background * (second - first)  # colour planes (3, size, size), float32
+    picture = first + background * (second - first)  # color planes (3, size, size), float32
 
-    # Large and nearly centred: the outline crosses most patches, so that a small tokenizer's picture shows what it is.
+    # Large and nearly centered: the outline crosses most patches, so that a small tokenizer keeps the shape visible.
     radius = np.float32(rng.uniform(0.74, 0.9))
-    centre_x, centre_y = rng.uniform(-0.08, 0.08, 2).astype(np.float32)
+    center_x, center_y = rng.uniform(-0.08, 0.08, 2).astype(np.float32)
     angle = rng.uniform(-0.15, 0.15)
     cos, sin = np.float32(np.cos(angle)) / radius, np.float32(np.sin(angle)) / radius
-    right, down = x - centre_x, y - centre_y
+    right, down = x - center_x, y - center_y
     # distances are in units of the shape's radius; a pixel is 2 / size wide in a picture of width 2
     distance = SHAPES[shape](cos * right + sin * down, cos * down - sin * right) * radius
 
@@ -84,7 +84,7 @@ def draw(shape: str, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     shadow = np.clip(0.5 - distance[rows][:, rows] * 7, 0, 1) * np.float32(0.14)
     picture *= 1 - shadow
 
-    ink = _colour((hue + rng.integers(3, 6)) / 8, 0.6, 0.62 if light else 0.88)
+    ink = _color((hue + rng.integers(3, 6)) / 8, 0.6, 0.62 if light else 0.88)
     shade = 1 + np.float32(0.16) * np.clip(-(right + down) / radius, -1, 1)
     cover = np.clip(0.5 - distance * np.float32(size / 2), 0, 1)
     picture += cover * (ink * shade - picture)
@@ -94,14 +94,14 @@ def draw(shape: str, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=8)
 def _grid(size: int) -> tuple[Array, Array]:
-    """Pixel centres in [-1, 1]: x to the right (1, size), y downwards (size, 1), broadcast to (size, size)."""
+    """Pixel centers in [-1, 1]: x (to the right) and y (downwards), both (size, size)."""
     axis = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
-def _colour(hue: float, saturation: float, value: float) -> Array:
-    """(3, 1, 1), to be laid over planes."""
+def _color(hue: float, saturation: float, value: float) -> Array:
+    """RGB (3, 1, 1), which broadcasts over color planes."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32)[:, None, None]
 
 
@@ -132,7 +132,7 @@ def _cross(x: Array, y: Array) -> Array:
 
 
 def _flower(x: Array, y: Array) -> Array:
-    """Five discs around a sixth."""
+    """Five disks around a sixth."""
     length = np.sqrt(x * x + y * y)
     turn = np.float32(2 * np.pi / 5)
     angle = np.mod(np.arctan2(x, -y) + turn / 2, turn) - turn / 2
@@ -141,10 +141,10 @@ def _flower(x: Array, y: Array) -> Array:
 
 
 def _heart(x: Array, y: Array) -> Array:
-    """Two discs over a square that stands on a corner."""
+    """Two disks above a wedge."""
     x = np.abs(x)
     discs = np.sqrt((x - 0.43) ** 2 + (y + 0.3) ** 2) - np.float32(0.5)
-    # the tangent through the disc at 45 degrees closes the heart below
+    # the disk's tangent at 45 degrees closes the heart below
     wedge = np.maximum((x - 0.43 + y + 0.3) * np.float32(0.7071) - np.float32(0.5), -y - 0.3 + (x - 0.43))
     return np.minimum(discs, wedge)
 
@@ -188,7 +188,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-# Backgrounds: coordinates in [-1, 1] -> mixture of the two colours, in [0, 1]
+# Backgrounds: coordinates in [-1, 1] -> mixture of the two colors, in [0, 1]
 
 
 def _flat(x: Array, y: Array, rng: np.random.Generator) -> Array:
@@ -206,8 +206,8 @@ def _gradient(x: Array, y: Array, rng: np.random.Generator) -> Array:
 
 
 def _radial(x: Array, y: Array, rng: np.random.Generator) -> Array:
-    centre_x, centre_y = rng.uniform(-0.7, 0.7, 2).astype(np.float32)
-    return np.clip(1 - np.sqrt((x - centre_x) ** 2 + (y - centre_y) ** 2) / 2, 0, 1)
+    center_x, center_y = rng.uniform(-0.7, 0.7, 2).astype(np.float32)
+    return np.clip(1 - np.sqrt((x - center_x) ** 2 + (y - center_y) ** 2) / 2, 0, 1)
 
 
 def _stripes(x: Array, y: Array, rng: np.random.Generator) -> Array:

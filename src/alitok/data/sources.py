@@ -1,4 +1,4 @@
-"""Opening a data spec: drawn shapes, image folders, table files, Hugging Face datasets, all seen as a list."""
+"""Opens a data spec as a list of pictures: drawn shapes, image folders, table files, Hugging Face datasets."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ Split = Literal["train", "val"]
 
 
 class Source(Described, Protocol):
-    """A list of (RGB picture, label) with the names of its classes."""
+    """A list of (RGB picture, label), with the names of the classes."""
 
     name: str
     description: str
@@ -29,14 +29,14 @@ class Source(Described, Protocol):
 
 
 class NoValidation(BadInput):
-    """There is no validation split and nothing is to be held out."""
+    """There is no validation split, and `val_fraction` is 0."""
 
 
 class Subset:
-    """Some images of a source, under new numbers 0 .. len - 1.
+    """Some images of a source, renumbered 0 .. len - 1.
 
     Args:
-        part: what was set aside.
+        part: a note on what was set aside.
     """
 
     def __init__(self, source: Source, indices: Tensor, description: str, part: PassedOver) -> None:
@@ -74,20 +74,19 @@ def open_source(
     Args:
         spec: `shapes`, a folder of class folders, a folder of .parquet / .arrow / .tar files, or `owner/name` of a
             Hugging Face dataset.
-        split: "train" or "val". Where there is no validation split, a share of train drawn with `seed` is held out.
-        image_column, label_column: for tables, where the types leave a choice.
-        split_name: the data set's own name of the split to open; it is then read whole.
-        val_fraction: share of train that is held out; 0 holds nothing out, and "val" is then bad input.
-        seed: of the share held out, of a `count`, and of the shapes.
-        size: side in pixels at which shapes are drawn; other pictures keep their own.
-        count: number of shapes to draw; of other data, at most so many images, drawn with `seed`.
-        streaming: read parquet files where they lie, on the hub without a download, in place of a local copy.
+        split: "train" or "val". If there is no validation split, a share of train drawn with `seed` is held out.
+        image_column, label_column: columns of a table, if their types leave a choice.
+        split_name: the data set's own name of the split to open, which is then read whole.
+        val_fraction: share of train to hold out; 0 holds nothing out, and "val" then raises `NoValidation`.
+        seed: seed of the held-out share, of the choice of `count` images, and of the shapes.
+        size: side of drawn shapes in pixels; other pictures keep their size.
+        count: number of shapes to draw; for other data, the most images, drawn with `seed`.
+        streaming: read parquet files in place, without a download or a local copy.
 
     Raises:
-        BadInput: nothing there, no classes, no image column, no such split, or no access; in one sentence
-            (`NoValidation` where "val" is asked for, there is none and `val_fraction` is 0).
+        BadInput: there is no such data, no classes, no image column, no such split, or no access.
     """
-    # imported here because these lead back to this file or to heavy libraries
+    # imported here because these import this file or heavy libraries
     from alitok.data.folders import open_folder
     from alitok.data.shapes import Shapes
     from alitok.data.tables import open_hub, open_tables
@@ -119,8 +118,8 @@ def open_source(
     else:
         problem = "is a file, not a folder" if path.exists() else "does not exist"
         raise BadInput(
-            f"Data folder {spec} {problem}; put one folder of images per class there, or name another place with "
-            "DATA= (a folder, owner/name on the Hugging Face hub, or shapes)."
+            f"Data folder {spec} {problem}; put one folder of images per class there, or name another place "
+            "with --data, --define.source or make's DATA= (a folder, owner/name on the Hugging Face hub, or shapes)."
         )
     if not whole:
         source = hold_out(source, split, val_fraction, seed)
@@ -128,29 +127,29 @@ def open_source(
 
 
 def _place(spec: str) -> tuple[Path, bool]:
-    """The path that a spec would be, and whether a folder is there."""
+    """A spec as a path, and whether it is a folder."""
     try:
         path = Path(spec).expanduser()
         return path, path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, no right to look
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, no permission
         raise BadInput(f"Cannot look for the data {spec!r}: {first_line(error)}.") from error
 
 
 def _unused(columns: Mapping[str, str | None], streaming: bool = False) -> list[PassedOver]:
-    """Options of tables that were given for something else."""
+    """Notes on options of tables that were given for other data."""
     notes = [PassedOver(f"{name} {value}", 1, "only tables have columns") for name, value in columns.items() if value]
     return notes + [PassedOver("streaming", 1, "shapes are drawn, not read")] * streaming
 
 
 def describe_source(source: Source) -> str:
-    """Which images a source holds and what was passed over, in one line for a card."""
+    """A source's images and what was passed over, in one line for a card."""
     return "; ".join([source.description, *map(str, source.origin.passed_over)])
 
 
 def _tables_of(path: Path, wanted: bool) -> tuple[bool, list[PassedOver]]:
-    """Whether a folder is one of tables; if not, the tables and archives that lie beside its class folders.
+    """Whether to read a folder as tables; if not, notes on tables and archives next to its class folders.
 
-    Archives are often left where they were unpacked, so class folders go first, unless tables are `wanted`.
+    Class folders have priority unless tables are `wanted`: an archive is often left next to its unpacked folders.
     """
     from alitok.data.folders import has_class_folders
     from alitok.data.tables import is_saved, table_files
@@ -167,10 +166,10 @@ def _tables_of(path: Path, wanted: bool) -> tuple[bool, list[PassedOver]]:
 
 
 def held_out(total: int, fraction: float, seed: int) -> Tensor:
-    """Which of `total` items are the validation share: bool (total,), a function of the arguments alone.
+    """Which of `total` items are the validation share: bool (total,), depending only on the arguments.
 
     Raises:
-        BadInput: the fraction is not in [0, 1), or leaves nothing to train on.
+        BadInput: the fraction is not in [0, 1), or leaves no training images.
     """
     if not 0 <= fraction < 1:
         raise BadInput(f"The share held out for validation must be in [0, 1), not {fraction}.")
@@ -183,7 +182,7 @@ def held_out(total: int, fraction: float, seed: int) -> Tensor:
 
 
 def hold_out(source: Source, split: Split, fraction: float, seed: int) -> Source:
-    """Splits a source without a validation part in two, and says so in its description."""
+    """Splits a source without a validation split in two, and notes this in its description."""
     mask = held_out(len(source), fraction, seed)
     number = int(mask.sum())
     if number == 0:
@@ -197,7 +196,7 @@ def hold_out(source: Source, split: Split, fraction: float, seed: int) -> Source
     share = f"{number:,} of {len(source):,} images held out for validation ({fraction:.3g} of train, seed {seed})"
     where = chosen.nonzero().flatten()
     subset = Subset(source, where, f"{source.description}: {part} {share}", PassedOver("images", number, share))
-    labels = getattr(source, "labels", None)  # which a streamed source with names of classes has not read
+    labels = getattr(source, "labels", None)  # a streamed source with class names has not read them
     if split == "train" and labels is not None:
         lost = np.setdiff1d(labels, labels[chosen.numpy()])
         why = f"all of their images are held out for validation: {', '.join(source.class_names[i] for i in lost[:6])}"
@@ -206,8 +205,23 @@ def hold_out(source: Source, split: Split, fraction: float, seed: int) -> Source
     return subset
 
 
+def redrawn(trained_with: str, description: str) -> str | None:
+    """A sentence if other images of the same data are held out now than in training; both are descriptions of data.
+
+    A file that was added or removed since then changes which images are held out.
+    """
+    now = re.search(r" in (.+): the ([\d,]+ of [\d,]+ images) held out for validation", description)
+    if now is None or f" in {now[1]}: " not in trained_with or now[2] in trained_with:
+        return None
+    then = re.search(r"([\d,]+ of [\d,]+ images) held out for validation", trained_with)
+    if then is None:
+        return None
+    changed = "files were added or removed, and some of these images were trained on"
+    return f"in training {then[1]} were held out, now {now[2]} are: {changed}"
+
+
 def limit(source: Source, count: int, seed: int) -> Source:
-    """At most `count` images, drawn with the seed so that all classes have a chance, in the source's order."""
+    """At most `count` images, drawn at random with the seed, in the source's order."""
     if count >= len(source):
         return source
     chosen = draw_some(len(source), count, seed)
@@ -216,19 +230,19 @@ def limit(source: Source, count: int, seed: int) -> Source:
 
 
 def draw_some(total: int, count: int, seed: int) -> Tensor:
-    """`count` of 0 .. total - 1, (count,) int64 in ascending order, a function of the arguments alone."""
+    """`count` of 0 .. total - 1, (count,) int64 in ascending order, depending only on the arguments."""
     return torch.randperm(total, generator=stream(seed, "limit"))[:count].sort().values
 
 
 def blocks_of(source: Source) -> Tensor | None:
-    """(images,) int64, which images are read together; None where any order costs the same."""
+    """(images,) int64, block of each image: a block's images are read together. None if any order costs the same."""
     return getattr(source, "blocks", None)
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 of which images a source holds and in which order, their files relative to the folder; not of pixels.
+    """SHA-256 of a source's classes, labels and relative file names, in order, but not of pixels.
 
-    The same for a data set that was moved; another when images are added, removed, or sorted into other classes.
+    Moving a data set does not change it; adding or removing images, or changing their classes, does.
     """
     from alitok.data.folders import FileSource
     from alitok.data.shapes import Shapes
@@ -252,7 +266,7 @@ def fingerprint(source: Source) -> str:
 
 
 def _is_hub_name(spec: str) -> bool:
-    """owner/name, unless it looks like a path: `data/...` and what begins with an existing folder are paths."""
+    """Whether a spec is owner/name and not a path: `data/...`, or one that begins with an existing folder."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", spec):
         return False
     owner = spec.split("/")[0]

@@ -1,4 +1,4 @@
-"""Rows of parquet files read where they lie, a row group at a time: on the hub without a download, on disk in place."""
+"""Reads rows of parquet files in place, a row group at a time: on the hub without a download, on disk uncopied."""
 
 import os
 from collections import OrderedDict
@@ -24,13 +24,13 @@ WINDOW = 4096  # images among which a streamed training order is mixed
 
 
 class ParquetRows:
-    """The rows of some parquet files: their footers at first, a row group when one of its rows is asked for.
+    """The rows of some parquet files. Reads the footers at first, and a row group when one of its rows is needed.
 
     Args:
-        files: paths or addresses that fsspec opens (hf://...).
+        files: paths, or addresses for fsspec (hf://...).
 
     Attributes:
-        features: of each file.
+        features: features of each file.
         blocks: (rows,) int64, the row group of each row.
     """
 
@@ -65,13 +65,13 @@ class ParquetRows:
         """A whole column of all files.
 
         Raises:
-            BadInput: a file that cannot be read, or columns that cannot be one.
+            BadInput: a file cannot be read, or the files' columns cannot be joined.
         """
         try:
             with ThreadPoolExecutor(16) as pool:
                 tables = list(pool.map(lambda file: _open(file).read([name], use_threads=False), self.files))
             return pa.concat_tables(tables, promote_options="permissive").column(name)
-        except Exception as error:  # pyarrow, fsspec and what lies below them raise dozens of kinds
+        except Exception as error:  # pyarrow, fsspec and their libraries raise dozens of kinds
             raise BadInput(
                 f"Cannot read the column {name!r} of {self.files[0]} and the rest: {first_line(error)}."
             ) from error
@@ -94,13 +94,13 @@ class ParquetRows:
 class StreamedSource:
     """Pictures with labels from `ParquetRows`.
 
-    Rows near one another are cheap to read together: `blocks` tells the training order which they are.
+    Rows of one row group are cheap to read together; the training order uses this through `blocks`.
 
     Args:
-        classes: of the training split, None = from the label column.
+        classes: classes of the training split; None = from the label column.
 
     Raises:
-        BadInput: no image or label column, several to choose from, or unknown labels.
+        BadInput: there is no image or label column, or a choice of several, or a label is unknown.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class StreamedSource:
         self.labels: np.ndarray | None = None
         named = getattr(features[self.label_column], "names", None)
         if named:
-            self.classes = list(named)  # with names in the files there is no need to read every label at first
+            self.classes = list(named)  # the files name the classes, so the labels need not be read yet
         else:
             column = rows.column(self.label_column)
             self.classes, self.labels, notes = read_labels(column, features[self.label_column], classes, name, notes)
@@ -134,7 +134,7 @@ class StreamedSource:
         return len(self.rows)
 
     def class_labels(self) -> np.ndarray:
-        """(images,) int64; reads the label column of all files if that was not needed so far."""
+        """(images,) int64; reads the label column of all files if it was not read before."""
         if self.labels is not None:
             return self.labels
         feature = self.rows.features[0][self.label_column]
@@ -161,16 +161,16 @@ class StreamedSource:
 
 
 def window_blocks(blocks: Tensor) -> int:
-    """How many blocks hold about `WINDOW` images."""
+    """The number of blocks that contain about `WINDOW` images."""
     mean = len(blocks) / (int(blocks.max()) + 1)
     return max(2, round(WINDOW / mean))
 
 
 def mixed(total: int, blocks: Tensor | None, generator: torch.Generator) -> Tensor:
-    """An order of 0 .. total - 1: any, or with `blocks` (total,) one that goes through mixed blocks a few at a time.
+    """A random order of 0 .. total - 1. With `blocks` (total,) it uses only a few blocks at a time.
 
-    Then block b, at place r in an order of blocks, is spread over the places r ... r + window: at any time a window of
-    blocks is in use, and one is taken up as one is left.
+    The blocks are shuffled, and the images of the block at place r are spread over the places r .. r + window. At any
+    time a window of blocks is in use.
     """
     if blocks is None:
         return torch.randperm(total, generator=generator)
@@ -180,7 +180,7 @@ def mixed(total: int, blocks: Tensor | None, generator: torch.Generator) -> Tens
 
 
 def features_of(schemas: Sequence[pa.Schema]) -> list[Any]:
-    """The `datasets.Features` of each schema; equal schemas share theirs."""
+    """The `datasets.Features` of each schema; equal schemas share one object."""
     import datasets
 
     first = datasets.Features.from_arrow_schema(schemas[0])

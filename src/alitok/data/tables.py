@@ -1,4 +1,4 @@
-"""Data sets of rows, read through `datasets`: .parquet, .arrow and .tar files, saved datasets, the hub."""
+"""Reads tables through `datasets`: .parquet, .arrow and .tar files, saved datasets, the hub."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from alitok.data.splits import beside, pick, role_of, role_of_file
 from alitok.data.streaming import ParquetRows, StreamedSource, features_of
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+SAVED = ("dataset_dict.json", "state.json")  # files that `save_to_disk` writes
 
 Load = Callable[[str], Any]  # the name of a split -> datasets.Dataset
 
@@ -32,10 +32,10 @@ class TableSource:
 
     Args:
         dataset: a `datasets.Dataset`.
-        classes: of the training split, None = from the label column.
+        classes: classes of the training split; None = from the label column.
 
     Raises:
-        BadInput: no image or label column, several to choose from, rows without a label or with an unknown one.
+        BadInput: there is no image or label column, or a choice of several, or a row's label is missing or unknown.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TableSource:
             raise BadInput(f"{name} has no rows.")
         self.name = name
         self.image_column, label_column, notes = choose_columns(dataset.features, image_column, label_column, name)
-        # a selection of rows is read row by row, a whole table without a copy
+        # a selection of rows must be copied row by row, a whole table need not
         column = (
             dataset.with_format("arrow")[:][label_column] if dataset._indices else dataset.data.column(label_column)
         )
@@ -90,13 +90,13 @@ class TableSource:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder was written by `datasets.save_to_disk`."""
+    """Whether `datasets.save_to_disk` wrote a folder."""
     return any((folder / name).is_file() for name in SAVED)
 
 
 def table_files(folder: Path) -> dict[str, list[Path]]:
-    """Table files and archives by their ending, in a folder and in those below it that may hold shards of a split."""
-    # only these are listed: looking into a thousand class folders takes seconds
+    """Table files and archives by their ending, in a folder and in its subfolders that may contain a split."""
+    # only these subfolders: listing a thousand class folders takes seconds
     places = [folder, *(folder / name for name in subfolders(folder) if name == "data" or role_of(name) is not None)]
     found = {ending: [path for place in places for path in sorted(place.glob(f"*{ending}"))] for ending in BUILDERS}
     return {ending: files for ending, files in found.items() if files}
@@ -110,14 +110,14 @@ def open_tables(
     label_column: str | None,
     streaming: bool = False,
 ) -> tuple[TableSource | StreamedSource, bool]:
-    """A split of a folder of tables, and whether it is the whole split (False: validation must be held out of it).
+    """A split of a folder of tables, and whether it is the whole split (False: hold validation images out of it).
 
-    With `streaming`, parquet files are read in place; else `datasets` copies tables to its cache once. Files belong to
-    the split that their name, or else their folder's, begins with (train, val, test); a folder made by `save_to_disk`
-    is opened as such.
+    With `streaming`, parquet files are read in place; else `datasets` copies tables to its cache once. The beginning of
+    a file's name, or else of its folder's, decides its split (train, val, test). A folder from `save_to_disk` has its
+    own splits.
 
     Raises:
-        BadInput: damaged files, a missing split, or as `TableSource`.
+        BadInput: files are damaged, a split is missing, or as `TableSource`.
     """
     import datasets
 
@@ -164,18 +164,18 @@ def open_hub(
     """A split of the Hugging Face dataset `owner/name`, downloaded or streamed; else as `open_tables`.
 
     Raises:
-        BadInput: no network, no such dataset, no access, or as `TableSource`.
+        BadInput: there is no network, no such dataset or no access, or as `TableSource`.
     """
     import datasets
     from huggingface_hub import HfApi
 
     problem = (
         f"Cannot load the Hugging Face dataset {name} (it must exist, be open to you and be reachable, or be in the "
-        "cache with HF_HUB_OFFLINE=1; DATA= also takes a local copy)"
+        "cache with HF_HUB_OFFLINE=1; a folder with a copy works too)"
     )
     with _or_no_access(name), _or_bad_input(problem):
         if not datasets.config.HF_HUB_OFFLINE:
-            HfApi().dataset_info(name, timeout=10)  # without this, no network means half a minute of retries
+            HfApi().dataset_info(name, timeout=10)  # else half a minute of retries if there is no network
         available = [split_name] if split_name is not None else datasets.get_dataset_split_names(name)
 
     def load(part: str) -> Any:
@@ -205,7 +205,7 @@ def _open(
     dataset = load(chosen)
     classes = None
     if split == "val" and chosen != train and train is not None:
-        # numbers or words as labels: which classes there are is what training says
+        # if labels are numbers or words, the training split decides the classes
         features = _features(dataset)
         label_column, _ = choose_label(features, columns[1], name)
         if not hasattr(features[label_column], "names"):
@@ -254,8 +254,8 @@ def _stream(files: Sequence[Any], name: str) -> ParquetRows:
 
 
 def _unread(folders: set[str]) -> tuple[PassedOver, ...]:
-    """Folders beside tables in which no part of them was found."""
-    why = "it is no part of the tables beside it, by its name or content"
+    """Notes on folders next to tables that belong to none of them."""
+    why = "it is no part of the tables next to it, by its name or content"
     return tuple(PassedOver(f"folder {name}", 1, why) for name in sorted(folders))
 
 
@@ -271,7 +271,7 @@ SCHEMAS: dict[str, Callable[[str], pa.Schema]] = {".parquet": pq.read_schema, ".
 
 
 def _group(folder: Path, files: list[Path], split_name: str | None) -> tuple[dict[str, list[Path]], list[PassedOver]]:
-    """Files by split, from the beginnings of the names of file and folder, and what was guessed of the others."""
+    """Files by split, from the beginning of the names of file or folder, and notes on what was guessed."""
     groups: dict[str, list[Path]] = {}
     rest: list[Path] = []
     for path in files:
@@ -288,7 +288,7 @@ def _group(folder: Path, files: list[Path], split_name: str | None) -> tuple[dic
 
 
 def _split_of(part: str, given: str | None) -> str | None:
-    """The split that the name of a file or folder begins with; the one asked for goes first."""
+    """The split with which the name of a file or folder begins; `given` is tried first."""
     return given if given and part.lower().startswith(given.lower()) else role_of_file(part)
 
 
@@ -298,13 +298,13 @@ def _or_bad_input(what: str) -> Iterator[None]:
         yield
     except BadInput:
         raise
-    except Exception as error:  # datasets raises dozens of kinds, its own and those of the libraries below it
+    except Exception as error:  # datasets and its libraries raise dozens of kinds
         raise BadInput(f"{what}: {first_line(error)}.") from error
 
 
 @contextmanager
 def _or_no_access(name: str) -> Iterator[None]:
-    """Says what to do where a dataset of the hub is gated, at whatever depth that was found out."""
+    """Raises BadInput with a remedy if an error's chain of causes shows that a dataset of the hub is gated."""
     from huggingface_hub.errors import GatedRepoError
 
     try:

@@ -1,4 +1,4 @@
-"""The token cache: an Arrow dataset of ids, views x N (x S) for each image, and the metadata beside it."""
+"""The token cache: an Arrow dataset of ids, views x N (x S) for each image, and its metadata."""
 
 import json
 import warnings
@@ -22,7 +22,7 @@ ROWS_PER_BLOCK = 4096
 
 
 def id_type(codebook_size: int) -> type[np.unsignedinteger[Any]]:
-    """The narrowest unsigned integers that hold ids below `codebook_size`."""
+    """The smallest unsigned integer type for ids below `codebook_size`."""
     return np.uint8 if codebook_size <= 2**8 else np.uint16 if codebook_size <= 2**16 else np.uint32
 
 
@@ -36,17 +36,17 @@ def write_token_cache(
     recipe: Mapping[str, Any],
     total: int,
 ) -> None:
-    """Writes a cache that `datasets.load_from_disk` and `TokenCache` read; the folder appears only when whole.
+    """Writes a cache for `datasets.load_from_disk` and `TokenCache`; the folder appears only when complete.
 
     Args:
-        tokens_by_image: for each image its label and its ids, (views, N) or (views, N, S), the same shape for all.
-        digest: of the tokenizer that made the ids.
-        recipe: how the views were cut, e.g. {"crop": "ten", "resize": 281, "size": 256}.
-        total: number of images to expect.
+        tokens_by_image: label and ids of each image. Ids are (views, N) or (views, N, S), the same shape for all.
+        digest: digest of the tokenizer that made the ids.
+        recipe: how the views were cropped, e.g. {"crop": "ten", "resize": 281, "size": 256}.
+        total: expected number of images.
 
     Raises:
         BadInput: the folder cannot be written.
-        ValueError: fewer or more images than `total`, another shape, an id or a label out of range.
+        ValueError: there are fewer or more images than `total`, shapes differ, or an id or a label is out of range.
     """
     with atomic_folder(folder) as temporary:
         rows = _write_rows(temporary / DATA_FILE, tokens_by_image, codebook_size, len(class_names))
@@ -71,11 +71,11 @@ def write_metadata(
     class_names: list[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes what makes Arrow files in `folder` a cache: the files of `datasets`, and our own metadata.
+    """Writes the metadata that makes Arrow files in `folder` a cache: the files of `datasets`, and `METADATA_FILE`.
 
     Args:
         files: names of the Arrow files, in order.
-        metadata: `digest` of the tokenizer, `recipe` of the crops, and what else is to be known.
+        metadata: `digest` of the tokenizer, `recipe` of the crops, and any other entries.
 
     Raises:
         BadInput: the folder cannot be written.
@@ -90,7 +90,7 @@ def write_metadata(
     while pa.types.is_list(kind):
         shape.append(first.value_lengths()[0].as_py())
         kind, first = kind.value_type, first.flatten()
-    # the keys that datasets.load_from_disk asks for
+    # the keys that datasets.load_from_disk needs
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": f"alitok{metadata['digest']}"[:64],
@@ -142,7 +142,7 @@ def _write_rows(
 def check_row(
     label: int, tokens: NDArray[Any], shape: tuple[int, ...], codebook_size: int, classes: int, number: int
 ) -> None:
-    """Raises ValueError where an image's ids or label cannot go into a cache."""
+    """Raises ValueError if an image's ids or label cannot go into a cache."""
     if tokens.shape != shape or tokens.ndim not in (2, 3):
         raise ValueError(f"Ids of image {number} have the shape {tokens.shape}, expected {shape}.")
     if tokens.min() < 0 or tokens.max() >= codebook_size or not 0 <= label < classes:
@@ -158,21 +158,25 @@ def token_batch(labels: Sequence[int], ids: NDArray[Any], codebook_size: int) ->
 
 
 class TokenCache:
-    """Reads a token cache through memory-mapped files; only what is gathered comes into memory.
+    """Reads a token cache through memory-mapped files; only gathered ids are loaded into memory.
 
-    Caches of the same form made elsewhere, without our metadata, are accepted with a warning: `digest` and
+    Caches from elsewhere, of the same form but without `METADATA_FILE`, are accepted with a warning: `digest` and
     `codebook_size` are then None, and classes are named by their numbers.
 
     Attributes:
-        views: per image. num_tokens: that are read of each, N. sub_codes: S, ids of a token.
+        views: views per image.
+        num_tokens: N, tokens that are read per image.
+        sub_codes: S, ids per token.
         labels: (images,) int64.
-        recipe: how the views were cut; empty if not known. metadata: all that is written beside the ids.
+        recipe: how the views were cropped; empty if unknown.
+        metadata: the content of `METADATA_FILE`.
 
     Args:
-        keep: read the first tokens of an image only; None for all.
+        keep: read only this many tokens of an image, the first ones; None for all.
 
     Raises:
-        BadInput: the folder is no token cache, is damaged, or its lists differ in length; it has fewer tokens to keep.
+        BadInput: the folder is not a token cache, is damaged, has lists of different lengths, or fewer tokens than
+            `keep`.
     """
 
     def __init__(self, folder: str | Path, keep: int | None = None) -> None:
@@ -210,11 +214,11 @@ class TokenCache:
 
     @property
     def evaluation_view(self) -> int:
-        """The view that is measured: the middle crop of ten (see `ten_crop`), else the first."""
+        """The view for evaluation: the center crop of ten (see `ten_crop`), else the first."""
         return 4 if self.views == 10 else 0
 
     def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path, int | None]]:
-        return TokenCache, (self.folder, self.keep)  # loader processes map the files again in place of copying them
+        return TokenCache, (self.folder, self.keep)  # loader processes map the files again instead of copying them
 
     def gather(self, indices: Tensor, views: Tensor) -> Tensor:
         """Ids of image indices[b] in view views[b].
@@ -243,11 +247,14 @@ class TokenCache:
 
 
 def _load(folder: Path) -> Any:
-    """The `datasets.Dataset` behind a cache folder (for a foreign one: its train split, or parquet files)."""
+    """The `datasets.Dataset` of a cache folder; for a cache from elsewhere, its train split or parquet files."""
     import datasets
 
     if not folder.is_dir():
-        raise BadInput(f"Token cache {folder} does not exist; make it with `make tokenize`, or name one with CACHE=.")
+        raise BadInput(
+            f"Token cache {folder} does not exist; make it with `alitok tokenize` or `make tokenize`, or name another"
+            " one with --define.cache or make's CACHE=."
+        )
     parquet = sorted(str(path) for place in (folder, folder / "data") for path in place.glob("*.parquet"))
     try:
         if parquet:
@@ -285,9 +292,9 @@ def _as_array(block: pa.Array, folder: Path) -> NDArray[Any]:
             lengths = np.diff(block.offsets.to_numpy())
             length = int(lengths[0])
             if (lengths != length).any():
-                raise BadInput(f"Token cache {folder} has lists of different lengths; make it anew.")
+                raise BadInput(f"Token cache {folder} has lists of different lengths; make it again.")
         if length == 0:
-            raise BadInput(f"Token cache {folder} has empty lists of tokens; make it anew.")
+            raise BadInput(f"Token cache {folder} has empty lists of tokens; make it again.")
         shape.append(length)
         block = block.flatten()
     if not pa.types.is_integer(block.type) or block.null_count:
@@ -309,7 +316,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"{path} is damaged ({error}); make the token cache anew.") from error
+        raise BadInput(f"{path} is damaged ({error}); make the token cache again.") from error
     if not isinstance(metadata, dict):
-        raise BadInput(f"{path} must hold a JSON object; make the token cache anew.")
+        raise BadInput(f"{path} must hold a JSON object; make the token cache again.")
     return metadata

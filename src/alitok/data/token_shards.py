@@ -1,7 +1,7 @@
-"""A token cache under way: shards that appear whole, are kept over restarts, and become the cache when all are there.
+"""An unfinished token cache: shards that are written whole, survive restarts, and become the cache when complete.
 
-Shard k holds images k * n ... (k + 1) * n - 1 of the source, whoever makes it: neither the number of processes nor an
-interruption shows in the cache.
+Shard k contains images k * n .. (k + 1) * n - 1 of the source, so the cache depends neither on the number of processes
+nor on interruptions.
 """
 
 import json
@@ -21,8 +21,8 @@ from alitok.data.reading import Skip
 from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
 
 IMAGES_PER_SHARD = 4096
-PROGRESS = "progress"  # what only an unfinished cache needs
-# Keys of a job -> what messages call them.
+PROGRESS = "progress"  # folder that only an unfinished cache needs
+# Keys of a job -> their names in messages.
 JOB_KEYS = {
     "digest": "tokenizer",
     "recipe": "crop recipe",
@@ -32,16 +32,16 @@ JOB_KEYS = {
 
 
 class TokenShards:
-    """The shards of one cache, gathered in `<folder>.partial`.
+    """The shards of one cache, collected in `<folder>.partial`.
 
     Args:
-        folder: where the cache will be.
-        job: JSON values that a restart must find unchanged: `digest`, `recipe`, `source`, ... (`JOB_KEYS`).
+        folder: folder of the finished cache.
+        job: JSON values that must be the same after a restart: `digest`, `recipe`, `source`, ... (`JOB_KEYS`).
         total: images of the source.
-        class_names: of the source.
+        class_names: class names of the source.
 
     Raises:
-        BadInput: a shard of less than one image, or a folder whose name is no UTF-8.
+        BadInput: a shard would have less than one image, or the folder's name is not UTF-8.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class TokenShards:
         self.count = -(-total // images_per_shard)
 
     def share(self) -> list[int]:
-        """Begins or resumes the cache, and gives this process's part of the missing shards. A collective.
+        """Begins or resumes the cache, and returns this process's share of the missing shards. A collective.
 
         Raises:
-            BadInput: it cannot be written, or is the unfinished cache of another job.
+            BadInput: the cache cannot be written, or is the unfinished cache of a different job.
         """
         return self.work.share(self.pending)
 
@@ -84,14 +84,14 @@ class TokenShards:
         return [shard for shard in range(self.count) if self._record(shard) is None]
 
     def write(self, shard: int, labels: Sequence[int], ids: Sequence[NDArray[Any]], skipped: Sequence[Skip]) -> None:
-        """Puts a whole shard on disk: its rows, then the record that says that they are there.
+        """Writes a whole shard: its rows, then the record that marks it as finished.
 
         Args:
-            labels, ids: of the images that could be read, in the order of the source; ids (views, N) or (views, N, S).
+            labels, ids: labels and ids, (views, N) or (views, N, S), of the readable images in the order of the source.
 
         Raises:
-            BadInput: it cannot be written.
-            ValueError: not every image of the shard is there, or a row does not belong.
+            BadInput: the shard cannot be written.
+            ValueError: an image of the shard is missing, or a row is invalid.
         """
         if len(labels) != len(ids) or len(ids) + len(skipped) != len(self.images(shard)):
             raise ValueError(f"Shard {shard} has {len(ids)} + {len(skipped)} of {len(self.images(shard))} images.")
@@ -107,12 +107,12 @@ class TokenShards:
         return self.partial / f"data-{shard:05d}-of-{self.count:05d}.arrow"
 
     def skipped(self) -> list[Skip]:
-        """The images left out of the finished shards, in order."""
+        """The unreadable images of the finished shards, in order."""
         records = [self._record(shard) for shard in range(self.count)]
         return [Skip(**skip) for record in records if record is not None for skip in record["skipped"]]
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
-        """Turns the shards into the cache; for one process, when all shards are there.
+        """Turns the finished shards into the cache. For one process.
 
         Args:
             metadata: as for `write_metadata`.
@@ -135,7 +135,7 @@ class TokenShards:
             class_names=self.class_names,
             metadata={**metadata, "skipped": [skip._asdict() for skip in skipped]},
         )
-        TokenCache(self.partial)  # opens every file
+        TokenCache(self.partial)  # checks every file
         try:
             self.partial.replace(self.folder)
         except OSError as error:
@@ -146,7 +146,7 @@ class TokenShards:
         return self.progress / f"{shard:05d}.json"
 
     def _record(self, shard: int) -> dict[str, Any] | None:
-        """What is known of a finished shard; None where it must be made, or has been lost since (a power failure)."""
+        """The record of a finished shard; None if it is not finished, or was lost later (a power failure)."""
         try:
             record = dict(json.loads(self._record_path(shard).read_text(encoding="utf-8")))
             rows = 0
@@ -159,5 +159,5 @@ class TokenShards:
 
 
 def clean(folder: Path) -> None:
-    """Removes from a finished cache what only an unfinished one needs."""
+    """Removes the files from a finished cache that only an unfinished one needs."""
     shutil.rmtree(folder / PROGRESS, ignore_errors=True)

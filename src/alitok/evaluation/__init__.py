@@ -1,1 +1,1 @@
-"""What the numbers mean: feature extractors, FID, Inception Score, reconstruction and token metrics, the record."""
+"""Feature extractors, FID, Inception Score, reconstruction and token metrics, and the evaluation record."""

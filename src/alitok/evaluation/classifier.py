@@ -1,4 +1,4 @@
-"""A small classifier whose features stand in for Inception's where that file is not at hand."""
+"""A small classifier whose features replace Inception's if that file is not available."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ def array_batches(images: Tensor, labels: Tensor, batch_size: int = 64, seed: in
         labels: (M,) int64.
 
     Raises:
-        BadInput: no images, or another number of labels.
+        BadInput: no images, or a different number of labels.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise BadInput(f"{len(images)} images with {len(labels)} labels: give as many labels as images, at least one.")
@@ -36,7 +36,7 @@ def array_batches(images: Tensor, labels: Tensor, batch_size: int = 64, seed: in
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images flipped, the batch shifted by up to an eighth, noise of up to 0.05."""
+    """Flip half of the images, shift the batch by up to an eighth, add noise of up to 0.05."""
     flipped = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
     images = torch.where(flipped.to(images.device), images.flip(-1), images)
     height, width = images.shape[-2:]
@@ -60,11 +60,10 @@ def train_classifier(
     learning_rate: float = 6e-3,
     progress: Callable[[int, float], None] | None = None,
 ) -> Classifier:
-    """A classifier trained by AdamW with a one-cycle rate on lightly augmented batches, in eval mode.
+    """Train a classifier with AdamW and a one-cycle rate on lightly augmented batches; return it in eval mode.
 
     Args:
-        batches: (images (B, 3, H, W) uint8 or float in [0, 1], labels (B,)); gone through again as often as needed
-            (an iterator that ends early ends in an error).
+        batches: (images (B, 3, H, W) uint8 or float in [0, 1], labels (B,)); repeated as often as needed.
         progress: called with the step (from 1) and the loss after every step.
 
     Raises:
@@ -104,7 +103,7 @@ def train_classifier(
 
 
 class ClassifierExtractor:
-    """A trained classifier as an `Extractor`; its FID compares runs of ours with one another and with nothing else."""
+    """A trained classifier as an `Extractor`; its FID can only be compared between runs with the same classifier."""
 
     stand_in = True
     num_spatial = 0
@@ -122,7 +121,7 @@ class ClassifierExtractor:
         """Features of uint8 images (B, 3, H, W).
 
         Raises:
-            BadInput: other images.
+            BadInput: images of another type or shape.
         """
         check_images(images)
         with torch.autocast(self.device.type, enabled=False), float32_products(tf32=False):
@@ -141,7 +140,7 @@ def train_and_save(
     batch: int = 128,
     seed: int = 0,
 ) -> "Classifier":
-    """Trains a classifier under a progress bar and saves it to a folder.
+    """Train a classifier with a progress bar and save it to a folder.
 
     Args:
         images: (M, 3, H, W) uint8.

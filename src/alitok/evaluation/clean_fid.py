@@ -1,4 +1,4 @@
-"""clean-fid's own modes as an extractor: its resize and its networks, so that its numbers can be made here."""
+"""clean-fid's modes as extractors: its resize and its networks, to reproduce its numbers."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -38,10 +38,10 @@ class CleanFidExtractor:
 
     Args:
         mode: "clean", "legacy_tensorflow" or "legacy_pytorch".
-        path: the weight file or its folder, None = where clean-fid keeps it; for "legacy_pytorch" it is always there.
+        path: the weight file or its folder; None = where clean-fid keeps it. Must be None for "legacy_pytorch".
 
     Raises:
-        BadInput: another mode, or a weight file that is missing or is none.
+        BadInput: an unknown mode, or a weight file that is missing or unsuitable.
     """
 
     num_features, num_spatial = POOLED_WIDTH, 0
@@ -55,7 +55,7 @@ class CleanFidExtractor:
 
         self.name, self.resize, self.device = f"clean-fid {mode}", RESIZES[mode], torch.device(device)
         self._resizer = build_resizer(mode)
-        # clean-fid would fetch a missing file; here it is asked for by name, as every other weight file
+        # clean-fid would download a missing file; here the user is asked for it, as for every weight file
         if mode == "legacy_pytorch":
             if path is not None:
                 raise BadInput("clean-fid's legacy_pytorch reads its weights from torch.hub's folder: no --extractor.")
@@ -68,7 +68,7 @@ class CleanFidExtractor:
                 raise BadInput(f"clean-fid reads its network from a file called {INCEPTION_FILE}: rename {file}.")
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, as in `InceptionExtractor`
+                    warnings.simplefilter("ignore", FutureWarning)  # from torch.jit, as in `InceptionExtractor`
                     network = InceptionV3W(str(file.parent), download=False, resize_inside=mode == "legacy_tensorflow")
                 self._network = network.to(self.device).eval()
                 self._network(torch.zeros(1, 3, 299, 299, device=self.device))
@@ -82,7 +82,7 @@ class CleanFidExtractor:
         """Pooled features of uint8 images (B, 3, H, W); probabilities are (B, 0).
 
         Raises:
-            BadInput: other images.
+            BadInput: images of another type or shape.
         """
         check_images(images)
         arrays = images.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""CHD, the distance between the codes of two sets of images: no network but the tokenizer, and few images do."""
+"""CHD, the distance between the codes of two sets of images: it needs only the tokenizer, and few images."""
 
 from collections.abc import Iterable
 
@@ -13,9 +13,9 @@ from alitok.models.tokenizer import Tokenizer
 
 
 class CodeHistograms:
-    """How often each code occurs, and each pair of codes next to one another, of each sub-code.
+    """Counts of each code and of each pair of neighboring codes, per sub-code.
 
-    A pair is (token i, token i + 1) in the order of the sequence. Sets merge over processes.
+    A pair is (token i, token i + 1) in the order of the sequence. Counts merge over processes.
 
     Args:
         codebook_size: V.
@@ -24,17 +24,17 @@ class CodeHistograms:
 
     def __init__(self, codebook_size: int, sub_codes: int = 1) -> None:
         self.codebook_size, self.sub_codes = codebook_size, sub_codes
-        # of each sub-code: keys in ascending order, and their counts; V^2 counts would not fit for large codebooks
+        # per sub-code: keys in ascending order and their counts; a table of V^2 counts would be too large
         empty = torch.zeros(0, dtype=torch.int64)
         self._codes = [(empty, empty)] * sub_codes
         self._pairs = [(empty, empty)] * sub_codes
 
     @torch.no_grad()
     def update(self, ids: Tensor) -> None:
-        """Adds the ids of images, (B, N) or (B, N, S).
+        """Add the ids of images, (B, N) or (B, N, S).
 
         Raises:
-            BadInput: images of one token, which has no neighbor.
+            BadInput: images of one token, which have no pairs.
         """
         if ids.shape[1] < 2:
             raise BadInput("CHD compares neighboring tokens, and these images have one token only.")
@@ -56,10 +56,10 @@ class CodeHistograms:
         return result
 
     def distance(self, other: "CodeHistograms") -> float:
-        """CHD in 0..1: the Hellinger distances of the codes and of the pairs, averaged (and over the sub-codes).
+        """CHD in 0..1: the mean of the Hellinger distances of codes and of pairs, over all sub-codes.
 
-        H(p, q) = sqrt(1 - sum sqrt(p q)) (Jia et al., "1d-Distance", CVPR 2026). The authors made it for 1D tokenizers.
-        It depends on the number of images, so compare sets of equal size.
+        H(p, q) = sqrt(1 - sum sqrt(p q)) (Jia et al., "1d-Distance", CVPR 2026), made for 1D tokenizers. It depends on
+        the number of images, so compare sets of equal size.
 
         Raises:
             BadInput: a set is empty, or has other codes.
@@ -77,7 +77,7 @@ Histogram = tuple[Tensor, Tensor]
 
 
 def _counted(parts: Iterable[tuple[Tensor, Tensor | None]]) -> Histogram:
-    """Histograms, or keys that count once each (None), as one histogram with its keys in ascending order."""
+    """Merge histograms into one with ascending keys. If counts are None, each key counts once."""
     parts = list(parts)
     keys = torch.cat([part for part, _ in parts])
     weights = torch.cat([torch.ones_like(part) if counts is None else counts for part, counts in parts])
@@ -94,7 +94,7 @@ def _hellinger(a: Histogram, b: Histogram) -> float:
 
 
 def check_size(images: ImageSet, tokenizer: Tokenizer) -> None:
-    """Raises BadInput for images of another size than the tokenizer's."""
+    """Raise BadInput if the images' size is not the tokenizer's."""
     if images.size != tokenizer.image_size:
         raise BadInput(
             f"{images.name} has images of {images.size} pixels, and the tokenizer of CHD takes {tokenizer.image_size}."
@@ -104,10 +104,10 @@ def check_size(images: ImageSet, tokenizer: Tokenizer) -> None:
 def code_histograms(
     images: ImageSet, tokenizer: Tokenizer, batch: int = 32, progress: Progress = iter
 ) -> CodeHistograms:
-    """The histograms of a set, each process reading its share. A collective.
+    """The histograms of a set; each process reads its share. A collective.
 
     Raises:
-        BadInput: images of another size than the tokenizer's, or one that cannot be used.
+        BadInput: images whose size is not the tokenizer's, or one that cannot be used.
     """
     check_size(images, tokenizer)
     found = CodeHistograms(tokenizer.codebook_size, tokenizer.sub_codes)

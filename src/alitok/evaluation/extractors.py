@@ -1,4 +1,4 @@
-"""What turns images into features: a protocol, and TensorFlow's Inception of 2015 in its TorchScript form."""
+"""Extractors turn images into features: their interface, and TensorFlow's Inception of 2015 as TorchScript."""
 
 import platform
 import warnings
@@ -29,14 +29,14 @@ INCEPTION_CONVOLUTIONS = {
     "mixed_6.conv": (192, 768, 1, 1),
 }
 INPUT_SIZE = 299
-SPATIAL_CHANNELS = 7  # of mixed_6/conv; ADM takes so few to have about as many numbers as pooled features
+SPATIAL_CHANNELS = 7  # of mixed_6/conv; with 7, ADM gets about as many numbers as pooled features
 INCEPTION_MODULES = {"pool0", "pool1", "mixed", *(f"mixed_{i}" for i in range(1, 7))}
 
 
 class Features(NamedTuple):
-    """`pooled` (B, F) float32, `probabilities` (B, C) float32 with rows that sum to 1 (B, 0 without classes).
+    """`pooled` (B, F) float32; `probabilities` (B, C) float32 with rows that sum to 1, (B, 0) without classes.
 
-    `spatial` (B, S) float32 of an intermediate layer, for sFID; None where the network has none.
+    `spatial` (B, S) float32 from an intermediate layer, for sFID; None if the network has none.
     """
 
     pooled: Tensor
@@ -45,9 +45,9 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """A frozen network behind FID and Inception Score; `stand_in` says that it is not the 2015 Inception.
+    """A frozen network for FID and Inception Score; `stand_in`: it is not the 2015 Inception.
 
-    It computes in whole float32 even if the verb around it allows TF32, whose ten bits show in an FID's third digit.
+    It computes in full float32 even if the command allows TF32, whose ten bits change an FID's third digit.
     """
 
     @property
@@ -61,7 +61,7 @@ class Extractor(Protocol):
 
     @property
     def num_spatial(self) -> int:
-        """S, 0 where there are no spatial features."""
+        """S; 0 if there are no spatial features."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class Extractor(Protocol):
 
     @property
     def resize(self) -> str:
-        """How images are brought to the network's size, in words, for the record."""
+        """How images are resized for the network, in words, for the record."""
         ...
 
     def __call__(self, images: Tensor) -> Features:
@@ -78,7 +78,7 @@ class Extractor(Protocol):
 
 
 def check_images(images: Tensor) -> None:
-    """Refuses what is not a batch of uint8 images (B, 3, H, W), with BadInput."""
+    """Raise BadInput for anything except a batch of uint8 images (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise BadInput(
             f"Extractors take uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}: use to_uint8."
@@ -86,15 +86,15 @@ def check_images(images: Tensor) -> None:
 
 
 def open_extractor(spec: str, device: torch.device | str) -> Extractor:
-    """An extractor as configurations and commands name it.
+    """The extractor that a configuration or command names.
 
     Args:
-        spec: "inception" (the file where clean-fid keeps it), a TorchScript file, or the folder of a classifier.
+        spec: "inception" (the file in clean-fid's folder), a TorchScript file, or the folder of a classifier.
 
     Raises:
         BadInput: the file is missing, or holds another network.
     """
-    from alitok.evaluation.classifier import Classifier, ClassifierExtractor  # which leads back to this file
+    from alitok.evaluation.classifier import Classifier, ClassifierExtractor  # imports this file
 
     if Path(spec).is_dir():
         return ClassifierExtractor(Classifier.load(spec), Path(spec).name, device)
@@ -107,19 +107,19 @@ def clean_fid_folder() -> Path:
 
 
 class InceptionExtractor:
-    """The 2015 Inception, called as the ADM evaluator's numbers need it: softmax of the logits without their bias.
+    """The 2015 Inception, called as in the ADM evaluator: softmax of the logits without their bias.
 
-    The file resizes to 299 x 299 and normalises inside. `stand_in` is false only where the module names and weight
-    shapes are those of the genuine network. Its parts (resize, `layers` one after the other, the output's weights) are
-    run one by one, which gives the spatial features on the way and everything in one pass, where a trial shows that
-    they give what the whole gives; else the whole is called and there are no spatial features.
+    The network resizes to 299 x 299 and normalizes. `stand_in` is false only if its module names and weight shapes are
+    those of the genuine network. Its parts (resize, `layers`, the output's weights) are run one by one, which gives
+    everything, with spatial features, in one pass. If a trial shows that the parts do not agree with the whole, the
+    whole is called and there are no spatial features.
 
     Args:
         path: the file or its folder; None = where clean-fid keeps it.
         device: where it runs.
 
     Raises:
-        BadInput: the file is missing, is no TorchScript, or answers another interface.
+        BadInput: the file is missing, is no TorchScript, or has another interface.
     """
 
     name = "inception-2015-12-05"
@@ -130,10 +130,10 @@ class InceptionExtractor:
         self.digest = sha256(file)
         self.device = torch.device(device)
         try:
-            # The one exception to 'nothing is unpickled': the genuine network is published as TorchScript only, whose
-            # loader builds TorchScript's own types and runs no Python code from the file.
+            # The one exception to 'nothing is unpickled': the genuine network is published as TorchScript only. Its
+            # loader builds only TorchScript's types and runs no Python code from the file.
             with warnings.catch_warnings():
-                # torch.jit is deprecated in favour of torch.export, in which this network is not published.
+                # torch.jit is deprecated in favor of torch.export, in which this network is not published.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._network = torch.jit.load(str(file), map_location=self.device).eval()
         except (RuntimeError, ValueError) as error:
@@ -166,7 +166,7 @@ class InceptionExtractor:
         """Features of uint8 images (B, 3, H, W), on the extractor's device.
 
         Raises:
-            BadInput: other images.
+            BadInput: images of another type or shape.
         """
         check_images(images)
         pixels = images.to(self.device).float()
@@ -179,7 +179,7 @@ class InceptionExtractor:
         return Features(pooled, probabilities)
 
     def _in_parts(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Pooled (B, F) and spatial features (B, S): mixed_6/conv, positions first and channels last as ADM has them.
+        """Pooled (B, F) and spatial features (B, S), the latter from mixed_6/conv with channels last, as in ADM.
 
         Raises:
             AttributeError, RuntimeError: the network has other parts.
@@ -194,7 +194,7 @@ class InceptionExtractor:
     @torch.no_grad()
     @float32_products(tf32=False)
     def _find_output(self, trial: Tensor, whole: Features) -> Tensor | None:
-        """The weights (C, F) of the output where the network's parts give what the whole gives, else None."""
+        """The weights (C, F) of the output if the network's parts agree with the whole, else None."""
         try:
             pooled, spatial = self._in_parts(trial.to(self.device).float())
         except (AttributeError, RuntimeError):
@@ -213,12 +213,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def resize_as_tensorflow(images: Tensor, size: int) -> Tensor:
-    """Bilinear resize as TensorFlow 1 did it: output pixel i lies at input pixel i * (side / size), no antialiasing.
+    """Bilinear resize as in TensorFlow 1: output pixel i lies at input pixel i * (side / size), no antialiasing.
 
     Args:
         images: (B, 3, H, W) float.
     """
-    # grid_sample counts from pixel centres; the shift of half a pixel is taken back here
+    # grid_sample counts from pixel centers; this undoes its shift of half a pixel
     height, width = images.shape[-2:]
     theta = images.new_tensor([[1, 0, 1 / width - 1 / size], [0, 1, 1 / height - 1 / size]])
     grid = F.affine_grid(theta.expand(len(images), 2, 3), [len(images), 3, size, size], align_corners=False)

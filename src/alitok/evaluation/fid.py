@@ -17,16 +17,16 @@ from alitok.common.files import atomic_file
 class FeatureStatistics:
     """Count, mean (F,) and covariance (F, F; N - 1 in the denominator) of feature vectors, in float64.
 
-    Kept as the sum of outer products about the mean; two sets merge exactly (Chan, Golub & LeVeque 1979). The state
-    lies on the CPU, or on the GPU that the features come from.
-    `count` is None for stored statistics that do not tell it (ADM's references): these can only be compared.
+    The state is the sum of outer products about the mean, so that two sets merge exactly (Chan, Golub & LeVeque 1979).
+    It is on the CPU, or on the GPU of the features.
+    `count` is None for stored statistics without a count (ADM's references): these can only be compared.
     """
 
     def __init__(self, num_features: int) -> None:
         self.num_features = num_features
         self.reset()
 
-    @torch.inference_mode(False)  # the state is changed in place, under whatever mode features come
+    @torch.inference_mode(False)  # the state must stay changeable in place, even if features come from inference mode
     def reset(self) -> None:
         self.count: int | None = 0
         self.mean = torch.zeros(self.num_features, dtype=torch.float64)
@@ -48,10 +48,10 @@ class FeatureStatistics:
     @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
-        """Adds a batch of features (B, F) of any float type.
+        """Add a batch of features (B, F) of any float type.
 
         Raises:
-            BadInput: another feature width, or stored statistics without a count.
+            BadInput: a different feature width, or stored statistics without a count.
         """
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise BadInput(
@@ -63,16 +63,16 @@ class FeatureStatistics:
         batch = features.detach().to(features.device if features.is_cuda else "cpu").double()
         mean = batch.mean(dim=0)
         delta, weight = self._grow(len(batch), mean)
-        # The shift of the mean enters as one more row, so that a batch costs one product and no other pass.
+        # The shift of the mean is added as one more row, so that a batch costs a single product.
         rows = torch.cat([batch - mean, (delta * weight**0.5)[None]])
         self._scatter.addmm_(rows.T, rows)
 
     @torch.inference_mode(False)
     def merge(self, other: "FeatureStatistics") -> None:
-        """Adds the samples behind another set of statistics.
+        """Add the samples of another set of statistics.
 
         Raises:
-            BadInput: another feature width, or statistics without a count.
+            BadInput: a different feature width, or statistics without a count.
         """
         _same_width(self, other)
         if other.count is None:
@@ -83,7 +83,7 @@ class FeatureStatistics:
             self._scatter.addr_(delta, delta, alpha=weight)
 
     def _grow(self, count: int, mean: Tensor) -> tuple[Tensor, float]:
-        """Moves count and mean; gives the shift between the two means, and the weight of its outer product."""
+        """Update count and mean; return the shift between the two means and the weight of its outer product."""
         if self.count is None:
             raise BadInput("Stored statistics without a sample count cannot grow: only be compared.")
         total = self.count + count
@@ -94,7 +94,7 @@ class FeatureStatistics:
         return delta, weight
 
     def reduce(self) -> "FeatureStatistics":
-        """The statistics of all processes together, equal on each; a collective that leaves this object as it is."""
+        """The statistics of all processes together, equal on each. Does not change this object. A collective."""
         if self.count is None:
             raise BadInput("Stored statistics without a sample count cannot be reduced over processes.")
         total = int(all_sum(torch.tensor(self.count)))
@@ -108,7 +108,7 @@ class FeatureStatistics:
         return result
 
     def to_dict(self) -> dict[str, np.ndarray]:
-        """Arrays `mu` (F,), `sigma` (F, F) (ADM's names) and `count`, where it is known."""
+        """Arrays `mu` (F,), `sigma` (F, F) (ADM's names) and, if known, `count`."""
         arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
         return arrays if self.count is None else {**arrays, "count": np.asarray(self.count, dtype=np.int64)}
 
@@ -119,7 +119,7 @@ class FeatureStatistics:
         """Statistics from stored arrays, e.g. an ADM reference (`mean="mu_s", covariance="sigma_s"` for sFID).
 
         Raises:
-            BadInput: an array is missing, its shape does not fit, or it holds what is no finite number.
+            BadInput: an array is missing, has a wrong shape, or holds something other than finite numbers.
         """
         missing = [name for name in (mean, covariance) if name not in arrays]
         if missing:
@@ -142,17 +142,17 @@ class FeatureStatistics:
         return result
 
     def save(self, path: str | Path) -> None:
-        """Writes an .npz with `mu`, `sigma` and `count`, whole or not at all."""
+        """Write an .npz with `mu`, `sigma` and `count`, whole or not at all."""
         arrays: dict[str, Any] = self.to_dict()
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path, mean: str = "mu", covariance: str = "sigma") -> "FeatureStatistics":
-        """Reads what `save` wrote, or a reference of the ADM evaluator (its images are not read).
+        """Read what `save` wrote, or a reference of the ADM evaluator (its images are not read).
 
         Raises:
-            BadInput: no such file, no .npz, or no such arrays in it.
+            BadInput: no such file, no .npz, or missing arrays.
         """
         try:
             file = np.load(path, allow_pickle=False)
@@ -177,8 +177,8 @@ def _same_width(a: FeatureStatistics, b: FeatureStatistics) -> None:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) in float64 (Dowson & Landau 1982; Heusel et al. 2017).
 
-    Finished by torchmetrics (eigenvalues of the product). Rounding can leave a value just below 0 where the
-    covariances are singular and equal; it is returned as 0.
+    Computed by torchmetrics (eigenvalues of the product). Rounding can give a value just below 0 if the covariances
+    are singular and equal; 0 is returned then.
 
     Raises:
         BadInput: different widths, fewer than two samples, or features that are not finite.
@@ -194,13 +194,13 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def frechet_parts(a: FeatureStatistics, b: FeatureStatistics, name: str = "fid") -> dict[str, float]:
-    """The Frechet distance by `name`, and of it `NAME_mean`, |mu_a - mu_b|^2, and `NAME_covariance`, the rest.
+    """The Frechet distance as `name`, and its parts: `NAME_mean`, |mu_a - mu_b|^2, and `NAME_covariance`, the rest.
 
-    Which part falls says what a change did: AToken (arXiv 2509.14476) finds 87 % of its rFID in the covariance.
+    The parts show what a change did: AToken (arXiv 2509.14476) finds 87 % of its rFID in the covariance.
 
     Raises:
         BadInput: as `frechet_distance`.
     """
     whole = frechet_distance(a, b)
-    mean = min(whole, float((a.mean.cpu() - b.mean.cpu()).square().sum()))  # rounding, where the rest is 0
+    mean = min(whole, float((a.mean.cpu() - b.mean.cpu()).square().sum()))  # rounding, if the rest is 0
     return {name: whole, f"{name}_mean": mean, f"{name}_covariance": whole - mean}

@@ -9,7 +9,7 @@ from alitok.evaluation.inception_score import InceptionScore
 
 
 class GenerationMetrics:
-    """FID against reference statistics (without a reference: none) and Inception Score, from one pass of features."""
+    """FID (if there are reference statistics) and Inception Score, from one pass over the images."""
 
     def __init__(
         self, extractor: Extractor, reference: FeatureStatistics | None = None, split_size: int = 5000
@@ -25,7 +25,7 @@ class GenerationMetrics:
 
     @torch.no_grad()
     def update(self, images: Tensor, index: Tensor | None = None) -> None:
-        """Adds uint8 images (B, 3, H, W) and their positions in the sample (B,), needed with several processes.
+        """Add uint8 images (B, 3, H, W) and their positions in the sample (B,), which several processes need.
 
         Raises:
             BadInput: the extractor refuses the images.
@@ -38,7 +38,7 @@ class GenerationMetrics:
         """`inception_score` and, with a reference, `fid`, equal on every process.
 
         Raises:
-            BadInput: no images (for FID: fewer than two), or a reference of another extractor's width.
+            BadInput: no images (for FID: fewer than two), or a reference with another feature width.
         """
         result = self._score.compute()
         if self.reference is not None:

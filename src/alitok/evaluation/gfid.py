@@ -1,4 +1,4 @@
-"""gFID and what goes with it: samples against a reference of training images, by the ADM protocol."""
+"""gFID and related metrics: samples against a reference of training images, by the ADM protocol."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,9 +40,9 @@ class Samples:
         samples, reference: .npz, a folder of PNG, or a data spec.
         extractor: a file, or "inception".
         protocol: adm, or a mode of clean-fid.
-        split, reference_split, size, count: of data specs.
-        save_statistics: where mean and covariance of the samples go.
-        json: where the record will go.
+        split, reference_split, size, count: for data specs only.
+        save_statistics: path for mean and covariance of the samples.
+        json: path of the record, which the caller writes.
         chd: name of the tokenizer for CHD, in the record.
         batch: images measured together.
     """
@@ -62,10 +62,10 @@ class Samples:
 
 
 def evaluate_samples(args: Samples, device: torch.device, codes: Tokenizer | None = None) -> EvaluationRecord:
-    """gFID and the rest of the ADM protocol; a collective.
+    """gFID and the rest of the ADM protocol. A collective.
 
     Args:
-        codes: a tokenizer, for CHD in its codes.
+        codes: tokenizer for CHD.
 
     Raises:
         BadInput: anything that cannot be read or does not fit.
@@ -97,7 +97,7 @@ def evaluate_samples(args: Samples, device: torch.device, codes: Tokenizer | Non
             raise BadInput(f"{name} holds statistics, not images, which have no codes: leave --chd out.")
         for images in (samples, reference.images):
             check_size(images, codes)
-    # precision and recall need the reference's images, and are ADM's only
+    # precision and recall need the reference's images, and belong to the ADM protocol only
     wanted = args.protocol == ADM and reference is not None and reference.images is not None
     measured = measure(samples, extractor, args.batch, keep=wanted, progress=bar("Samples"))
     record = ImagesRecord(samples.name, measured.digest, samples.count, samples.size)
@@ -151,7 +151,7 @@ def evaluate_samples(args: Samples, device: torch.device, codes: Tokenizer | Non
 
 
 def compare_statistics(args: Samples, device: torch.device) -> EvaluationRecord:
-    """FID and sFID of samples of which nothing but stored statistics is left.
+    """FID and sFID of samples given only as stored statistics.
 
     Raises:
         BadInput: as `evaluate_samples`, or a reference without stored statistics.
@@ -183,7 +183,7 @@ def compare_statistics(args: Samples, device: torch.device) -> EvaluationRecord:
 
 
 def check_outputs(args: Samples) -> None:
-    """Refuses to write over what is read, and options that would change nothing."""
+    """Refuse outputs that would overwrite inputs, and options without effect."""
     inputs = [Path(path) for path in (args.samples, args.reference) if path is not None]
     read = {path.resolve() for path in (*inputs, sidecar_path(inputs[0]))}
     for option, path in (("--json", args.json), ("--save-statistics", args.save_statistics)):

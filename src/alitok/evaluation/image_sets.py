@@ -1,4 +1,4 @@
-"""Sets of images to be measured, read by the batch: an .npz file, a folder of pictures, the pictures of a data set."""
+"""Sets of images to be measured, read in batches: an .npz file, a folder of pictures, the pictures of a data set."""
 
 import hashlib
 import os
@@ -33,9 +33,9 @@ Batch = tuple[Tensor, Tensor]  # positions in the set (B,) int64, uint8 images (
 class ImageSet(Protocol):
     """Square images of one size in a fixed order.
 
-    `lossless`: nothing that was read so far was stored as JPEG or the like, or resampled; `file`: the one file that
-    holds them, if any; `labels` (count,) int64, where they are known; `readers`: threads that may call `load` at a time
-    (with one, the calls come in ascending order).
+    `lossless`: nothing read so far was stored with loss (e.g. as JPEG) or resampled; `file`: the single file with all
+    images, if any; `labels` (count,) int64, if known; `readers`: how many threads may call `load` at the same time
+    (with one, in ascending order).
     """
 
     name: str
@@ -50,7 +50,7 @@ class ImageSet(Protocol):
         """Images `rows`, uint8 (B, 3, size, size).
 
         Raises:
-            BadInput: one cannot be read, or has another size.
+            BadInput: an image cannot be read, or has another size.
         """
         ...
 
@@ -58,9 +58,9 @@ class ImageSet(Protocol):
 
 
 class Reader:
-    """This process's batches of a set, read ahead of their use.
+    """This process's batches of a set, read in advance.
 
-    Batch b goes to process b mod P whole, so that the networks see the same batches on any number of processes.
+    Process b mod P gets batch b whole, so that the networks see the same batches with any number of processes.
 
     Yields (on iteration):
         positions (B,) int64, images (B, 3, H, W) uint8.
@@ -103,7 +103,7 @@ class Reader:
         return task
 
     def digest(self) -> str:
-        """SHA-256 of the file that holds the set; else of all pixels and their order, once read. A collective."""
+        """SHA-256 of the set's file; else a digest of all pixels and their order, once read. A collective."""
         lanes = distributed.all_sum(self._lanes)
         if self.images.file is not None:
             return sha256(self.images.file)
@@ -111,7 +111,7 @@ class Reader:
 
 
 def read_ahead(tasks: Iterable[Callable[[], T]], workers: int, depth: int) -> Iterator[T]:
-    """Results of the tasks in their order; at most `depth` are under way or wait to be taken."""
+    """Results of the tasks in their order; at most `depth` are running or waiting to be taken."""
     tasks = iter(tasks)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[T]] = deque(pool.submit(task) for task in islice(tasks, depth))
@@ -128,7 +128,7 @@ def read_ahead(tasks: Iterable[Callable[[], T]], workers: int, depth: int) -> It
 def pixel_lanes(rows: range, images: Tensor) -> Tensor:
     """(4,) int64: the sum, lane by lane and modulo 2^64, of the SHA-256 of each image with its position.
 
-    Sums of parts are the whole's, whoever read them.
+    The sum over all parts does not depend on which process read which part.
     """
     lanes = np.zeros(4, np.int64)
     for row, image in zip(rows, images.numpy(), strict=True):
@@ -139,7 +139,7 @@ def pixel_lanes(rows: range, images: Tensor) -> Tensor:
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a path is a file, or a folder with pictures directly in it or with nothing below it."""
+    """Whether a path is a file, an empty folder, or a folder with pictures directly in it."""
     if not path.is_dir():
         return path.is_file()
     entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
@@ -148,13 +148,13 @@ def holds_images(path: Path) -> bool:
 
 
 def open_images(path: Path) -> ImageSet:
-    """An .npz with `arr_0` (count, H, W, 3) uint8 (and labels `arr_1`, if it has them), or a folder of PNG files.
+    """Open an .npz with `arr_0` (count, H, W, 3) uint8 (and optional labels `arr_1`), or a folder of PNG files.
 
-    A folder may hold other pictures too; with one that was stored with loss it is not lossless. Other files in it are
-    left alone.
+    A folder may hold pictures of other formats too; one that was stored with loss makes the set not lossless. Files
+    that are no pictures are ignored.
 
     Raises:
-        BadInput: neither, an array of another name, type or shape, or an empty folder.
+        BadInput: neither, an array with a wrong name, type or shape, or an empty folder.
     """
     if path.is_file():
         return NpzImages(path)
@@ -164,7 +164,7 @@ def open_images(path: Path) -> ImageSet:
 
 
 class NpzImages:
-    """`arr_0` straight from the archive, so that 50,000 images need no memory of their own."""
+    """`arr_0` read directly from the archive, so that 50,000 images need not fit into memory."""
 
     lossless: bool = True
     readers: int = 1
@@ -187,7 +187,7 @@ class NpzImages:
                 self._member = self._archive.open(f"{ARRAY}.npy")
                 _header(self._member, self._path)
                 self._start = self._member.tell()
-            if self._member.tell() != self._start + rows.start * bytes_each:  # a seek gives up the archive's checksum
+            if self._member.tell() != self._start + rows.start * bytes_each:  # a seek disables the archive's checksum
                 self._member.seek(self._start + rows.start * bytes_each)
             content = self._member.read(len(rows) * bytes_each)
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -205,7 +205,7 @@ class NpzImages:
 
 
 class FolderImages:
-    """The pictures that lie in a folder, in the order of their names."""
+    """The pictures directly in a folder, in the order of their names."""
 
     file: Path | None = None
     labels: Tensor | None = None
@@ -248,7 +248,7 @@ class FolderImages:
 
 
 class SourceImages:
-    """Pictures of a data set, center crops of `size`."""
+    """Pictures of a data set as center crops of `size`."""
 
     file: Path | None = None
     labels: Tensor | None = None
@@ -266,7 +266,7 @@ class SourceImages:
 
 
 def array_names(path: Path) -> set[str]:
-    """Names of the arrays in an .npz file; raises BadInput where it is none."""
+    """Names of the arrays in an .npz file; raises BadInput if it is none."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -298,7 +298,7 @@ def _header(member: object, path: Path) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _npz_labels(path: Path, count: int) -> Tensor | None:
-    """`arr_1` where it holds an integer class for each image, as ADM's own samplers write it."""
+    """`arr_1` if it holds an integer class for each image, as ADM's samplers write it; else None."""
     if LABELS not in array_names(path):
         return None
     try:

@@ -10,9 +10,8 @@ from alitok.common.errors import BadInput
 class InceptionScore:
     """exp of the mean KL(p(y|x) || p(y)) of each split of consecutive images, then the mean (Salimans et al. 2016).
 
-    As the ADM evaluator: splits of 5,000 in the order of the images (10 for 50,000); a last, shorter split counts too.
-    Per split only count, sum of p and sum of entropies are kept, in float64, so it does not matter which process saw
-    which image.
+    As in the ADM evaluator: splits of 5,000 in the order of the images (10 for 50,000); a shorter last split counts
+    too. Only count, sum of p and sum of entropies are kept per split, in float64, so any process may see any image.
     """
 
     def __init__(self, split_size: int = 5000) -> None:
@@ -27,15 +26,15 @@ class InceptionScore:
         self._sums = torch.zeros(0, 0, dtype=torch.float64)
 
     def update(self, probabilities: Tensor, index: Tensor | None = None) -> None:
-        """Adds class probabilities (B, C).
+        """Add class probabilities (B, C).
 
         Args:
             probabilities: rows that sum to 1.
-            index: (B,) position of each image in the whole sample; without it they follow on those before.
+            index: (B,) position of each image in the whole sample; None = right after the images before.
 
         Raises:
-            BadInput: another number of classes than before.
-            ValueError: no index in a run of several processes, where the order would be lost.
+            BadInput: a different number of classes than before.
+            ValueError: no index with several processes, which would lose the order.
         """
         if index is None:
             if is_distributed():
@@ -81,7 +80,7 @@ def _grown(sums: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def inception_score(probabilities: Tensor, split_size: int = 5000) -> float:
-    """Inception Score of class probabilities (N, C) in their order (not over processes).
+    """Inception Score of class probabilities (N, C) in their order, on one process.
 
     Raises:
         BadInput: no rows.

@@ -1,4 +1,4 @@
-"""One pass over a set of images: all that FID, sFID, Inception Score, precision and recall need of it."""
+"""One pass over a set of images for FID, sFID, Inception Score, precision and recall."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,18 +12,17 @@ from alitok.evaluation.fid import FeatureStatistics, frechet_distance, frechet_p
 from alitok.evaluation.image_sets import Batch, ImageSet, Reader
 from alitok.evaluation.inception_score import InceptionScore
 
-KEPT = 50_000  # features of so many images at most are kept for precision and recall (400 MB at a width of 2,048)
+KEPT = 50_000  # at most this many images keep their features for precision and recall (400 MB at a width of 2,048)
 
 Progress = Callable[[Reader], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A set in numbers, equal on every process.
+    """The measurements of a set, equal on every process.
 
-    `spatial` and `score` are None where the extractor has no spatial features or classes; `features` (M, F) float32 in
-    the order of the set, M at most `KEPT`; `digest` of the images, and whether they are
-    `lossless`.
+    `spatial` and `score` are None if the extractor has no spatial features or no classes. `features` are (M, F) float32
+    in the order of the set, with M at most `KEPT`.
     """
 
     pooled: FeatureStatistics
@@ -43,12 +42,12 @@ def measure(
     keep: bool = True,
     progress: Progress = iter,
 ) -> Measured:
-    """Reads a set once, each process its share. A collective.
+    """Read a set once, each process its share. A collective.
 
     Args:
-        statistics: whether mean and covariance are wanted (not where they are stored).
-        keep: whether the features are wanted; of more than `KEPT` images, those of `KEPT` at even distances.
-        progress: what the reader's batches go through, e.g. a progress bar.
+        statistics: whether mean and covariance are needed (they may be stored already).
+        keep: whether the features are needed; if there are more than `KEPT` images, `KEPT` evenly spaced ones.
+        progress: wraps the reader, e.g. in a progress bar.
 
     Raises:
         BadInput: an image that cannot be used, on every process.
@@ -94,14 +93,14 @@ def distances(
 ) -> dict[str, float | None]:
     """`fid` with its parts, `sfid`, `precision` and `recall` of samples against a reference, and `inception_score`.
 
-    None where one of the two sides lacks what it needs. A collective.
+    A value is None if one side lacks what it needs. A collective.
 
     Args:
-        features: (R, F) of the reference.
-        device: where neighbours are searched.
+        features: features (R, F) of the reference.
+        device: where neighbors are searched.
 
     Raises:
-        BadInput: other widths, too few images, features that are not finite.
+        BadInput: different widths, too few images, or features that are not finite.
     """
     from alitok.evaluation.precision_recall import precision_recall
 

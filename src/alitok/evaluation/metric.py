@@ -1,4 +1,4 @@
-"""The one form of every metric."""
+"""The interface of every metric."""
 
 from typing import Any, Protocol
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 class Metric(Protocol):
     """Accumulates batches on its own process; `compute` gives the same numbers on every process.
 
-    `compute` is a collective: every process calls it, also one that saw no batch. It changes no state.
+    `compute` is a collective: every process calls it, even one that saw no batch. It changes no state.
     """
 
     def update(self, *args: Any, **kwargs: Any) -> None: ...

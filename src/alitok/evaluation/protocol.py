@@ -1,4 +1,4 @@
-"""By which protocol images are measured: which extractor reads them, and what a set named on the command line is."""
+"""The measuring protocol: its extractor, and how a set named on the command line is opened."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def pick_extractor(protocol: str, extractor: str, device: torch.device) -> Extra
         extractor: a file, or "inception".
 
     Raises:
-        BadInput: its file is missing, or is another network's.
+        BadInput: the file is missing, or holds another network.
     """
     if protocol == "adm":
         return open_extractor(extractor, device)
@@ -37,9 +37,9 @@ def is_spec(text: str) -> bool:
 
 
 def open_spec(spec: str, split: str, size: int | None, count: int | None = None) -> tuple[SourceImages, str]:
-    """The pictures of a split, centre crops of `size`, and what they are (a `made_of` of `evaluation.reference`).
+    """The pictures of a split as center crops of `size`, and their `made_of` (see `evaluation.reference`).
 
-    Where the data has no validation split these are all its pictures, and what they are is not known.
+    If the data has no validation split these are all its pictures, and `made_of` is unknown.
 
     Raises:
         BadInput: no such data, or no size.

@@ -6,11 +6,11 @@ from torch import Tensor
 from alitok.common.devices import float32_products
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
-from alitok.common.images import Quantisation, to_uint8
+from alitok.common.images import Quantization, to_uint8
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 
-MAX_PSNR = 100.0  # an exact copy has infinite PSNR, which would swallow the mean and is no JSON number
+MAX_PSNR = 100.0  # an exact copy has infinite PSNR, which would make the mean infinite and is no JSON number
 
 
 def psnr(reconstructions: Tensor, images: Tensor) -> Tensor:
@@ -34,18 +34,18 @@ class ReconstructionMetrics:
     """Mean PSNR (dB) and SSIM over images and, with an extractor, rFID of uint8 images.
 
     Args:
-        reference: statistics of the originals where they are at hand; None = measured on the originals that come.
+        reference: statistics of the originals; None = measure them on the originals that are added.
     """
 
     def __init__(
         self,
         extractor: Extractor | None = None,
-        quantisation: Quantisation = "truncate",
+        quantization: Quantization = "truncate",
         reference: FeatureStatistics | None = None,
     ) -> None:
         self.extractor = extractor
         self.reference = reference
-        self.quantisation = quantisation
+        self.quantization = quantization
         self.reset()
 
     def reset(self) -> None:
@@ -57,7 +57,7 @@ class ReconstructionMetrics:
     @torch.no_grad()
     @float32_products(tf32=False)  # SSIM is a convolution
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
-        """Adds originals and reconstructions, both (B, 3, H, W) in [0, 1]; reconstructions are clamped to it.
+        """Add originals and reconstructions, both (B, 3, H, W) in [0, 1]; reconstructions are clamped.
 
         Raises:
             BadInput: different shapes, or values that are not finite.
@@ -68,9 +68,9 @@ class ReconstructionMetrics:
             )
         if len(images) == 0:
             return
-        # Bytes first: they refuse what is not finite before anything is added.
-        real = to_uint8(images, self.quantisation)
-        fake = to_uint8(reconstructions, self.quantisation)
+        # Bytes first: `to_uint8` refuses values that are not finite before anything is added.
+        real = to_uint8(images, self.quantization)
+        fake = to_uint8(reconstructions, self.quantization)
         images, reconstructions = images.float(), reconstructions.float().clamp(0, 1)
         values = torch.stack([psnr(reconstructions, images), ssim(reconstructions, images)]).cpu().double()
         self._sums += torch.cat([torch.tensor([float(len(images))], dtype=torch.float64), values.sum(dim=1)])

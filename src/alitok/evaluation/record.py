@@ -1,4 +1,4 @@
-"""The evaluation record: numbers together with everything that decides whether they may be compared."""
+"""The evaluation record: numbers, and everything that decides whether they may be compared."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ ADM = "adm"
 
 @dataclass(frozen=True)
 class Named:
-    """A thing by name and digest."""
+    """Name and digest of a file, network or set."""
 
     name: str
     digest: str
@@ -24,7 +24,7 @@ class Named:
 
 @dataclass(frozen=True)
 class ImagesRecord(Named):
-    """A set of images by name and digest, with how many there are and their side in pixels, where it is known."""
+    """A set of images: name, digest, and if known their number and their side in pixels."""
 
     count: int | None
     image_size: int | None
@@ -32,7 +32,7 @@ class ImagesRecord(Named):
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """What `alitok evaluate --json` writes; what is not known or cannot be given is None (null).
+    """What `alitok evaluate --json` writes; an unknown or missing value is None (null).
 
     `measure` is "gFID" (samples against training images) or "rFID" (reconstructions against validation images).
     """
@@ -69,13 +69,13 @@ class EvaluationRecord:
     schedule: str | None = None
     temperature: float | None = None
     seed: int | None = None
-    keep: int | None = None  # tokens that a sample was cut to
+    keep: int | None = None  # tokens kept of each sample
     alitok: str | None = None
     reasons: list[str] = field(default_factory=list)
 
     @property
     def comparable(self) -> bool:
-        """Whether the numbers may stand beside published ones: no reason speaks against it."""
+        """Whether the numbers may be compared with published ones: `reasons` is empty."""
         return not self.reasons
 
     def to_dict(self) -> dict[str, object]:
@@ -83,7 +83,7 @@ class EvaluationRecord:
         return {**asdict(self), "comparable": self.comparable}
 
     def save(self, path: str | Path) -> None:
-        """Writes the record as JSON, whole or not at all."""
+        """Write the record as JSON, whole or not at all."""
         write_json(path, self.to_dict())
 
 
@@ -100,14 +100,15 @@ def reasons_against(
     protocol: str = ADM,
     unknown: tuple[str, ...] = (),
 ) -> list[str]:
-    """Why numbers of samples are not comparable with published ones, one sentence each; empty where they are.
+    """Why numbers of samples are not comparable with published ones, one sentence each; empty if they are.
 
     Args:
-        labels: (samples,) class of each image in order, None where it is not known.
-        lossless: the samples were never stored as JPEG or the like, nor resampled.
-        sample_size, reference_size: height and width of the images, None where it is not known.
-        reference_keys: the arrays that the reference file holds; `reference_made_of`: a kind of `reference`.
-        unknown: what nobody tells of the samples.
+        labels: (samples,) class of each image in order, None if unknown.
+        lossless: the samples were never stored with loss (e.g. as JPEG), nor resampled.
+        sample_size, reference_size: height and width of the images, None if unknown.
+        reference_keys: the arrays in the reference file.
+        reference_made_of: one of the kinds in `evaluation.reference`.
+        unknown: unknown properties of the samples.
     """
     reasons = []
     if samples != PUBLISHED_SAMPLES:
@@ -139,12 +140,12 @@ def reasons_against(
 def reasons_against_reconstruction(
     *, images: int, own_images: bool, made_of_known: bool, held_out: bool, extractor: Extractor, protocol: str = ADM
 ) -> list[str]:
-    """Why an rFID is not comparable with published ones, one sentence each; empty where it is.
+    """Why an rFID is not comparable with published ones, one sentence each; empty if it is.
 
     Args:
-        own_images: the reconstructions are measured against the very images they are of.
-        made_of_known: else: the reference says that it is made of validation images.
-        held_out: the images are a share of the training split, for want of a validation split.
+        own_images: the reconstructions are measured against their own originals.
+        made_of_known: the reference records that it is made of validation images; matters only without `own_images`.
+        held_out: the images are a share of the training split, because there is no validation split.
     """
     reasons = []
     if images != PUBLISHED_SAMPLES:

@@ -1,4 +1,4 @@
-"""References: what samples or reconstructions are measured against, and which reference belongs to which number."""
+"""References against which samples or reconstructions are measured, and checks of which reference suits which."""
 
 import json
 import zipfile
@@ -23,13 +23,13 @@ TRAINING, VALIDATION, SAMPLES, UNKNOWN = "training images", "validation images",
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference: statistics that are stored or measured, and features (R, F) of its images where it has any.
+    """A reference: stored or measured statistics, and features (R, F) of its images if it has any.
 
     Args:
-        keys: arrays that its file holds, empty for other sets.
-        size: side of its images in pixels, None where it is not known.
+        keys: arrays in its file, empty if it is not a file.
+        size: side of its images in pixels, None if unknown.
         made_of: one of the kinds above.
-        images: the set that is still to be measured, None for statistics alone.
+        images: its images, None if it has only statistics.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Reference:
     features: Tensor | None = None
 
     def measured(self, extractor: Extractor, batch: int, features: bool, progress: Progress = iter) -> "Reference":
-        """With the statistics that are not stored and, if asked for, the features. A collective.
+        """A copy with the statistics, measured if they are not stored, and the features if requested. A collective.
 
         Raises:
             BadInput: an image that cannot be used.
@@ -67,7 +67,7 @@ def file_reference(path: Path, extractor: Extractor) -> Reference:
     """The reference in an .npz file (stored statistics, images or both) or a folder of PNG.
 
     Raises:
-        BadInput: it cannot be read, or its statistics are of another extractor.
+        BadInput: it cannot be read, or its statistics come from another extractor.
     """
     keys = array_names(path) if path.is_file() else set()
     stored = bool(keys & {"mu", "sigma"})
@@ -99,15 +99,15 @@ def file_reference(path: Path, extractor: Extractor) -> Reference:
 
 
 def set_reference(images: ImageSet, made_of: str) -> Reference:
-    """The reference that a set of images makes; it is measured when it is needed."""
+    """A set of images as a reference; `Reference.measured` measures it."""
     return Reference(images.name, "", frozenset(), images.size, made_of, images)
 
 
 def refuse_for_samples(reference: Reference) -> None:
-    """Refuses stored statistics that are meant for rFID.
+    """Refuse stored statistics that are meant for rFID.
 
     Raises:
-        BadInput: they are of validation images.
+        BadInput: statistics of validation images.
     """
     if reference.made_of == VALIDATION and reference.images is None:
         raise BadInput(
@@ -117,7 +117,7 @@ def refuse_for_samples(reference: Reference) -> None:
 
 
 def refuse_for_reconstructions(reference: Reference, size: int) -> None:
-    """Refuses what rFID must not be measured against.
+    """Refuse a reference that does not suit rFID.
 
     Raises:
         BadInput: a reference of training images or samples, or of images of another size.
@@ -135,10 +135,10 @@ def refuse_for_reconstructions(reference: Reference, size: int) -> None:
 
 
 def save_statistics(path: Path, measured: Measured, about: dict[str, Any]) -> None:
-    """Writes mu, sigma, count (and mu_s, sigma_s) with what they are made of, whole or not at all.
+    """Write mu, sigma, count (and mu_s, sigma_s) with their origin, whole or not at all.
 
     Args:
-        about: `made_of`, `image_size`, `extractor` {name, digest}, `resize`, and what else is known.
+        about: origin: `made_of`, `image_size`, `extractor` {name, digest}, `resize`, and more if known.
     """
     arrays: dict[str, Any] = measured.pooled.to_dict()
     if measured.spatial is not None:
@@ -150,7 +150,7 @@ def save_statistics(path: Path, measured: Measured, about: dict[str, Any]) -> No
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What stored statistics of ours say they are made of.
+    """The origin that `save_statistics` stored with statistics.
 
     Raises:
         BadInput: the entry is damaged.

@@ -1,6 +1,7 @@
-"""rFID and what goes with it: a tokenizer's reconstructions against the validation images that they are of."""
+"""rFID and related metrics: a tokenizer's reconstructions against the original validation images."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from alitok.common.digest import module_digest, tokenizer_digest
 from alitok.common.distributed import all_or_none, rank
-from alitok.common.images import Quantisation, save_grid, to_uint8
+from alitok.common.images import Quantization, save_grid, to_uint8
 from alitok.common.progress import bar
 from alitok.data.found import announce
-from alitok.data.sources import NoValidation, open_source
+from alitok.data.sources import NoValidation, open_source, redrawn
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_parts
 from alitok.evaluation.image_sets import Reader, SourceImages
@@ -32,25 +33,25 @@ from alitok.evaluation.reference import (
 from alitok.evaluation.tokens import CodebookUsage
 from alitok.models.tokenizer import Tokenizer
 
-SHOWN = 8  # pictures of --picture
+SHOWN = 8  # pictures in --picture
 
 
 class Extra(Protocol):
-    """A measure that is taken beside rFID, on the same images.
+    """A metric that is measured with rFID, on the same images.
 
     Attributes:
-        titles: of the pictures that `update` returns.
+        titles: titles of the pictures that `update` returns.
         reasons: why its numbers are not comparable with published ones.
     """
 
     titles: list[str]
     reasons: list[str]
 
-    def update(self, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation) -> list[Tensor]:
-        """Adds images by their latents (B, N, D) and numbers (B,) -> pictures to show, uint8 (B, 3, H, W) each."""
+    def update(self, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantization: Quantization) -> list[Tensor]:
+        """Add images, given as latents (B, N, D) and indices (B,) -> pictures to show, uint8 (B, 3, H, W) each."""
 
     def compute(self, real: FeatureStatistics) -> dict[str, Any]:
-        """Numbers by name, against the statistics of the images; a collective."""
+        """Numbers by name, against the statistics of the originals. A collective."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Reconstructions:
         reference: .npz, a folder of PNG, or a data spec; None for the images themselves.
         extractor: a file, or "inception".
         protocol: adm, or a mode of clean-fid.
-        count: at most so many images.
-        quantisation: of reconstructions to bytes, truncated (None) or rounded.
-        picture: where a PNG of eight images goes.
+        count: largest number of images.
+        quantization: how reconstructions become bytes: truncated (None) or rounded.
+        picture: path of a PNG of eight images.
         batch: images measured together.
     """
 
@@ -75,7 +76,7 @@ class Reconstructions:
     extractor: str = "inception"
     protocol: str = ADM
     count: int | None = None
-    quantisation: str | None = None
+    quantization: str | None = None
     picture: Path | None = None
     batch: int = 32
 
@@ -86,7 +87,7 @@ def evaluate_reconstructions(
     device: torch.device,
     extra: Callable[[Extractor, Tokenizer], Extra] | None = None,
 ) -> EvaluationRecord:
-    """rFID, PSNR, SSIM and codebook use of a tokenizer on validation images; a collective.
+    """rFID, PSNR, SSIM and codebook usage of a tokenizer on validation images. A collective.
 
     Raises:
         BadInput: anything that cannot be read or does not fit.
@@ -108,12 +109,15 @@ def evaluate_reconstructions(
     except NoValidation:
         source, held_out = open_source(args.data, "val", size=size, count=args.count), True
     announce(args.data, {"val": source})
+    changed = redrawn(str(tokenizer.card.get("data", "")), source.description) if held_out else None
+    if changed is not None and rank() == 0:
+        print(f"alitok: {args.tokenizer}: {changed}.", file=sys.stderr)
     images = SourceImages(source, size)
-    quantisation: Quantisation = "round" if args.quantisation == "rounded" else "truncate"
-    metrics = ReconstructionMetrics(extractor, quantisation, None if reference is None else reference.pooled)
+    quantization: Quantization = "round" if args.quantization == "rounded" else "truncate"
+    metrics = ReconstructionMetrics(extractor, quantization, None if reference is None else reference.pooled)
     codebook = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)
     reader = Reader(images, args.batch)
-    shown: list[Tensor] = []  # of this process's first pictures: (columns, 3, H, W)
+    shown: list[Tensor] = []  # this process's first pictures, (columns, 3, H, W) each
     with all_or_none(), torch.inference_mode():
         for index, pixels in bar("Reconstructions")(reader):
             originals = pixels.to(device).float() / 255
@@ -122,9 +126,9 @@ def evaluate_reconstructions(
             decoded = tokenizer.decode(ids, indices=index.tolist())
             metrics.update(originals, decoded)
             codebook.update(ids)
-            ends = [] if measure is None else measure.update(tokenizer, latents, index, quantisation)
+            ends = [] if measure is None else measure.update(tokenizer, latents, index, quantization)
             if args.picture is not None and len(shown) < SHOWN:
-                columns = [pixels, to_uint8(decoded, quantisation), *ends]
+                columns = [pixels, to_uint8(decoded, quantization), *ends]
                 shown += torch.stack([column.cpu() for column in columns], dim=1)
     if args.picture is not None and rank() == 0:
         titles = ["original", "decoded"]
@@ -134,7 +138,7 @@ def evaluate_reconstructions(
     results: dict[str, Any] = {**metrics.compute(), **codebook.compute()}
     real = metrics.real.reduce() if metrics.reference is None else metrics.reference
     results |= frechet_parts(real, metrics.reconstructed.reduce(), "rfid")
-    reasons = [] if measure is None else list(measure.reasons)
+    reasons = ([] if changed is None else [changed]) + ([] if measure is None else list(measure.reasons))
     if measure is not None:
         results |= measure.compute(real)
     return EvaluationRecord(
@@ -144,12 +148,12 @@ def evaluate_reconstructions(
         extractor=Named(extractor.name, extractor.digest),
         protocol=args.protocol,
         resize=extractor.resize,
-        quantisation=args.quantisation or "truncated",
+        quantisation=args.quantization or "truncated",
         tokenizer={
             "name": args.tokenizer,
             "digest": tokenizer_digest(tokenizer),
             "weights": module_digest(tokenizer),
-            # steps and solver of a decoder that draws are in no weight
+            # no weight holds the steps and solver of a generative decoder
             **(
                 {"decoder": json.dumps(tokenizer.block["init_args"]["decoder"])} if tokenizer.decoder.generative else {}
             ),

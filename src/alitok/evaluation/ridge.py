@@ -1,12 +1,12 @@
-"""A linear probe in closed form: how well a class can be read from frozen features, in seconds and without a seed."""
+"""A linear probe in closed form: how well frozen features predict a class, in seconds and without a seed."""
 
 import torch
 from torch import Tensor
 
 from alitok.common.errors import BadInput
 
-STRENGTHS = [10.0**power for power in range(-6, 4)]  # of the ridge, relative to the features' mean square
-TUNING = 10  # one training image of so many chooses the strength
+STRENGTHS = [10.0**power for power in range(-6, 4)]  # ridge strengths, relative to the features' mean square
+TUNING = 10  # every tenth training image is used to choose the strength
 LEAST = 2 * TUNING  # training images
 
 
@@ -15,12 +15,12 @@ def ridge_accuracy(
 ) -> tuple[float, float]:
     """Top-1 accuracy of ridge regression on one-hot labels.
 
-    Features are standardized by the training images. Every tenth of these chooses the strength of the ridge; then all
-    of them are fitted.
+    Features are standardized with the training images' mean and deviation. The strength of the ridge is chosen on every
+    tenth training image; then all training images are fitted.
 
     Args:
-        features: (N, F); held_out (M, F).
-        labels: (N,) in [0, classes); held_out_labels (M,).
+        features, held_out: (N, F) of the training images, (M, F) of the held-out ones.
+        labels, held_out_labels: (N,) and (M,) in [0, classes).
 
     Returns:
         accuracy on the held-out images, and the strength.

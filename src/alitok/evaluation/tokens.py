@@ -1,4 +1,4 @@
-"""Measures of tokens: accuracy and nats of a generator, use of a codebook."""
+"""Token metrics: accuracy and nats of a generator, usage of a codebook."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ from alitok.common.errors import BadInput
 
 
 class TokenAccuracy:
-    """Top-1 accuracy and mean negative log-likelihood (nats a token), in all and by position, weighted by count.
+    """Top-1 accuracy and mean negative log-likelihood (nats per token), overall and by position, weighted by count.
 
-    Where a token has sub-codes, accuracy is the share of sub-codes, and a token's nats are the sum of theirs.
+    If a token has sub-codes, accuracy is the share of right sub-codes, and a token's nats are the sum of theirs.
     """
 
     def __init__(self, num_tokens: int) -> None:
@@ -23,10 +23,10 @@ class TokenAccuracy:
         self._sums = torch.zeros(3, self.num_tokens, dtype=torch.float64)
 
     def update(self, logits: Tensor, ids: Tensor) -> None:
-        """Adds logits (B, N, V) for ids (B, N), or (B, N, S, V) for (B, N, S); logits[:, i] predict ids[:, i].
+        """Add logits (B, N, V) for ids (B, N), or (B, N, S, V) for (B, N, S); logits[:, i] predict ids[:, i].
 
         Raises:
-            BadInput: shapes that do not belong together.
+            BadInput: shapes that do not fit together.
         """
         if logits.shape[:-1] != ids.shape or ids.ndim not in (2, 3) or ids.shape[1] != self.num_tokens:
             raise BadInput(
@@ -69,7 +69,7 @@ class TokenAccuracy:
 class CodebookUsage:
     """Share of the V codes that occur, and the perplexity exp(entropy) of their frequencies (1 to V).
 
-    With S sub-codes per token every sub-code has counts of its own, and the two numbers are means over them.
+    With S sub-codes per token each sub-code has its own counts, and the two numbers are means over them.
     """
 
     def __init__(self, codebook_size: int, sub_codes: int = 1) -> None:
@@ -81,10 +81,10 @@ class CodebookUsage:
         self.counts = torch.zeros(self.sub_codes, self.codebook_size, dtype=torch.int64)
 
     def update(self, ids: Tensor) -> None:
-        """Adds ids (B, N) or, with sub-codes, (B, N, S), in [0, V).
+        """Add ids (B, N) or, with sub-codes, (B, N, S), in [0, V).
 
         Raises:
-            BadInput: an id outside the codebook, or another number of sub-codes.
+            BadInput: an id outside the codebook, or a wrong number of sub-codes.
         """
         if self.sub_codes > 1 and (ids.ndim != 3 or ids.shape[-1] != self.sub_codes):
             raise BadInput(f"Ids have shape {tuple(ids.shape)}, expected (B, N, {self.sub_codes}) with sub-codes.")

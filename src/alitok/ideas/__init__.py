@@ -1,1 +1,1 @@
-"""The literature, one file an idea. The core imports none of them: a configuration names them by class_path."""
+"""Ideas from the literature, one file each. The core imports none: a configuration names them by class_path."""

@@ -1,6 +1,6 @@
-"""Latents held to a frozen encoder's features: VA-VAE's VF loss, and REPA's form of it.
+"""Latents aligned with a frozen encoder's features: VA-VAE's VF loss, and REPA's loss.
 
-The latents are those that the quantizer quantizes, so the terms move the encoder; `Semantic` reads the decoder.
+The terms read the latents before quantization, so they train the encoder; `Semantic` reads the decoder.
 """
 
 import torch.nn.functional as F
@@ -13,13 +13,13 @@ from alitok.ideas.shared.teachers import Teacher
 class VF(LatentAlignment):
     """VA-VAE's vision-foundation loss (arXiv 2501.01423, section 3.2) of linearly projected latents z and features f.
 
-    mean relu(1 - m1 - cos(z_i, f_i)) + mean over i, j relu(|cos(z_i, z_j) - cos(f_i, f_j)| - m2), i and j patches of
-    one image.
+    mean relu(1 - m1 - cos(z_i, f_i)) + mean over i, j relu(|cos(z_i, z_j) - cos(f_i, f_j)| - m2), for patches i and j
+    of one image.
 
     Args:
         cosine_margin: m1.
         distance_margin: m2.
-        weight: of the term in phases that name none. VA-VAE scales 0.1 by the ratio of the gradients of the
+        weight: weight of the term in phases that set none. VA-VAE multiplies 0.1 by the ratio of the gradients of the
             reconstruction and of this term at the encoder's last layer; here the weight is constant.
     """
 
@@ -46,13 +46,13 @@ class VF(LatentAlignment):
 
 
 class LatentREPA(LatentAlignment):
-    """-cos(MLP(z), f), the mean over images and patches (REPA, arXiv 2410.06940, on latents as SoftVQ has it).
+    """Mean over images and patches of -cos(MLP(z), f) (REPA, arXiv 2410.06940, on latents as in SoftVQ).
 
     The MLP is Linear, SiLU, Linear, SiLU, Linear with two hidden layers of `hidden` channels.
 
     Args:
         hidden: channels of the hidden layers.
-        weight: of the term in phases that name none.
+        weight: weight of the term in phases that set none.
     """
 
     def __init__(self, teacher: Teacher, channels: int, prefix: int, hidden: int = 1024, weight: float = 0.1) -> None:

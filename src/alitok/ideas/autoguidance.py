@@ -18,16 +18,16 @@ from alitok.sampling.guidance import Branch, PowerCosine
 class WeakerGenerator(PowerCosine):
     """weak + s (strong - weak), s of power-cosine guidance (autoguidance: Karras et al. 2024, arXiv 2406.02507).
 
-    There it guides diffusion models; for LlamaGen, RAR or AliTok no measurement is published.
+    The paper guides diffusion models; no measurement is published for LlamaGen, RAR or AliTok.
 
     Args:
-        checkpoint: artifact of the weaker generator. A set of samples names it by this path, so do not train it again
+        checkpoint: artifact of the weaker generator. A set of samples records only this path, so do not retrain it
             while a set is unfinished.
-        scale, power: of `PowerCosine`.
-        label: of the weaker generator: the "same" class, or "none".
+        scale, power: arguments of `PowerCosine`.
+        label: label that the weaker generator gets: the "same" class, or "none".
 
     Raises:
-        BadInput: another word for the label.
+        BadInput: no checkpoint, or an unknown label.
     """
 
     scale: float = 1.0
@@ -42,7 +42,7 @@ class WeakerGenerator(PowerCosine):
 
     @cached_property
     def _networks(self) -> dict[str, Generator]:
-        """The weaker generator by device, read when it is first asked for."""
+        """Device -> the weaker generator, loaded on first use."""
         return {}
 
     def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:

@@ -1,4 +1,4 @@
-"""Binary codes: a bit for each channel of the latent, by its sign, with no loss and nothing learned."""
+"""Binary codes: one bit per channel of the latent, its sign, without a loss or learned parameters."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ class BinaryQuantizer(Quantizer):
 
     Bit i of an id, from the least significant, is whether channel i is positive. V = 2^D.
 
-    BAR takes FSQ with 2 levels for each channel. FSQ's shift puts that threshold at a = -3.8, and the slope at a = 0 is
-    0.001: an encoder that starts around 0 gets ones only, and almost no gradient.
+    BAR uses FSQ with 2 levels per channel. FSQ's shift puts the threshold at a = -3.8, and the slope at a = 0 is
+    0.001: an encoder that starts around 0 gets only ones, and almost no gradient.
 
     Args:
         code_dim: D, bits of a token.
@@ -30,14 +30,14 @@ class BinaryQuantizer(Quantizer):
         self.codebook_size = 1 << code_dim
 
     def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
-        """(B, N, D) -> codes of -1 and 1, ids (B, N); the latents are tanh's.
+        """(B, N, D) -> codes of -1 and 1, ids (B, N); the returned latents are tanh of the given ones.
 
         Raises:
-            BadInput: the latents have another number of channels.
+            BadInput: the latents have a wrong number of channels.
         """
         ids = self.ids(latents)
         latents = latents.float()
-        # tanh hides an infinite latent; as NaN it reaches the loss
+        # tanh would hide an infinite latent; NaN reaches the loss
         bounded = torch.where(latents.isfinite(), latents.tanh(), torch.nan)
         return Quantized(latents=bounded, quantized=bounded + (self.lookup(ids) - bounded).detach(), ids=ids)
 

@@ -15,9 +15,9 @@ class SphereQuantizer(Quantizer):
     """u = z / |z|, q = sign(u) / sqrt(D) (BSQ, arXiv 2406.07548). Bit i of an id is whether channel i is positive.
 
     The loss is entropy (E H(p) - diversity H(E p)) in nats, summed over the bits, with p = sigmoid(4 tau u / sqrt(D)).
-    E p is that of the whole global batch before, so that the loss of an image does not depend on how a batch is cut:
-    H(E p) has the value and gradient of -E p log m - E (1 - p) log(1 - m), m that mean. The published code takes the
-    local batch's, ramps the weight down from 3 to 1 over 2,000 steps, and has no commitment.
+    H(E p) is replaced by -E p log m - E (1 - p) log(1 - m), with m the mean of p over the previous global batch, so
+    that an image's loss does not depend on how a batch is cut. The published code takes E p of the local batch, ramps
+    the weight down from 3 to 1 over 2,000 steps, and has no commitment.
 
     Args:
         code_dim: D, bits of a token.
@@ -76,20 +76,20 @@ class SphereQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, statistics: ShareStatistics) -> None:
-        """Keeps E p of one global batch."""
+        """Store E p of one global batch."""
         self.usage.copy_(statistics.total / statistics.count)
 
 
 class BernoulliQuantizer(Quantizer):
-    """b ~ Bernoulli(sigmoid(a / temperature)) in training, b = [a > 0] else (Instella-T2I, arXiv 2506.21022).
+    """b ~ Bernoulli(sigmoid(a / temperature)) in training, else b = [a > 0] (Instella-T2I, arXiv 2506.21022).
 
-    The decoder gets b in {0, 1}, with the gradient of p = sigmoid(a): its first layer adds up the vectors of the bits
-    that are set. Draws depend on seed, step and place. The loss "saturation" is the mean of p (1 - p); its published
-    weight is not known.
+    The decoder gets b in {0, 1}, with the gradient of p = sigmoid(a), so its first layer sums the vectors of the set
+    bits. Draws depend on seed, step and place. The loss "saturation" is the mean of p (1 - p); its weight is not
+    published.
 
     Args:
-        code_dim: D, bits of a token; Instella has 64, ids here hold 24.
-        temperature: of the draws.
+        code_dim: D, bits of a token; Instella has 64, here the limit is 24.
+        temperature: temperature of the draws.
         saturation: weight of the loss.
 
     Raises:
@@ -113,7 +113,7 @@ class BernoulliQuantizer(Quantizer):
                 streams = [step.stream("bits", place) for place in step.places]
                 noise = torch.stack([torch.rand(latents.shape[1:], generator=each) for each in streams])
                 drawn = send(noise, latents.device) < torch.sigmoid(latents.detach() / self.temperature)
-                # a latent that is not finite must reach the loss, which a comparison hides
+                # a comparison would hide a latent that is not finite; NaN reaches the loss
                 bits = torch.where(latents.detach().isfinite(), drawn.float(), torch.nan)
             losses = {"saturation": self.saturation * (share * (1 - share)).mean()}
             through = share + (bits - share).detach()

@@ -1,4 +1,4 @@
-"""CCA: a trained generator learns to tell its class from others, and then needs no guidance (arXiv 2410.09347)."""
+"""CCA: a trained generator learns to separate its class from others, so that it needs no guidance (2410.09347)."""
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,17 @@ from alitok.models.generator import Generator
 class ConditionContrast(LossTerm):
     """-log s(beta R(x, y)) - share log s(-beta R(x, y')), over max(share, 1); s is the sigmoid.
 
-    R is the sum over tokens of log p(token) - log p_reference(token). y' is another class, uniform from seed, step and
-    the image's place; CCA's code takes the label of the next image of the batch. An image whose label was dropped has
-    the first part only. Phases that use the term switch the head's own loss off: `weights: {nats: 0}`.
+    R is the sum over tokens of log p(token) - log p_reference(token). y' is a different class, drawn uniformly by seed,
+    step and the image's place; CCA's code takes the label of the next image in the batch. An image whose label was
+    dropped has only the first part. Phases with this term turn off the head's loss: `weights: {nats: 0}`.
 
-    R grows with the number of tokens, so beta belongs to N.
+    R grows with the number of tokens N, so beta depends on N.
 
     Args:
-        classes: C, of the generator.
-        beta: published 0.02 for 576 tokens.
-        share: of the negatives, published 300 to 1,000 (its lambda); 1 keeps more diversity, for use with guidance.
+        classes: C of the generator.
+        beta: published as 0.02 for 576 tokens.
+        share: weight of the negatives, published as 300 to 1,000 (lambda); 1 keeps more diversity, for use with
+            guidance.
 
     Raises:
         BadInput: fewer than two classes, or a value that is not positive.
@@ -40,7 +41,7 @@ class ConditionContrast(LossTerm):
         self.classes, self.beta, self.share = classes, beta, share
 
     def attach(self, model: nn.Module) -> None:
-        """Refuses a generator whose "nats" are no log probabilities of the tokens."""
+        """Refuse a generator whose "nats" are no log probabilities of the tokens."""
         if not (isinstance(model, Generator) and model.causal and model.output.has_logits):
             raise BadInput(
                 f"ConditionContrast compares log probabilities, which {type(model).__name__} does not give: take a"
@@ -64,7 +65,7 @@ class ConditionContrast(LossTerm):
 
 
 def log_ratio(ours: Outputs, theirs: Outputs) -> Tensor:
-    """R (B,): log of the ratio of both probabilities of all tokens."""
+    """R (B,): log ratio of the two probabilities of all tokens."""
     targets = ours["targets"]
-    sub_codes = targets.shape[2] if targets.ndim == 3 else 1  # "nats" is their mean
+    sub_codes = targets.shape[2] if targets.ndim == 3 else 1  # "nats" is the mean over sub-codes
     return sub_codes * (theirs["nats"].float() - ours["nats"].float()).sum(1)

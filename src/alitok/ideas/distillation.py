@@ -10,8 +10,8 @@ from alitok.losses.terms import Batch, LossTerm, Outputs, required
 class Distillation(LossTerm):
     """KL(teacher || student) in nats, mean over tokens; the teacher is `model.reference`.
 
-    This is the plain form that VARKD (Qualcomm, 2026) starts from: forward KL on real tokens. Its second phase, on
-    tokens that the student draws, is not here.
+    This is the plain form from which VARKD (Qualcomm, 2026) starts: forward KL on real tokens. Its second phase, on
+    tokens that the student draws, is not implemented.
     """
 
     needs_reference = True

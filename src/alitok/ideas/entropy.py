@@ -1,4 +1,4 @@
-"""The entropy loss of vector quantizers: each latent is certain of its code, all together take all codes alike."""
+"""The entropy loss of vector quantizers: each latent should be certain of its code, all together use codes evenly."""
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +17,22 @@ from alitok.models.tokenizer import Tokenizer
 class CodebookEntropy(LossTerm):
     """E H(p) - diversity H(E p), p(c | z) = softmax(-|z - c|^2 / temperature), z and c on the unit sphere.
 
-    It is the loss of MAGVIT, LlamaGen and GigaTok (arXiv 2504.08736: 0.005 for its largest tokenizers, and 0 for the
-    others; FQGAN has 0.03), in nats; with several codebooks, the mean over them. The published code takes E p of the
-    local batch. Here it is of whole global batches: E p enters as E p . log m, with m that of the last global batch,
-    which has the value -H(E p) and its gradient where m = E p. So neither processes nor accumulation change a step.
+    It is the loss of MAGVIT, LlamaGen and GigaTok (arXiv 2504.08736: weight 0.005 for its largest tokenizers, 0 for
+    the others; FQGAN has 0.03), in nats; with several codebooks, the mean over them. The published code takes E p over
+    the local batch, here it is over whole global batches: E p enters as E p . log m, with m from the last global
+    batch, which has the value and gradient of -H(E p) if m = E p. So neither processes nor accumulation change a step.
 
     p compares directions, as the quantizers of these papers do. A quantizer that compares vectors, like AliTok's, may
-    take another code than p's most probable one: for 5 to 7 % of the tokens of trained tokenizers.
+    choose a code that is not p's most probable one: for 5 to 7 % of the tokens of trained tokenizers.
 
     Args:
-        temperature: of p; a squared distance lies in 0..4.
+        temperature: temperature of p; squared distances lie in 0..4.
         diversity: weight of H(E p).
-        weight: of the term in phases that name none.
+        weight: weight of the term in phases that set none.
 
     Raises:
-        BadInput: the temperature is not positive, or (once attached) the model has no codebook.
+        BadInput: the temperature is not positive, or (once attached) the model has no codebook, or one codebook for
+            all sub-codes.
     """
 
     def __init__(self, temperature: float = 0.01, diversity: float = 1.0, weight: float = 0.005) -> None:
@@ -48,6 +49,11 @@ class CodebookEntropy(LossTerm):
             )
         self._quantizer = quantizer
         groups, codes = quantizer.sub_codes, quantizer.codebook_size
+        if quantizer.codebook.weight.shape[0] != groups * codes:
+            raise BadInput(
+                "CodebookEntropy takes a codebook for each sub-code, and those of"
+                f" {type(quantizer).__name__} share one: leave the term out."
+            )
         self.head = nn.Module()
         self.head.register_buffer("share", torch.full((groups, codes), 1 / codes))
 
@@ -67,7 +73,7 @@ class CodebookEntropy(LossTerm):
         for feature, codes, log in zip(features, codebooks, logs, strict=True):
             total = torch.zeros_like(log)
             for block in feature.split(max(1, BLOCK_ELEMENTS // len(codes))):
-                # the probabilities are made once more in the backward pass: (tokens, V) would not fit at full size
+                # the probabilities are recomputed in the backward pass: (tokens, V) would not fit at full size
                 certain, even, took = checkpoint(self._block, block, codes, log, use_reentrant=False)
                 value = value + (certain + self.diversity * even) / (groups * len(feature))
                 total += took
@@ -77,7 +83,7 @@ class CodebookEntropy(LossTerm):
 
     def _block(self, features: Tensor, codes: Tensor, log: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """features (m, d), codes (V, d) -> sums over m of H(p) and of p . log, and of p (V,) without a gradient."""
-        with float32_products(tf32=False):  # ten bits are too few for differences divided by the temperature
+        with float32_products(tf32=False):  # TF32's ten bits are too few for differences divided by the temperature
             logits = 2 / self.temperature * features @ codes.T  # -|z - c|^2 = 2 z.c - 2
         logs = logits.log_softmax(-1)
         p = logs.exp()
@@ -85,6 +91,6 @@ class CodebookEntropy(LossTerm):
 
     @torch.no_grad()
     def update(self, statistics: ShareStatistics) -> None:
-        """Keeps E p of one global batch."""
+        """Store E p of one global batch."""
         assert self.head is not None
         self.head.get_buffer("share").copy_(statistics.total / statistics.count)

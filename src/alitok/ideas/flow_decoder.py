@@ -14,8 +14,8 @@ from alitok.models.transformer import Init, attend, init_weights, position_std
 class FlowBlock(nn.Module):
     """Attention with normed queries and keys, then SwiGLU of 4 x width; the time shifts, scales and gates both.
 
-    Patches and latents get their own shifts, scales and gates. These begin at zero, so that the block begins as the
-    identity. No layer but the one that makes them has a bias.
+    Patches and latents have separate shifts, scales and gates. These start at zero, so that the block starts as the
+    identity. Only the layer that makes them has a bias.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -44,7 +44,7 @@ class FlowBlock(nn.Module):
 
 
 def scaled(x: Tensor, kinds: tuple[int, int], scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    """x scale + shift; scale and shift (B, 2, width) of the patches and of the latents after them."""
+    """x scale + shift; scale and shift (B, 2, width) are for the patches and for the latents after them."""
     parts = [part * scale[:, kind, None] for kind, part in enumerate(x.split(kinds, 1))]
     if shift is not None:
         parts = [part + shift[:, kind, None] for kind, part in enumerate(parts)]
@@ -57,15 +57,15 @@ class FlowDecoder(Flow):
     Args:
         image_size: height and width of the images in pixels.
         patch_size: side of a patch in pixels.
-        num_latents: N, the most latents that it is given.
+        num_latents: N, the largest number of latents.
         code_dim: D, channels of a latent.
-        width, depth, heads: of the transformer; FlexTok has width 64 x depth and heads of 64 channels.
-        init: of the weights, see `init_weights`.
+        width, depth, heads: size of the transformer; FlexTok has width 64 x depth and heads of 64 channels.
+        init: initialization of the weights, see `init_weights`.
         times, sampler, scale, null: see `Flow`.
-        tokens: which latents are there at which time; in place of the others is a learned one. None for all of them.
+        tokens: which latents are visible at which time; a learned vector replaces the others. None for all.
 
     Raises:
-        BadInput: a size that does not divide.
+        BadInput: the patch size does not divide the image, or the heads the width.
     """
 
     any_length = True

@@ -1,4 +1,4 @@
-"""Guidance-free training (GFT, arXiv 2501.15420): the guided law is learned, so an image takes one row, not two."""
+"""Guidance-free training (GFT, arXiv 2501.15420): guided logits are learned, so an image needs one row, not two."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ FREQUENCIES = 256
 
 
 class GuidanceFreeGenerator(Generator):
-    """A generator whose logits at temperature beta are those that guidance of scale 1 / beta makes of two rows.
+    """A generator whose logits at temperature beta are those of guidance with scale 1 / beta.
 
-    In training each image has a beta in 0..1, uniform from seed, step and place; an image without a class has 1. The
-    logits of the loss are beta f(x, class, beta) + (1 - beta) f(x, no class, 1), the second without gradient and
+    In training each image has a beta uniform in 0..1, drawn by seed, step and place; an image without a class has 1.
+    The logits of the loss are beta f(x, class, beta) + (1 - beta) f(x, no class, 1), the second without gradient and
     dropout (GFT, algorithm 1). At beta = 1 this is the plain generator.
 
     beta enters as MLP(sinusoid(1000 beta)) - MLP(sinusoid(1000)), added to every input of the transformer. The paper
-    adds the first term alone. With the difference, beta = 1 adds nothing, so teacher forcing and sampling without
+    adds only the first term. With the difference, beta = 1 adds nothing, so teacher forcing and sampling without
     guidance need no beta.
 
     Args:
@@ -43,7 +43,7 @@ class GuidanceFreeGenerator(Generator):
         self.temperature = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), last)
 
     def embed_beta(self, beta: Tensor) -> Tensor:
-        """beta (...) in 0..1 -> (..., width), 0 where beta is 1."""
+        """beta (...) in 0..1 -> (..., width), 0 if beta is 1."""
         rates = torch.exp(-math.log(10_000) * torch.arange(FREQUENCIES // 2, device=beta.device) / (FREQUENCIES // 2))
         angles = 1000 * torch.stack([beta.float(), torch.ones_like(beta, dtype=torch.float32)])[..., None] * rates
         mine, plain = self.temperature(torch.cat([angles.cos(), angles.sin()], dim=-1))
@@ -78,10 +78,10 @@ class GuidanceFreeGenerator(Generator):
 
 @dataclass(frozen=True)
 class GuidanceFree(Guidance):
-    """One row of a `GuidanceFreeGenerator` at beta = 1 / s, s the scale of power-cosine guidance at each position.
+    """One row of a `GuidanceFreeGenerator` at beta = 1 / s; s is power-cosine guidance's scale at each position.
 
     Args:
-        scale, power: of `PowerCosine`.
+        scale, power: arguments of `PowerCosine`.
     """
 
     scale: float

@@ -1,4 +1,4 @@
-"""HieraTok: tokens of several scales, coarse to fine, in an encoder and a decoder that are causal between scales."""
+"""HieraTok: tokens of several scales, coarse to fine; encoder and decoder are causal between scales."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -17,7 +17,7 @@ from alitok.models.transformer import Attention
 
 
 def scale_sides(rows: int, sides: Sequence[int] | None) -> list[int]:
-    """Tokens along a side of each scale: as given, or 1, 2, 4, ... below the `rows` of patches, and `rows`.
+    """Tokens along a side of each scale: as given, or the powers of two below `rows` and then `rows`.
 
     Raises:
         BadInput: they do not rise, or do not end with the grid of patches.
@@ -31,17 +31,17 @@ def scale_sides(rows: int, sides: Sequence[int] | None) -> list[int]:
 
 
 def check_given(arguments: Mapping[str, Any], name: str, count: int) -> None:
-    """Raises BadInput if the arguments ask for another number of tokens than the scales have."""
+    """Raise BadInput if the arguments give a number of tokens that differs from the scales'."""
     if arguments.get(name, count) != count:
         raise BadInput(f"With these scales {name} is {count}, not {arguments[name]}: leave it out, or change scales.")
 
 
 class ScaleAttention(nn.Module):
-    """An attention whose queries see their own scale and those before it. It takes over the layers of a plain one.
+    """Attention in which queries see their own scale and those before it.
 
     Args:
-        attention: whose layers it takes.
-        ends: of each scale in the sequence.
+        attention: plain attention whose layers it takes over.
+        ends: end of each scale in the sequence.
     """
 
     def __init__(self, attention: Attention, ends: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ class ScaleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (rearrange(part, "b t (h d) -> b h t d", h=self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        # a product for each scale, without a mask: nothing that no query may see is computed
+        # one product per scale instead of a mask: no hidden scores are computed
         parts = [
             F.scaled_dot_product_attention(q[:, :, first:last], k[:, :, :last], v[:, :, :last])
             for first, last in pairwise([0, *self.ends])
@@ -61,14 +61,14 @@ class ScaleAttention(nn.Module):
 
 
 class HieraEncoder(Encoder):
-    """`Encoder` that pools its map of patches to several scales halfway, and goes on with these.
+    """`Encoder` that pools its map of patches to several scales after half of its blocks.
 
-    The first half of the blocks sees the patches, all of them; the other half the scales, coarse to fine, with
-    `ScaleAttention` (HieraTok, arXiv 2509.23736). N is the sum of the squares of the scales. The paper's places of
-    pooling and mask are not published.
+    The first half of the blocks reads all patches; the other half reads the scales, coarse to fine, with
+    `ScaleAttention` (HieraTok, arXiv 2509.23736). N is the sum of the squared sides. The paper does not say where it
+    pools and masks.
 
     Args:
-        image_size, patch_size, arguments: as `Encoder`, without num_latents and causal.
+        image_size, patch_size, arguments: as for `Encoder`, without num_latents and causal.
         scales: tokens along a side of each scale; None for 1, 2, 4, ... up to the grid of patches.
     """
 
@@ -81,7 +81,7 @@ class HieraEncoder(Encoder):
         self.full_depth = len(self.blocks) // 2
         for block in self.blocks[self.full_depth :]:
             block.attention = ScaleAttention(block.attention, ends)  # type: ignore[arg-type]
-        with torch.no_grad():  # a token of a coarse scale begins with the mean place of its patches
+        with torch.no_grad():  # a token of a coarse scale starts with the mean position of its patches
             self.latent_positions.copy_(self.pooled(self.patch_positions[None])[0])
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -103,11 +103,11 @@ class HieraEncoder(Encoder):
 class HieraDecoder(Decoder):
     """`Decoder` of several scales with `ScaleAttention`; the image is read at the last one.
 
-    To `Decoder` the coarse scales are prefix tokens. The buffer tokens belong to the first scale.
+    `Decoder` gets the coarse scales as prefix tokens. The buffer tokens belong to the first scale.
 
     Args:
-        image_size, patch_size, arguments: as `Decoder`, without num_prefix and causal.
-        scales: as `HieraEncoder`.
+        image_size, patch_size, arguments: as for `Decoder`, without num_prefix and causal.
+        scales: as for `HieraEncoder`.
     """
 
     def __init__(self, image_size: int, patch_size: int, scales: Sequence[int] | None = None, **arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Codes without a table: the signs of a latent's channels, all in one id (LFQ) or in groups (WeTok)."""
+"""Codes without a table: the signs of a latent's channels, in one id (LFQ) or in groups (WeTok)."""
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,16 @@ class LookupFreeQuantizer(Quantizer):
     """q = sign(z) in {-1, 1}^D, D = S log2 V, with an entropy loss for each group of log2 V channels.
 
     S = 1 is LFQ (MAGVIT-v2, arXiv 2310.05737), S > 1 the grouped form (WeTok, arXiv 2508.05599), S = D nearly BSQ. The
-    latent is divided by its root mean square first, which has no learned scale. Bit i of a sub-code, from the least
+    latent is first divided by its root mean square, without a learned scale. Bit i of a sub-code, from the least
     significant, is whether channel i of its group is positive.
 
     The loss of a group is `entropy` [E H(p) - `diversity` H(E p)] with p(c | z) = softmax(2 tau z.c) over its V codes:
-    every latent is to be certain, all together are to take all codes alike. E p is of whole global batches: `forward`
-    returns each micro-batch's part as statistics, `update` keeps that of the last global batch, m, and -H(E p) enters
-    as E p . log m, which has its gradient where m = E p. So neither processes nor accumulation change a step.
+    each latent should be certain, all together should use all codes evenly. E p is over whole global batches: `forward`
+    returns each micro-batch's part as statistics, `update` stores that of the last global batch, m, and -H(E p) enters
+    as E p . log m, which has its gradient if m = E p. So neither processes nor accumulation change a step.
 
     Args:
-        codebook_size: V, of a sub-code; a power of two.
+        codebook_size: V, number of codes of a sub-code; a power of two.
         sub_codes: S.
         tau: sharpness of p.
         commitment: weight of the mean squared distance between latent and code.
@@ -61,7 +61,7 @@ class LookupFreeQuantizer(Quantizer):
         self.tau = tau
         self.commitment, self.entropy, self.diversity = commitment, entropy, diversity
         self.register_buffer("usage", torch.full((sub_codes, codebook_size), 1 / codebook_size))
-        # Kept so that a tokenizer's digest tells apart how the same bits make ids.
+        # A buffer, so that the tokenizer's digest reflects how bits make ids.
         self.register_buffer("form", torch.tensor([float(sub_codes), float(codebook_size)]))
 
     def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
@@ -85,7 +85,7 @@ class LookupFreeQuantizer(Quantizer):
 
     @torch.no_grad()
     def ids(self, latents: Tensor) -> Tensor:
-        """(B, N, D) -> ids (B, N) or (B, N, S) alone: the entropy of `forward` goes over all V codes.
+        """(B, N, D) -> ids (B, N) or (B, N, S), without the entropy of `forward`, which goes over all V codes.
 
         Raises:
             BadInput: D is not S log2 V.
@@ -110,9 +110,9 @@ class LookupFreeQuantizer(Quantizer):
         return bits_of(ids, self.bits).float() * 2 - 1
 
     def _entropy(self, latents: Tensor) -> tuple[Tensor, ShareStatistics]:
-        """E H(p) - gamma H(E p), summed over the groups, and what of each code these latents took."""
-        # p is a product over bits: the entropy of a latent is the sum of its bits', sigmoid(4 tau z) each.
-        uncertainty = bit_entropy(4 * self.tau * latents).sum(-1).mean()
+        """E H(p) - gamma H(E p), summed over the groups, and the statistics of these latents."""
+        # p is a product over bits, sigmoid(4 tau z) each, so its entropy is the sum of the bits' entropies.
+        uncertainty = bit_entropy(latents, 4 * self.tau).sum(-1).mean()
         groups = rearrange(latents.detach(), "b n (s d) -> s (b n) d", s=self.sub_codes)
         weights = self.usage.clamp_min(1e-3 / self.codebook_size).log()
         value, gradient, total = self._shares(groups, weights)
@@ -125,7 +125,7 @@ class LookupFreeQuantizer(Quantizer):
 
     @torch.no_grad()
     def _shares(self, groups: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of p, and of p . weights with its gradient, for blocks of latents: p itself is never there in whole.
+        """Sum p, and p . weights with its gradient, block by block, so that p never exists as a whole.
 
         Args:
             groups: (S, T, d) latents.
@@ -147,5 +147,5 @@ class LookupFreeQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, statistics: ShareStatistics) -> None:
-        """Keeps E p of one global batch."""
+        """Store E p of one global batch."""
         self.usage.copy_(statistics.total / statistics.count)

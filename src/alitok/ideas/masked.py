@@ -17,8 +17,8 @@ from alitok.models.seams import draw, image_uniforms
 from alitok.models.transformer import attend, init_weights
 from alitok.sampling.reveal import Canvas, Reveal
 
-VISIBLE = 0.1  # weight of the loss of a token that is known
-SMOOTHING = 0.1  # of the labels
+VISIBLE = 0.1  # weight of a known token's loss
+SMOOTHING = 0.1  # label smoothing
 
 
 class FullAttention(CausalAttention):
@@ -31,7 +31,7 @@ class FullAttention(CausalAttention):
 
 
 class MaskedGenerator(Generator):
-    """p(masked tokens | known tokens, class), each token by itself given the known ones.
+    """p(masked tokens | known tokens, class); masked tokens are independent given the known ones.
 
     The input is [class; N tokens], some of them the mask symbol V. The network is AliTok's generator with full
     attention and its rotary positions; MaskGIT has a BERT with learned positions.
@@ -39,7 +39,7 @@ class MaskedGenerator(Generator):
     In training an image has u uniform in 0..1 and max(1, round(N arccos(u) 2 / pi)) masked places. The loss is the
     cross entropy of all places with label smoothing 0.1, weighted 1 if masked and 0.1 if known, over the sum of the
     image's weights (the published code divides by the batch's). In validation the same half of the places is masked in
-    every image, and "nats" is of these alone, without smoothing.
+    every image, and "nats" covers only these, without smoothing.
 
     Args:
         codebook_size: V.
@@ -52,7 +52,7 @@ class MaskedGenerator(Generator):
 
     def __init__(self, codebook_size: int, **arguments: Any) -> None:
         super().__init__(codebook_size, **arguments)
-        self.output.has_logits = False  # of a token given those before it
+        self.output.has_logits = False  # there are none of a token given those before it
         for block in self.blocks:
             block.attention = FullAttention(self.embeddings.embedding_dim, self.heads, self.dropout.p)
             init_weights(block.attention)
@@ -63,7 +63,7 @@ class MaskedGenerator(Generator):
         Args:
             symbols: (B, N) int64, ids, or V for a masked token.
             labels: (B,) in [0, C].
-            condition: (B, N, width) or (B, 1, width), added to what the transformer reads of each token.
+            condition: (B, N, width) or (B, 1, width), added to each token's embedding.
 
         Returns:
             (B, N, V).
@@ -82,7 +82,7 @@ class MaskedGenerator(Generator):
     def hidden(
         self, ids: Tensor, labels: Tensor, order: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """Hidden states (B, N, width) of places that are all known."""
+        """Hidden states (B, N, width) if all tokens are known."""
         return self._states(ids, labels, condition)
 
     def losses(
@@ -105,7 +105,7 @@ class MaskedGenerator(Generator):
         return {"hidden": hidden, "targets": ids, "inputs": symbols, "labels": labels, "nats": nats}
 
     def _masks(self, images: int, step: Step | None, device: torch.device) -> Tensor:
-        """(B, N) bool."""
+        """The masked places, (B, N) bool."""
         tokens = self.num_tokens
         if step is None:
             keys = torch.rand(tokens, generator=stream("masked tokens"))
@@ -118,7 +118,7 @@ class MaskedGenerator(Generator):
 
 
 def masked_after(tokens: int, step: int, steps: int) -> int:
-    """How many of the tokens are masked after a step: N arccos((s + 1) / T) 2 / pi, rounded down."""
+    """The number of masked tokens after a step: N arccos((s + 1) / T) 2 / pi, rounded down."""
     return int(tokens * math.acos((step + 1) / steps) * 2 / math.pi)
 
 
@@ -128,17 +128,17 @@ class MaskGIT(Reveal):
 
     Step s of T draws all masked places from softmax(logits / (T_r (1 - rho))), rho = (s + 1) / T. A place's confidence
     is the guided logit of its token plus T_r (1 - rho) Gumbel noise. The least confident stay masked, and the last
-    step keeps all. Prefix and grid each count their steps from 0, if the prefix comes first.
+    step keeps all. If the prefix comes first, prefix and grid each count their steps from 0.
 
-    T_r is in units of logits. Published are 9.5 for TiTok's 32 tokens in 8 steps and 2.8 for 128 in 64, with guidance
-    c + w (c - u), w = 4.5 rho of the step before, and power-cosine of 6.9 with power 3. The first is nearest to
-    `--schedule linear --guidance 5.5` here.
+    T_r is in units of logits. Published values are 9.5 for TiTok's 32 tokens in 8 steps, with guidance c + w (c - u),
+    w = 4.5 rho of the previous step, and 2.8 for 128 tokens in 64 steps, with power-cosine of 6.9 and power 3. The
+    first guidance is nearest to `--schedule linear --guidance 5.5` here.
 
     Args:
         steps: T.
         randomness: T_r.
-        prefix_steps: of the T, for the prefix tokens alone, before all others; 0 = all tokens together. The last of
-            them draws nothing at random, so 1 would give every image of a class the same prefix.
+        prefix_steps: number of the T steps for the prefix tokens, before all others; 0 = all tokens together. The last
+            of them is not random, so 1 would give every image of a class the same prefix.
 
     Raises:
         BadInput: no step is left for the grid, or a randomness below 0.
@@ -176,7 +176,7 @@ class MaskGIT(Reveal):
                 confidence = logits.gather(2, drawn[..., None])[..., 0] - tau * (-stays.clamp_min(1e-20).log()).log()
                 confidence = torch.where(unknown, confidence, torch.inf)
                 filled = torch.where(unknown, drawn, symbols)
-                # all ranks on the device; each image has its own number of masked places, known ones given
+                # on the device, since given tokens make the number of masked places differ between images
                 room = unknown.sum(1, keepdim=True)
                 again = (room - 1).clamp(max=masked_after(len(places), step, steps))
                 again = again if step + 1 < steps else torch.zeros_like(again)
@@ -189,15 +189,15 @@ class MaskGIT(Reveal):
 
 @dataclass(frozen=True)
 class Halton(Reveal):
-    """Places in the order of a Halton sequence, each drawn once and kept (arXiv 2503.17076).
+    """Draws places in the order of a Halton sequence, each once (arXiv 2503.17076).
 
-    The order spreads the places of a step over the grid. After step i of T floor(n (1 - arccos((i + 1) / T) 2 / pi)) of
-    the grid's n places are known, and at least one more than before. Each is drawn from softmax(beta logits), beta
-    from 1 to `sharpen` over the steps. The prefix tokens have no place on the grid, so they come first.
+    The order spreads the places of a step over the grid. After step i of T, floor(n (1 - arccos((i + 1) / T) 2 / pi))
+    of the grid's n places are known, and at least one more than before. Each is drawn from softmax(beta logits); beta
+    rises from 1 to `sharpen` over the steps. The prefix tokens have no place on the grid, so they come first.
 
     Args:
-        steps: T, those of the prefix included.
-        prefix_steps: of the T; at least 1 if there are prefix tokens.
+        steps: T, including those of the prefix.
+        prefix_steps: number of the T steps for the prefix, at least 1.
         sharpen: beta of the last step; the published README has 1.2.
 
     Raises:
@@ -244,13 +244,13 @@ class Halton(Reveal):
 
 
 def _noise(canvas: Canvas, *shape: int) -> Tensor:
-    """(B, *shape) uniform numbers on the canvas' device, which may lack float64."""
+    """(B, *shape) uniform numbers on the canvas's device, which may lack float64."""
     device = canvas.symbols.device
     return send(image_uniforms(canvas.seed, canvas.indices, *shape).to(widest_float(device)), device)
 
 
 def halton_order(rows: int, columns: int) -> Tensor:
-    """(rows * columns,) int64: the grid's places in Halton's order, of base 2 for rows and 3 for columns."""
+    """(rows * columns,) int64: the grid's places in Halton's order, with base 2 for rows and 3 for columns."""
     order: dict[int, None] = {}
     number = 0
     while len(order) < rows * columns:
@@ -261,7 +261,7 @@ def halton_order(rows: int, columns: int) -> Tensor:
 
 
 def van_der_corput(number: int, base: int) -> float:
-    """The digits of the number mirrored at the point."""
+    """The number's digits in this base, mirrored at the radix point."""
     value, place = 0.0, 1.0
     while number:
         number, digit = divmod(number, base)

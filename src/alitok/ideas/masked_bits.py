@@ -1,4 +1,4 @@
-"""A head that draws the bits of a token in a few rounds, each knowing the bits of the rounds before (BAR)."""
+"""A head that draws a token's bits in a few rounds, each given the bits of earlier rounds (BAR)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,19 @@ from alitok.models.generator import Generator, RMSNorm, SwiGLU
 from alitok.models.seams import Guide, Head
 from alitok.models.transformer import init_weights
 
-MASK = 2  # the symbol of a bit that is not known
-VISIBLE = 0.1  # weight of the loss of a bit that is known
-SPREAD = 0.8  # standard deviation of the logit of the share that is masked
+MASK = 2  # the symbol of an unknown bit
+VISIBLE = 0.1  # weight of a known bit's loss
+SPREAD = 0.8  # standard deviation of the logit of the masked share
 FREQUENCIES = 256
 
 
 class BitEmbedding(nn.Module):
-    """One vector for all bits of a token: their embeddings side by side, projected.
+    """One vector for all bits of a token: a projection of their concatenated embeddings.
 
     Args:
         bits: k.
-        symbols: that a bit can be.
-        width: of the result.
+        symbols: number of symbols of a bit.
+        width: width of the result.
     """
 
     def __init__(self, bits: int, symbols: int, width: int) -> None:
@@ -43,7 +43,7 @@ class BitEmbedding(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """x + g SwiGLU((1 + a) RMSNorm(x) + b), with a, b and g made of the condition. The bits are channels of x."""
+    """x + g SwiGLU((1 + a) RMSNorm(x) + b), with a, b and g made from the condition. The bits are channels of x."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,14 +62,14 @@ class MaskedBitHead(Head, nn.Module):
     Args:
         inputs: width of the generator's hidden state.
         bits: k, bits of a token.
-        rounds: how many bits each round adds; the numbers do not decrease and add up to k. Published: [2, 2, 5, 7] for
+        rounds: number of bits that each round adds; they do not decrease and add up to k. Published: [2, 2, 5, 7] for
             k = 16, [2, 2, 2, 4] for k = 10.
-        width, depth: of the head's own network.
+        width, depth: size of the head's network.
         keep: which bits of a round stay: the most "confident", at a temperature that falls from T to T / rounds (BAR),
-            or "random" ones, at T. Random ones in rounds of one bit are ordinary sampling of the bits.
+            or "random" ones, at T. With rounds of one bit, "random" is ordinary sampling of the bits.
 
     Raises:
-        BadInput: rounds that do not fit, or an unknown way to keep bits.
+        BadInput: rounds that do not fit, or an unknown `keep`.
     """
 
     has_logits = False
@@ -94,7 +94,7 @@ class MaskedBitHead(Head, nn.Module):
         if keep not in ("confident", "random"):
             raise BadInput(f"The masked-bit head keeps confident or random bits, not {keep!r}: set head.keep.")
         self.bits, self.keep = bits, keep
-        self.noise_shape = (len(self.rounds), bits, 2)  # a number for the bit, one for whether it stays
+        self.noise_shape = (len(self.rounds), bits, 2)  # one number for the bit, one for whether it stays
         self.register_buffer("frequencies", torch.randn(FREQUENCIES))
         self.share = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(inputs, width)
@@ -130,10 +130,11 @@ class MaskedBitHead(Head, nn.Module):
         return self.proj(self.last_norm(x) * (1 + scale) + shift).unflatten(-1, (self.bits, 2))
 
     def loss(self, hidden: Tensor, ids: Tensor, step: Step | None = None) -> dict[str, Tensor]:
-        """hidden (B, N, inputs), ids (B, N) -> "nats" (B, N), whose mean over N is an image's loss, in nats a bit.
+        """hidden (B, N, inputs), ids (B, N) -> "nats" (B, N), whose mean over N is an image's loss, in nats per bit.
 
-        That is the mean over its bits, weighted 1 if masked and 0.1 if known. BAR divides by the weights of the whole
-        batch; an image's own keep its loss apart from the others'. Outside of training every image has the same masks.
+        The loss is the mean over the image's bits, weighted 1 if masked and 0.1 if known. BAR divides by the weights of
+        the whole batch; dividing by the image's weights makes images independent. Outside training all images have the
+        same masks.
         """
         bits = self.unpack(ids)
         masked, share = self._masks(ids.shape[1], step, ids.device)
@@ -143,7 +144,7 @@ class MaskedBitHead(Head, nn.Module):
         return {"nats": (weights * nats).sum(-1) / weights.sum(-1).mean(1, keepdim=True)}
 
     def draw(self, hidden: Tensor, noise: Tensor, guide: Guide, temperature: float) -> Tensor:
-        """See `Head.draw`. A round draws all bits that are masked and masks again those that it does not keep."""
+        """See `Head.draw`. A round draws all masked bits, and masks those again that it does not keep."""
         images, known = len(noise), 0
         symbols = torch.full((images, self.bits), MASK, device=hidden.device)
         for number, count in enumerate(self.rounds):
@@ -153,7 +154,7 @@ class MaskedBitHead(Head, nn.Module):
             tau = temperature
             if self.keep == "confident":
                 tau *= 1 - number / len(self.rounds)
-            # the larger of two logits with Gumbel noise: the difference of two Gumbel numbers is a logistic one
+            # the larger of two logits with Gumbel noise: a difference of two Gumbel numbers is logistic
             one = logits[..., 1] - logits[..., 0] + tau * value.logit() > 0
             if self.keep == "confident":
                 stays = torch.where(one, logits[..., 1], logits[..., 0]) - tau * (-stays.log()).log()
@@ -165,11 +166,11 @@ class MaskedBitHead(Head, nn.Module):
         return (symbols << torch.arange(self.bits, device=symbols.device)).sum(-1)
 
     def unpack(self, ids: Tensor) -> Tensor:
-        """ids (...) -> their bits (..., k), the least significant first."""
+        """ids (...) -> bits (..., k), the least significant first."""
         return bits_of(ids, self.bits)
 
     def _masks(self, tokens: int, step: Step | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Which bits are masked (B, N, k), and the share (B, N) that is to be; B is 1 if there is no step."""
+        """Masks of the bits (B, N, k), and the intended shares (B, N); B is 1 without a step."""
         name = "masked bits"
         streams = [stream(name)] if step is None else [step.stream(name, place) for place in step.places]
         noise = torch.stack([torch.randn(tokens, generator=each) for each in streams])
@@ -181,13 +182,13 @@ class MaskedBitHead(Head, nn.Module):
 
 
 class MaskedBitGenerator(Generator):
-    """A generator whose head is a `MaskedBitHead`; its body is `Generator`'s, where BAR has its own.
+    """A generator whose head is a `MaskedBitHead`; its body is `Generator`'s, not BAR's.
 
     Args:
-        codebook_size: V = 2^k. A token is one id, whose bits are best those of binary codes or of LFQ: clustered codes
+        codebook_size: V = 2^k. A token is one id. Its bits should be those of binary codes or of LFQ: clustered codes
             whose ids share bits have nothing else in common.
-        head: arguments of `MaskedBitHead` but for the first two.
-        embeddings: of the tokens before: of their "bits" (BAR), or a "table" with a row for each code.
+        head: arguments of `MaskedBitHead` except the first two.
+        embeddings: embeddings of input tokens: from their "bits" (BAR), or from a "table" with a row per code.
         arguments: the other arguments of `Generator`.
 
     Raises:
@@ -216,7 +217,7 @@ class MaskedBitGenerator(Generator):
         self.output = MaskedBitHead(width, bits, **head)
 
     def embed_labels(self, labels: Tensor) -> Tensor:
-        # the rows of classes are the last ones, however many rows of codes there are
+        # the rows of classes come last, after any number of rows of codes
         return self.embeddings(labels + self.embeddings.num_embeddings - self.num_classes - 1)[:, None]
 
     def embed_tokens(self, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Nested dropout: in training each image keeps its first tokens only, the others become a mask token."""
+"""Nested dropout: in training each image keeps only its first tokens; a mask token replaces the others."""
 
 from typing import Literal, get_args
 
@@ -16,8 +16,8 @@ Lengths = Literal["uniform", "powers", "rounded"]
 class NestedDropout(Bottleneck):
     """A bottleneck that masks all but the first k tokens of each image (FlexTok, arXiv 2502.13967).
 
-    k is drawn for each image, from seed, step and its place in the global batch alone. The sequence keeps its length,
-    so that any decoder will do; the mask token is learned.
+    k is drawn per image, from seed, step and its place in the global batch only. The sequence keeps its length, so
+    any decoder works; the mask token is learned.
 
     Args:
         code_dim: D.
@@ -25,7 +25,7 @@ class NestedDropout(Bottleneck):
             uniform and "rounded" up to a power of two (at most N).
 
     Raises:
-        BadInput: another word for the lengths.
+        BadInput: unknown lengths.
     """
 
     any_length = True
@@ -35,10 +35,10 @@ class NestedDropout(Bottleneck):
         if lengths not in (known := get_args(Lengths)):
             raise BadInput(f"NestedDropout: lengths must be {', '.join(known[:-1])} or {known[-1]}, not {lengths}.")
         self.lengths = lengths
-        self.mask_token = nn.Parameter(torch.randn(code_dim) * 0.02)  # as codes begin
+        self.mask_token = nn.Parameter(torch.randn(code_dim) * 0.02)  # the codes' initial scale
 
     def kept(self, step: Step, place: int, total: int) -> int:
-        """k of the image at `place` of the step's global batch, out of `total` tokens."""
+        """k, out of `total` tokens, of the image at `place` in the step's global batch."""
         number = step.derive("nested dropout", place)
         powers = powers_of_two(total)
         if self.lengths == "powers":

@@ -1,4 +1,4 @@
-"""NesTok: each step decodes all latents and the first of them, and the first layer treats both alike.
+"""NesTok: each step decodes all latents and the first of them, and aligns the first layer's outputs for both.
 
 The paper is named at huggingface.co/Jiawei804/NesTok.
 """
@@ -15,8 +15,8 @@ from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 class AllAndPrefix(Bottleneck):
     """A bottleneck with two decodings, of all N tokens and of the first r, r uniform in 1..N (NesTok).
 
-    The losses of both are summed. One r is drawn for a global batch, from seed and step alone. Tokens after the first r
-    are removed, so the decoder must take sequences of any length. The GAN sees the decoding of all tokens.
+    The losses of both are summed. One r is drawn per global batch, from seed and step only. Tokens after the first r
+    are removed, so the decoder must accept sequences of any length. The GAN sees the decoding of all tokens.
     """
 
     shortens = True
@@ -29,20 +29,20 @@ class AllAndPrefix(Bottleneck):
         return [Decoding(latents=given), Decoding(latents=given[:, :kept])]
 
     def complete(self, prefix: Tensor, total: int) -> Tensor:
-        """(B, k, D) as it is."""
+        """Return (B, k, D) unchanged."""
         return prefix
 
 
 class FirstLayer(LossTerm):
-    """1 - cos(h_r, h), the mean over patches: what the decoder's first block gives for a prefix and for all tokens.
+    """Mean over patches of 1 - cos(h_r, h), outputs of the decoder's first block for a prefix and for all tokens.
 
-    The gradient goes to the prefix's decoding alone. The term is 0 for the first decoding of a step, and in validation.
+    The gradient reaches only the prefix's decoding. The term is 0 for the first decoding of a step, and in validation.
 
     Args:
-        weight: of the term in phases that name none.
+        weight: weight of the term in phases that set none.
 
     Raises:
-        BadInput: once attached, the decoder has no blocks, or does not say which of their outputs are patches.
+        BadInput: once attached, the decoder has no blocks, or no `at_image` that finds the patches in their outputs.
     """
 
     def __init__(self, weight: float = 1.0) -> None:

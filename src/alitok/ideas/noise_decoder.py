@@ -1,4 +1,4 @@
-"""WeTok's generative decoder: noise joins the latents, so it can draw what they leave open."""
+"""WeTok's generative decoder: it also gets noise, so it can draw what the latents leave open."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from alitok.models.decoder import Decoder
 
 
 class NoisyEmbed(nn.Module):
-    """A linear layer of latents and noise; it begins as the layer of the latents that it replaces.
+    """A linear layer of latents and noise; at the start it equals the layer that it replaces.
 
     Args:
-        linear: that layer. Its parameters keep their names.
+        linear: the replaced layer of the latents. Its parameters keep their names.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -34,22 +34,22 @@ class NoisyEmbed(nn.Module):
 class NoiseDecoder(Decoder):
     """`Decoder` whose input is [z ; n] with n ~ N(0, 1) of z's shape (WeTok, arXiv 2508.05599).
 
-    The weights of n begin at zero, so that it begins as the decoder that it starts from, to the bit. With an
-    adversarial loss it learns to make of the noise what z leaves open. In a step the noise depends on the run's seed,
-    the step and the image's place in the global batch; in `decode` on the seed and the image's index.
+    The weights of n start at zero, so that at first it equals the decoder from which it starts, bit for bit. With an
+    adversarial loss it learns to draw what z leaves open. In a step the noise depends on the run's seed, the step and
+    the image's place in the global batch; in `decode` on the seed and the image's index.
 
-    Args: as `Decoder`.
+    Args: as for `Decoder`.
     """
 
     generative = True
-    embed: Any  # the paper convolves [z ; n], which is two linear layers that are added
+    embed: Any  # the paper convolves [z ; n], which is the sum of two linear layers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.embed = NoisyEmbed(self.embed)
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
-        """As `Decoder`. Without a step the noise is that of `decode` for images 0..B-1 of seed 0."""
+        """As `Decoder`. Without a step, the noise is that of `decode` for images 0..B-1 with seed 0."""
         if step is None:
             return self._with(latents, (stream(0, "noise", index) for index in range(len(latents))))
         return self._with(latents, (step.stream("noise", place) for place in step.places))

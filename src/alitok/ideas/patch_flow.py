@@ -1,4 +1,4 @@
-"""UniFlow's decoder: a transformer sees all tokens once, then a small network integrates each patch on its own."""
+"""UniFlow's decoder: a transformer reads all tokens once, then a small network integrates each patch separately."""
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,14 +11,14 @@ from alitok.models.transformer import Init, init_weights
 
 
 class Features(nn.Module):
-    """In place of a `Decoder`'s image head: the features of the patches as they are."""
+    """Replaces a `Decoder`'s image head: returns the features of the patches unchanged."""
 
     def forward(self, x: Tensor, rows: int) -> Tensor:
         return x
 
 
 class ResidualBlock(nn.Module):
-    """x + gate * MLP(norm(x) (1 + scale) + shift), all three made of the condition; the gate begins at zero."""
+    """x + gate * MLP(norm(x) (1 + scale) + shift); gate, scale and shift come from the condition and start at zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,15 +32,17 @@ class ResidualBlock(nn.Module):
 
 
 class PatchFlow(Flow):
-    """`Decoder`'s transformer, and on each patch's features an MLP that gives the velocity of the patch's pixels.
+    """`Decoder`'s transformer, and an MLP that maps each patch's features to the velocity of its pixels.
 
-    A step of the integration passes the MLP alone (MAR's head, in UniFlow, arXiv 2510.10575). Without the transformer's
-    look at all tokens the patches do not fit together.
+    A step of the integration runs only the MLP (MAR's head, in UniFlow, arXiv 2510.10575). Patches fit together
+    because the transformer has read all tokens.
 
     Args:
         image_size, patch_size, num_prefix, code_dim, width, depth, heads, causal, buffer_tokens, drop_prefix, init: as
-            `Decoder`; the MLP is as wide as the transformer.
+            for `Decoder`.
         head_depth: blocks of the MLP.
+        head_width: width of the MLP, None for the transformer's. A patch's noise passes through it, so it should
+            exceed the 3 p^2 numbers of a patch.
         times, sampler, scale, null: see `Flow`.
     """
 
@@ -58,6 +60,7 @@ class PatchFlow(Flow):
         drop_prefix: bool = False,
         init: Init = "paper",
         head_depth: int = 12,
+        head_width: int | None = None,
         times: TimeLaw | None = None,
         sampler: FlowSampler | None = None,
         scale: float = 1.0,
@@ -80,21 +83,23 @@ class PatchFlow(Flow):
         )
         self.body.image_head = Features()  # type: ignore[assignment]
         self.num_latents = self.body.num_latents
-        self.embed = nn.Linear(3 * patch_size**2, width)
-        self.time = TimeEmbedding(width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(head_depth))
-        self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, 3 * patch_size**2)
-        for part in (self.embed, self.time, self.blocks):
+        within = width if head_width is None else head_width
+        self.project = nn.Identity() if head_width is None else nn.Linear(width, within)
+        self.embed = nn.Linear(3 * patch_size**2, within)
+        self.time = TimeEmbedding(within)
+        self.blocks = nn.ModuleList(ResidualBlock(within) for _ in range(head_depth))
+        self.norm_out = nn.LayerNorm(within, elementwise_affine=False)
+        self.modulation = nn.Linear(within, 2 * within)
+        self.head = nn.Linear(within, 3 * patch_size**2)
+        for part in (self.project, self.embed, self.time, self.blocks):
             init_weights(part, init)
         for layer in (self.modulation, self.head, *(block.modulation for block in self.blocks)):
             nn.init.zeros_(layer.weight)  # type: ignore[union-attr, arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[union-attr, arg-type]
 
     def condition(self, latents: Tensor) -> Tensor:
-        """(B, N, D) -> (B, H * W, width)."""
-        features: Tensor = self.body(latents)["image"]
+        """(B, N, D) -> (B, H * W, width of the head)."""
+        features: Tensor = self.project(self.body(latents)["image"])
         return features
 
     def velocity(self, noised: Tensor, t: Tensor, condition: Tensor) -> Tensor:

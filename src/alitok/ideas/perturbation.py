@@ -1,4 +1,4 @@
-"""Latent perturbation and pFID: a decoder learns to live with wrong tokens, and is measured on them.
+"""Latent perturbation and pFID: a decoder trains with wrong tokens, and is measured on them.
 
 Robust Latent Matters (arXiv 2503.08354).
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
-from alitok.common.images import Quantisation, to_uint8
+from alitok.common.images import Quantization, to_uint8
 from alitok.common.random import Step, stream
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
@@ -22,10 +22,10 @@ from alitok.models.tokenizer import Tokenizer
 
 
 def check_swappable(quantizer: Quantizer, count: int) -> None:
-    """Whether a token can become one of its `count` nearest codes.
+    """Check that a token can be swapped for one of its `count` nearest codes.
 
     Raises:
-        BadInput: it has several sub-codes, or there are fewer codes.
+        BadInput: tokens have several sub-codes, or there are fewer codes.
     """
     if quantizer.sub_codes > 1:
         raise BadInput(
@@ -44,7 +44,7 @@ def nearest_codes(latents: Tensor, quantizer: Quantizer, count: int) -> Tensor:
 
     Args:
         latents: (B, N, D), before quantization.
-        quantizer: one id a token, codes in the space of the latents.
+        quantizer: has one id per token, and codes in the space of the latents.
 
     Returns:
         ids (B, N, count) int64.
@@ -62,12 +62,12 @@ def nearest_codes(latents: Tensor, quantizer: Quantizer, count: int) -> Tensor:
 
 
 def swap_ids(ids: Tensor, near: Tensor, alpha: float, uniforms: Tensor) -> Tensor:
-    """Each id with probability alpha replaced by one of its near codes, the true one among them.
+    """Replace each id with probability alpha by one of its near codes, which include the true one.
 
     Args:
         ids: (B, N).
-        near: (B, N, delta) of `nearest_codes`.
-        uniforms: (B, N, 2) in [0, 1): whether, and by which.
+        near: (B, N, delta) from `nearest_codes`.
+        uniforms: (B, N, 2) in [0, 1): decide whether an id is replaced, and by which code.
 
     Returns:
         ids (B, N).
@@ -81,15 +81,14 @@ class LatentPerturbation(Bottleneck):
 
     The first floor(beta B) images of a global batch of B are perturbed: each of their tokens becomes with probability
     alpha one of the delta codes nearest to its latent, drawn uniformly. The gradient goes straight through to the
-    latent; ids and the quantizer's losses are those of the true codes. A given token (post-training) has its own code
-    as latent, and becomes a code near to that one. alpha and delta are multiplied by a ratio that falls linearly from 1
-    to `final` over the share `anneal` of the run. An image's random numbers depend on seed, step and its place in the
-    global batch alone.
+    latent; ids and the quantizer's losses are those of the true codes. The latent of a given token (post-training) is
+    its code. alpha and delta are multiplied by a ratio that falls linearly from 1 to `final` over the interval `anneal`
+    of the run. An image's random numbers depend only on seed, step and its place in the global batch.
 
     Args:
         alpha, beta, delta: as above.
-        anneal: where the fall of the ratio begins and ends, 0..1 of the run's steps.
-        final: the ratio after it; 1 for no annealing.
+        anneal: start and end of the ratio's fall, in 0..1 of the run's steps.
+        final: the ratio after the fall; 1 for no annealing.
 
     Raises:
         BadInput: a share outside 0..1, or a delta below 2, which is no perturbation.
@@ -115,11 +114,11 @@ class LatentPerturbation(Bottleneck):
         self.anneal, self.final = anneal, final
 
     def check(self, quantizer: Quantizer) -> None:
-        """Raises BadInput where the quantizer's codes cannot be swapped so."""
+        """Raise BadInput if the quantizer's codes cannot be swapped in this way."""
         check_swappable(quantizer, self.delta)
 
     def ratio(self, progress: float) -> float:
-        """The factor on alpha and delta when a share of the run is done."""
+        """The factor on alpha and delta after this share of the run."""
         begin, end = self.anneal
         if progress <= begin:
             return 1.0
@@ -144,11 +143,11 @@ class LatentPerturbation(Bottleneck):
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DELTAS = {16384: (200, 280, 360), 8192: (100, 140, 180), 4096: (50, 70, 90), 1024: (10, 15, 20)}
-SHARES = (0.0122, 0.0171, 0.022)  # of the codebook, as the first three rows have it, for other sizes
+SHARES = (0.0122, 0.0171, 0.022)  # of the codebook, for other sizes; taken from the first three rows
 
 
 class Setting(NamedTuple):
-    """Every token becomes, with probability alpha, one of the delta codes nearest to its latent."""
+    """Each token becomes, with probability alpha, one of the delta codes nearest to its latent."""
 
     alpha: float
     delta: int
@@ -164,10 +163,10 @@ def deltas_of(codebook_size: int) -> tuple[int, ...]:
 class PerturbedFID:
     """FID of decoded perturbed codes, averaged over 15 settings (Robust Latent Matters, arXiv 2503.08354, pFID).
 
-    Comparable only between tokenizers of one codebook size, and at equal counts.
+    Comparable only between tokenizers of one codebook size, and with equal numbers of images.
 
     Args:
-        extractor: of the features.
+        extractor: extractor of the features.
         tokenizer: its codebook size decides the deltas.
 
     Attributes:
@@ -193,19 +192,19 @@ class PerturbedFID:
 
     @torch.no_grad()
     def add(self, setting: Setting, images: Tensor) -> None:
-        """Adds uint8 images (B, 3, H, W) that were decoded from codes perturbed with one of the settings."""
+        """Add uint8 images (B, 3, H, W) decoded from codes that were perturbed with one of the settings."""
         self.statistics[self.settings.index(setting)].update(self.extractor(images).pooled)
 
     @torch.no_grad()
-    def update(self, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantisation: Quantisation) -> list[Tensor]:
-        """Adds what images decode to in every setting, from their latents (B, N, D) as the encoder gives them.
+    def update(self, tokenizer: Tokenizer, latents: Tensor, index: Tensor, quantization: Quantization) -> list[Tensor]:
+        """Add the decodings in every setting of images, given as the encoder's latents (B, N, D).
 
-        The random numbers are those of the image's number `index`, the same ones in all settings.
+        The random numbers depend on the image's number `index`, and are the same in all settings.
 
         Returns:
             uint8 (B, 3, H, W) of the mildest and of the harshest setting.
         """
-        encoded: Quantized = tokenizer.quantizer(latents)  # its latents are where the codes are: normed, or bounded
+        encoded: Quantized = tokenizer.quantizer(latents)  # its latents are in the codes' space: normed, or bounded
         ids = encoded.ids
         near = nearest_codes(encoded.latents, tokenizer.quantizer, max(self.deltas))
         drawn = [torch.rand(ids.shape[1], 2, generator=stream("pFID", number)) for number in index.tolist()]
@@ -213,7 +212,7 @@ class PerturbedFID:
         ends = []
         for setting in self.settings:
             swapped = swap_ids(ids, near[..., : setting.delta], setting.alpha, uniforms)
-            images = to_uint8(tokenizer.decode(swapped, indices=index.tolist()), quantisation)
+            images = to_uint8(tokenizer.decode(swapped, indices=index.tolist()), quantization)
             self.add(setting, images)
             if setting in (self.settings[0], self.settings[-1]):
                 ends.append(images)

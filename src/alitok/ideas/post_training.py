@@ -1,4 +1,4 @@
-"""Post-training of a decoder on what a generator writes along real images: pairs, and their sampler (2509.12474)."""
+"""Post-training of a decoder on pairs of a real image and a generator's tokens for it (arXiv 2509.12474)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -19,16 +19,17 @@ FORMS: tuple[Form, ...] = get_args(Form)  # the views of a cache of pairs
 
 
 class PairedDataModule(ImageNetDataModule):
-    """Centre crops of training images and, as `tokens` (B, N), what a generator wrote for each; validation as ever.
+    """Center crops of training images with a generator's tokens for each as `tokens` (B, N); validation is unchanged.
 
     Args:
-        pairs: folder that `alitok pairs` made of the same images.
-        form: "direct" takes the tokens that were drawn; "reencoded" those that the encoder finds in the picture that
-            they decode to, as in the paper.
-        arguments: of `ImageNetDataModule`; `count` as the pairs were made with. There is no cropping and no flipping.
+        pairs: folder that `alitok pairs` made from the same images.
+        form: "direct" takes the drawn tokens; "reencoded" the encoder's tokens of the picture that they decode to, as
+            in the paper.
+        arguments: arguments of `ImageNetDataModule`; `count` must be that of the pairs. There is no random cropping
+            and no flipping.
 
     Raises (in setup):
-        BadInput: an unknown form, pairs that are missing or of other images.
+        BadInput: missing pairs, or pairs of other images.
     """
 
     def __init__(self, pairs: str, form: Form = "reencoded", **arguments: Any) -> None:
@@ -38,7 +39,7 @@ class PairedDataModule(ImageNetDataModule):
         self.pairs, self.form = pairs, form
 
     def setup(self, stage: str | None = None) -> None:
-        """As the parent's; holds the pairs against the training images."""
+        """As the parent's; also checks that the pairs belong to the training images."""
         super().setup(stage)
         train = self.splits.get("train")
         if self.token_cache is not None or not isinstance(train, ImageBatches):
@@ -55,7 +56,7 @@ class PairedDataModule(ImageNetDataModule):
         self.descriptions["train"] += f", {self.form} tokens (sigma {cache.recipe['sigma']:g})"
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Adds the tokens to a training batch."""
+        """Add the tokens to a training batch."""
         if self.token_cache is None or self.trainer is None or not self.trainer.training:
             return batch
         views = torch.full_like(batch["index"], FORMS.index(self.form))
@@ -63,17 +64,17 @@ class PairedDataModule(ImageNetDataModule):
 
 
 def check_sigma(sigma: float) -> None:
-    """Raises BadInput where sigma is no share of tokens."""
+    """Raise BadInput if sigma is no share of tokens."""
     if not 0 <= sigma <= 1:
         raise BadInput(f"The share of true tokens, sigma, must lie in 0..1, not {sigma}.")
 
 
 class MixedSampler:
-    """Draws sequences of which about a share sigma of the tokens are those of real images.
+    """Draws sequences in which about a share sigma of the tokens comes from real images.
 
     Args:
-        sampler: of the generator.
-        sigma: the probability that a token is the true one, 0..1.
+        sampler: the generator's sampler.
+        sigma: probability that a token is the true one, 0..1.
 
     Raises:
         BadInput: sigma outside 0..1.
@@ -84,12 +85,12 @@ class MixedSampler:
         self.sampler, self.sigma = sampler, sigma
 
     def sample(self, ids: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:
-        """Sequences for images whose own tokens are given; image i is the same in any batch on a CPU.
+        """Draw sequences for images with given tokens; image i is the same in any batch on a CPU.
 
         Args:
-            ids: (B, N) or (B, N, S) the images' own tokens.
+            ids: (B, N) or (B, N, S) the images' tokens.
             labels: (B,) their classes.
-            indices: of the images; with the seed they decide which tokens are true, and the draws.
+            indices: numbers of the images; with the seed they decide which tokens are true, and the draws.
 
         Returns:
             ids of the same shape.

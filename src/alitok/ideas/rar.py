@@ -15,19 +15,19 @@ from alitok.models.seams import Order, Ordering
 class RandomOrder(Order):
     """Each image is written in a uniformly random order with probability r, else in raster order.
 
-    r is 1 up to the share `start` of the run, falls linearly to 0 at the share `end`, and stays 0. Which images, and
-    the orders, depend on seed, step and the image's place in the global batch alone.
+    r is 1 up to the share `start` of the run, falls linearly to 0 at the share `end`, and stays 0. The orders depend
+    only on seed, step and the image's place in the global batch.
 
-    The loss at step i of the N of a random order is weighted by first + (last - first) i / (N - 1) (ORT). Images in
-    raster order keep the weight 1, and nothing is normalized afterwards.
+    In a random order the loss at step i of N has the weight first + (last - first) i / (N - 1) (ORT). Images in raster
+    order have the weight 1, and weights are not normalized.
 
     Args:
         start, end: shares of the run, 0 <= start <= end <= 1.
-        permute: "all" tokens, or those of the "image" only, with the prefix first and in order.
-        first, last: weight of the first and of the last step of a random order; 1 and 1 are RAR.
+        permute: "all" tokens, or only those of the "image", after the prefix in order.
+        first, last: weights of the first and of the last step of a random order; RAR has 1 and 1.
 
     Raises:
-        BadInput: shares or weights outside these bounds, or another word for what is permuted.
+        BadInput: shares or weights outside these bounds, or an unknown `permute`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RandomOrder(Order):
         """The orders of the step's images, on the CPU.
 
         Raises:
-            BadInput: only image tokens are to be permuted and there are none.
+            BadInput: `permute` is "image" and there are no image tokens.
         """
         kept = prefix if self.permute == "image" else 0
         if kept == tokens:
@@ -78,15 +78,15 @@ class RandomOrder(Order):
 
 
 class AnyOrderGenerator(SubCodeGenerator):
-    """A generator that knows which place it writes next: a learned vector of that place is added to the input.
+    """A generator whose input includes a learned vector of the place that it writes next.
 
-    The vectors are RAR's target-aware positions. Each token's own place is in the rotary angles. In raster order, so
-    in sampling, vector i belongs to step i.
+    The vectors are RAR's target-aware positions. The rotary angles give each token's own place. In raster order, as in
+    sampling, step i uses vector i.
 
     Args:
-        codebook_size: V, of a token or of a sub-code.
-        sub_codes: S. 1 gives `Generator` with the vectors, more give `SubCodeGenerator` with them.
-        combine: see `SubCodeGenerator`; without effect if S is 1.
+        codebook_size: V, number of codes of a token or of a sub-code.
+        sub_codes: S. With 1 this extends `Generator`, with more `SubCodeGenerator`.
+        combine: see `SubCodeGenerator`; no effect if S is 1.
         arguments: the other arguments of `Generator`.
     """
 
@@ -112,9 +112,9 @@ class AnyOrderGenerator(SubCodeGenerator):
         return super().embed_tokens(ids[..., None] if self.sub_codes == 1 else ids)
 
     def place(self, x: Tensor, order: Tensor | None) -> Tensor:
-        """Adds to x (B, N, width) the vector of the place that follows, order[:, i] at i."""
+        """Add to x (B, N, width) the vector of the next place, order[:, i] at i."""
         return x + (self.next_places[: x.shape[1]] if order is None else self.next_places[order])
 
     def step(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """As `Generator.step`, the vectors of the places `positions` added."""
+        """As `Generator.step`, with the vectors of the places `positions` added."""
         return super().step(x + self.next_places[positions], positions, cache)

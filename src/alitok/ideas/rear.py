@@ -15,13 +15,13 @@ from alitok.models.seams import Corruption, Quantizer
 
 
 class NoisyContext(Corruption):
-    """Replaces each token that the generator reads by a uniformly random one with probability eps.
+    """Replaces each input token of the generator by a uniformly random one with probability eps.
 
-    eps is uniform in 0..max(0, start (1 - progress / end)), drawn for each image. With sub-codes a replaced token gets
-    new sub-codes throughout. All draws depend on seed, step and the image's place in the global batch alone.
+    eps is uniform in 0..max(0, start (1 - progress / end)), drawn per image. All sub-codes of a replaced token change.
+    All draws depend only on seed, step and the image's place in the global batch.
 
     Args:
-        start: largest eps when the run begins, 0..1.
+        start: largest eps at the start of the run, 0..1.
         end: share of the run after which the context is clean, above 0.
 
     Raises:
@@ -53,21 +53,21 @@ class NoisyContext(Corruption):
 
 
 class CodeVector(LossTerm):
-    """1 - cosine between what a small network makes of hidden states and the vector of a true code.
+    """1 - cosine between a small network's output for a hidden state and the vector of a true code.
 
-    The network (linear, GELU, linear) trains beside the generator and is in no artifact. The vectors are those of the
-    frozen quantizer that made the tokens; their length does not matter.
+    The network (linear, GELU, linear) trains with the generator and is not in the artifact. The vectors come from the
+    frozen quantizer that made the tokens.
 
     Args:
-        token: "current": the state at the input token i is held to the true token i, even if the input was replaced.
-            "next": the state that predicts token i is held to token i.
+        token: "current": the state at input token i is aligned with the true token i, even if the input was replaced.
+            "next": the state that predicts token i is aligned with token i.
         depth: share of the blocks after which the states are read: 0 right after the embedding's dropout, 0.75 after
-            15 of 20 blocks. It is rounded down to whole blocks, but above 0 it is at least one block.
+            15 of 20 blocks. Rounded down to whole blocks, but at least one block if above 0.
         code_dim: D of the tokenizer.
         hidden: width inside the network.
 
     Raises:
-        BadInput: another word for the token, or a depth outside 0..1.
+        BadInput: an unknown `token`, or a depth outside 0..1.
     """
 
     needs_codebook = True
@@ -81,10 +81,10 @@ class CodeVector(LossTerm):
         self._quantizer: Quantizer | None = None
 
     def attach(self, model: nn.Module) -> None:
-        """Chooses the tap and makes the network.
+        """Choose the tap and make the network.
 
         Raises:
-            BadInput: the model is no generator.
+            BadInput: the model is no causal generator.
         """
         if not isinstance(model, Generator):
             raise BadInput(f"CodeVector is a term of a generator's training, not of {type(model).__name__}'s.")
@@ -96,10 +96,10 @@ class CodeVector(LossTerm):
         self.head = nn.Sequential(nn.Linear(width, self.hidden), nn.GELU(), nn.Linear(self.hidden, self.code_dim))
 
     def use_codebook(self, quantizer: Quantizer) -> None:
-        """Keeps the quantizer.
+        """Store the quantizer.
 
         Raises:
-            BadInput: its vectors have another number of channels than `code_dim`.
+            BadInput: its vectors do not have `code_dim` channels.
         """
         first = torch.zeros(1, 1, *[quantizer.sub_codes] * (quantizer.sub_codes > 1), dtype=torch.int64)
         device = next((tensor.device for tensor in [*quantizer.parameters(), *quantizer.buffers()]), first.device)
@@ -115,7 +115,7 @@ class CodeVector(LossTerm):
         assert self._quantizer is not None
         assert self.head is not None
         states, targets = outputs[self.taps[0]].float(), outputs["targets"]
-        if self.token == "current":  # state 0 is the class label's, state i + 1 that of input token i
+        if self.token == "current":  # state 0 belongs to the class label, state i + 1 to input token i
             states, targets = states[:, 1:], targets[:, :-1]
         with torch.no_grad():
             vectors = self._quantizer.lookup(targets)

@@ -13,16 +13,16 @@ from alitok.losses.terms import Batch, Outputs
 
 
 class Semantic(TeacherTerm):
-    """-cos(MLP(h), f), the mean over images and patches: h of a decoder block, f the teacher's features.
+    """Mean over images and patches of -cos(MLP(h), f): h is a decoder block's output, f the teacher's feature.
 
     The MLP is Linear(w, 4 w), SiLU, Linear(4 w, 4 w), SiLU, Linear(4 w, channels); it trains with the tokenizer and is
-    no part of the artifact. The teacher's map is as fine as the grid of patches.
+    not in the artifact. The teacher's map has the same grid as the patches.
 
     Args:
         teacher: a `Teacher`.
-        block: which block of the decoder is read, from 1; None for depth / 8, rounded up, which is the paper's third
-            of ViT-L's 24.
-        weight: of the term in phases that name none.
+        block: number of the decoder block that is read, from 1; None for depth / 8, rounded up: the paper's third of
+            ViT-L's 24.
+        weight: weight of the term in phases that set none.
 
     Raises:
         BadInput: `teacher` is no Teacher, or (once attached) the decoder has no such block.

@@ -1,4 +1,4 @@
-"""Several codebooks for a token, each with an adapter of its own, and a term that keeps them apart (FQGAN, UniTok)."""
+"""Several codebooks per token, each with its own adapter, and a term that keeps them apart (FQGAN, UniTok)."""
 
 from itertools import combinations
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from alitok.models.transformer import Block, init_weights
 
 
 class Adapter(nn.Module):
-    """What one codebook sees of the latents: transformer blocks, a norm and a linear layer (FQGAN has 6 blocks)."""
+    """Maps latents for one codebook: transformer blocks, a norm and a linear layer (FQGAN has 6 blocks)."""
 
     def __init__(self, width: int, depth: int, heads: int, code_dim: int) -> None:
         super().__init__()
@@ -31,19 +31,19 @@ class Adapter(nn.Module):
 
 
 class SeveralCodebooks(ClusteredQuantizer):
-    """S clustered codebooks; a token is S ids, and the decoder gets their codes side by side.
+    """S clustered codebooks; a token is S ids, and the decoder gets their codes concatenated.
 
     Args:
-        codebook_size: V, of each codebook.
-        code_dim: d, of each codebook. The decoder's code_dim is S d.
+        codebook_size: V, codes of each codebook.
+        code_dim: d, channels of each codebook. The decoder's code_dim is S d.
         sub_codes: S.
-        adapters: depth and heads of an `Adapter` for each codebook, on latents of `latent_dim` channels (FQGAN). None
-            cuts the latents, of S d channels, into S chunks (UniTok).
+        adapters: depth and heads of each codebook's `Adapter`, on latents of `latent_dim` channels (FQGAN). None cuts
+            the latents, of S d channels, into S chunks (UniTok).
         latent_dim: channels of the latents, the encoder's code_dim; None for S d.
-        commitment, clustering, decay, anchor: as `ClusteredQuantizer`; losses are means over the codebooks.
+        commitment, clustering, decay, anchor: as for `ClusteredQuantizer`; losses are means over the codebooks.
 
     Raises:
-        BadInput: fewer than 2 codebooks, or chunks of latents that have another width.
+        BadInput: fewer than 2 codebooks, or without adapters latents that do not have S d channels.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class SeveralCodebooks(ClusteredQuantizer):
         """Latents (B, N, latent_dim) -> S times (B, N, d).
 
         Raises:
-            BadInput: the latents have another width.
+            BadInput: the latents have a wrong width.
         """
         if latents.shape[-1] != self.latent_dim:
             raise BadInput(
@@ -90,7 +90,7 @@ class SeveralCodebooks(ClusteredQuantizer):
         return [adapter(latents).float() for adapter in self.adapters]
 
     def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
-        """(B, N, latent_dim) -> codes side by side (B, N, S d), ids (B, N, S); `extra["parts"]` has each codebook's."""
+        """(B, N, latent_dim) -> codes (B, N, S d), ids (B, N, S); `extra["parts"]` has each codebook's codes."""
         step = step or Step.alone(len(latents))
         parts = self.parts(latents.float())
         codes = self.codebook.weight.detach().float().chunk(self.sub_codes)
@@ -133,7 +133,7 @@ class SeveralCodebooks(ClusteredQuantizer):
 
     @torch.no_grad()
     def update(self, statistics: ClusterStatistics) -> None:
-        """As `ClusteredQuantizer.update`, shares and rates by codebook."""
+        """As `ClusteredQuantizer.update`, with shares and rates per codebook."""
         counts = statistics.count.view(self.sub_codes, -1)
         share = (counts / counts.sum(1, keepdim=True)).flatten()
         self._move(share, self.codebook_size, statistics.feature)
@@ -142,7 +142,7 @@ class SeveralCodebooks(ClusteredQuantizer):
 class Disentangling(LossTerm):
     """Mean over places and pairs of codebooks of cos(q_i, q_j)^2 (FQGAN, weight 0.1).
 
-    Random directions in d channels give 1 / d: only less than that is evidence of disentangling.
+    Random directions in d channels give 1 / d, so only lower values are evidence of disentangling.
     """
 
     weight = 0.1

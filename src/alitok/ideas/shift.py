@@ -1,4 +1,4 @@
-"""Hita's shift: a causal decoder reads each patch some tokens early, so that a token must be foreseen."""
+"""Hita's shift: a causal decoder reads each patch some tokens early, so that it must predict the patch's token."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from alitok.models.decoder import Decoder
 class ShiftedDecoder(Decoder):
     """`Decoder` that reads patch i at the token k places before it (Hita, arXiv 2507.02358).
 
-    Patch i is then made of the prefix tokens and of the image tokens up to i - k. Its own token is not among them if k
-    > 0, and the last k image tokens get no gradient from the image.
+    Patch i then depends on the prefix tokens and on the image tokens up to i - k. If k > 0, its own token is not among
+    them, and the last k image tokens get no gradient from the image.
 
     Args:
         shift: k, at most the number of prefix tokens.
-        arguments: as `Decoder`, which must be causal.
+        arguments: arguments of `Decoder`, which must be causal.
 
     Raises:
-        BadInput: a shift that leaves patches without a token to be read at, or a decoder that is not causal.
+        BadInput: a shift larger than the prefix, or a decoder that is not causal or drops its prefix.
     """
 
     def __init__(self, shift: int = 1, **arguments: Any) -> None:

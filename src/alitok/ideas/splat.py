@@ -8,28 +8,28 @@ from torch import Tensor, nn
 from alitok.common.errors import BadInput
 from alitok.models.decoder import Decoder
 
-WINDOW = 3.0  # of standard deviations along an axis, beyond which a Gaussian is 0
+WINDOW = 3.0  # standard deviations along an axis beyond which a Gaussian is 0
 
 
 def logit(x: Tensor) -> Tensor:
-    """Of numbers in 0..1."""
+    """The logit of numbers in 0..1."""
     return torch.log(x / (1 - x))
 
 
 class SplatHead(nn.Module):
     """Features of patches -> Gaussians -> a map of their summed features -> a small convolutional network -> pixels.
 
-    A Gaussian has deviations sx and sy, a correlation r and a center, in coordinates from -1 to 1. It begins on its
-    patch, with a third of the patch's side as deviation; what it differs by is added before a sigmoid and begins at 0.
+    A Gaussian has deviations sx and sy, a correlation r and a center, in coordinates from -1 to 1. It starts on its
+    patch, with a third of the patch's side as deviation; learned changes, initially 0, are added before a sigmoid.
 
     Args:
-        width: of the features.
-        rows: of patches.
+        width: width of the features.
+        rows: rows of patches.
         patch_size: side of a patch in pixels.
-        channels: features of a Gaussian, c.
-        cells: of the map along a patch's side; divides patch_size.
+        channels: number of features of a Gaussian, c.
+        cells: cells of the map along a patch's side; divides patch_size.
         hidden: channels of the convolutions.
-        fixed: Gaussians stay where they begin, for comparison.
+        fixed: Gaussians do not move or stretch, for comparison.
 
     Raises:
         BadInput: cells that do not divide the patch.
@@ -59,7 +59,7 @@ class SplatHead(nn.Module):
         if self.shape is not None:
             nn.init.zeros_(self.shape.weight)
             nn.init.zeros_(self.shape.bias)
-        device = torch.device("cpu")  # also under a meta-device context: they are no weights
+        device = torch.device("cpu")  # even in a meta-device context: they are no weights
         middles = (torch.arange(rows, device=device) + 0.5) / rows
         y, x = torch.meshgrid(middles, middles, indexing="ij")
         deviation = torch.full((rows * rows,), 2 / 3 / rows, device=device)
@@ -75,7 +75,7 @@ class SplatHead(nn.Module):
         return torch.cat([raw[..., :2].maximum(least), 1.98 * raw[..., 2:3] - 0.99, 2 * raw[..., 3:] - 1], dim=-1)
 
     def weights(self, gaussians: Tensor) -> Tensor:
-        """(B, k, 5) -> (B, k, side, side): each Gaussian at each cell."""
+        """(B, k, 5) -> (B, k, side, side): the value of each Gaussian at each cell."""
         sx, sy, r, x, y = gaussians[..., None, None].unbind(2)
         u = (self.places - x) / sx
         w = (self.places[:, None] - y) / sy
@@ -105,11 +105,11 @@ class Residual(nn.Module):
 
 
 class SplatDecoder(Decoder):
-    """`Decoder` whose image tokens become Gaussians (GPSToken's renderer; its adaptive regions are not here).
+    """`Decoder` whose image tokens become Gaussians (GPSToken's renderer, without its adaptive regions).
 
     Args:
         channels, cells, hidden, fixed: see `SplatHead`.
-        arguments: as `Decoder`.
+        arguments: arguments of `Decoder`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MingTok's two decoders in one: causal layers keep the tokens predictable, full layers after them restore quality."""
+"""MingTok's two decoders in one: causal layers keep the tokens predictable, later full layers restore quality."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from alitok.models.decoder import Decoder, PixelHead
 class StackedDecoder(Decoder):
     """`Decoder` whose first blocks are causal and whose last ones see everything (MingTok, arXiv 2510.06590).
 
-    The prefix head reads the causal blocks. MingTok also splits each token in four between the two halves; here both
-    have a patch a token, as AliTok's two stages.
+    The prefix head reads the causal blocks. MingTok also splits each token into four between the two halves; here both
+    have one patch per token, as AliTok's two stages.
 
     Args:
-        causal_share: of the blocks that are causal; at least one of each kind is there.
-        causal_head: decode the causal blocks to an image, too, for `CausalImage`. Else the full blocks may undo what
-            the causal ones ask of the encoder.
-        arguments: as `Decoder`; `depth` counts all blocks.
+        causal_share: share of the blocks that are causal; there is at least one of each kind.
+        causal_head: also decode an image from the causal blocks, for `CausalImage`. Without it the full blocks may
+            cancel the causal blocks' effect on the encoder.
+        arguments: arguments of `Decoder`; `depth` counts all blocks.
 
     Raises:
         BadInput: fewer than two blocks, a share that is not between 0 and 1, or `causal: false`.
@@ -62,7 +62,7 @@ class StackedDecoder(Decoder):
 
 
 class CausalImage(LossTerm):
-    """Mean squared difference of the pixels that the causal blocks decode."""
+    """Mean squared error of the causal blocks' image."""
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         return F.mse_loss(*image_pair(batch, {"image": outputs["causal_image"]}))

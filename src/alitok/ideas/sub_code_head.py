@@ -1,4 +1,4 @@
-"""A head that draws the sub-codes of a token one after the other (FAR's, arXiv 2411.16681; TokenBridge, 2503.16430)."""
+"""A head that draws a token's sub-codes one after the other (FAR, arXiv 2411.16681; TokenBridge, 2503.16430)."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ from alitok.models.transformer import init_weights
 class SubCodeHead(Head, nn.Module):
     """p(sub-code s | hidden state, sub-codes before s) by a small causal transformer over [hidden, q_1, .., q_S-1].
 
-    FAR's form: a few blocks like the generator's, a linear layer for each sub-code, and the mean of the S cross
-    entropies. FAR rotates positions, and its first position is multiplied by 0; here positions are learned.
+    FAR's form: a few blocks like the generator's, a linear layer per sub-code, and the mean of the S cross entropies.
+    FAR uses rotary positions, and multiplies the first one by 0; here positions are learned.
 
     Args:
         inputs: width of the generator's hidden state.
-        codebook_size: V, of a sub-code.
+        codebook_size: V, number of codes of a sub-code.
         sub_codes: S.
-        width, depth, heads: of the head's own transformer. FAR has the generator's width and 3 or 4 blocks.
+        width, depth, heads: size of the head's transformer. FAR has the generator's width and 3 or 4 blocks.
     """
 
-    has_logits = False  # a sub-code's need those before it
+    has_logits = False  # a sub-code's logits need the sub-codes before it
     no_rotation: Tensor
 
     def __init__(self, inputs: int, codebook_size: int, sub_codes: int, width: int, depth: int, heads: int) -> None:
@@ -50,7 +50,7 @@ class SubCodeHead(Head, nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(self, hidden: Tensor, known: Tensor) -> Tensor:
-        """Logits of the sub-codes 0..s, given those before each.
+        """Logits of the sub-codes 0..s, each given those before it.
 
         Args:
             hidden: (M, inputs).
@@ -74,7 +74,7 @@ class SubCodeHead(Head, nn.Module):
         return {"nats": nats.mean(-1)}
 
     def draw(self, hidden: Tensor, noise: Tensor, guide: Guide, temperature: float) -> Tensor:
-        """See `Head.draw`. Guidance combines the branches at every sub-code, and all branches read what was drawn."""
+        """See `Head.draw`. Guidance combines the branches at every sub-code; all branches read the drawn sub-code."""
         branches = len(hidden) // len(noise)
         known = torch.empty(len(noise), 0, dtype=torch.int64, device=hidden.device)
         for place in range(self.sub_codes):
@@ -88,7 +88,7 @@ class SubCodeHeadGenerator(SubCodeGenerator):
     """A `SubCodeGenerator` whose sub-codes depend on one another: its head is a `SubCodeHead`.
 
     Args:
-        codebook_size: V, of a sub-code.
+        codebook_size: V, number of codes of a sub-code.
         sub_codes: S, 2 or more.
         head: width, depth and heads of `SubCodeHead`.
         arguments: the other arguments of `SubCodeGenerator`.

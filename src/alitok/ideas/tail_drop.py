@@ -1,4 +1,4 @@
-"""Tail drop: in training the decoder is given the first tokens of the sequence only, so that any prefix decodes."""
+"""Tail drop: in training the decoder gets only the first tokens of the sequence, so that any prefix decodes."""
 
 from torch import Tensor
 
@@ -9,8 +9,8 @@ from alitok.models.seams import Bottleneck, Decoding, Quantized, Quantizer
 class TailDrop(Bottleneck):
     """A bottleneck that cuts the sequence to its first k tokens, k uniform in 1..N (One-D-Piece, arXiv 2501.10064).
 
-    One k is drawn for a global batch, from seed and step alone. Dropped tokens are removed: the decoder must take
-    sequences of any length. The quantizer's losses are over all N.
+    One k is drawn per global batch, from seed and step only. Dropped tokens are removed, so the decoder must accept
+    sequences of any length. The quantizer's losses use all N tokens.
     """
 
     shortens = True
@@ -22,5 +22,5 @@ class TailDrop(Bottleneck):
         return [Decoding(latents=tokens.decodable[:, :kept])]
 
     def complete(self, prefix: Tensor, total: int) -> Tensor:
-        """(B, k, D) as it is."""
+        """Return (B, k, D) unchanged."""
         return prefix

@@ -1,4 +1,4 @@
-"""TiTok's decoder: the image is read from mask tokens, one a patch, that see a sequence of latents of any length."""
+"""TiTok's decoder: the image is read from mask tokens, one per patch, that see a sequence of latents of any length."""
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,21 @@ from alitok.models.transformer import Block, Init, init_weights, position_std
 class TiTokDecoder(seams.Decoder):
     """A ViT over [one mask token + patch positions ; latents + their positions] (TiTok, arXiv 2406.07550).
 
-    Attention is full and the image is read at the mask tokens, so that latents need no place in it: any number of them
-    is decoded. `Encoder` with as many `num_latents` as wanted is the other half. TiTok's class token, of which
-    nothing is read, is left out of both.
+    Attention is full and the image is read at the mask tokens, so latents need no place in it, and any number of them
+    can be decoded. `Encoder` with any `num_latents` is the other half. Both omit TiTok's class token, which is never
+    read.
 
     Args:
         image_size: height and width of the images in pixels.
         patch_size: side of a patch in pixels.
-        num_latents: N, the most latents that it is given.
+        num_latents: N, the largest number of latents.
         code_dim: D, channels of a latent.
-        width, depth, heads: of the transformer.
-        init: of the weights, see `init_weights`; all but "paper" let small models on short schedules learn far sooner.
+        width, depth, heads: size of the transformer.
+        init: initialization of the weights, see `init_weights`; all except "paper" let small models on short schedules
+            learn far sooner.
     """
 
-    any_length = True  # a bottleneck may hand it the first latents only
+    any_length = True  # a bottleneck may pass only the first latents
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class TiTokDecoder(seams.Decoder):
         super().__init__()
         self.rows = image_size // patch_size
         self.image_tokens = self.rows**2
-        self.length = self.image_tokens + num_latents  # of the transformer's sequence, at most
+        self.length = self.image_tokens + num_latents  # largest length of the transformer's sequence
         std = position_std(width, init)
         self.embed = nn.Linear(code_dim, width)
         self.mask_token = nn.Parameter(torch.randn(width) * std)
@@ -53,7 +54,7 @@ class TiTokDecoder(seams.Decoder):
         self.norm_out = nn.LayerNorm(width)
         self.image_head = PixelHead(width, patch_size)
         init_weights(self, init)
-        if init != "paper":  # colours pass from the start, as in `Decoder`
+        if init != "paper":  # colors pass from the start, as in `Decoder`
             nn.init.dirac_(self.image_head.conv.weight)
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""TokenBridge: an autoencoder trained without codes, whose channels are cut into bins afterwards (arXiv 2503.16430)."""
+"""TokenBridge: an autoencoder trained without codes; its channels are cut into bins afterward (arXiv 2503.16430)."""
 
 import math
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from alitok.common.random import Step
 from alitok.models.seams import Quantized, Quantizer
 
 WIDEST = 3.0  # standard deviations that the bins cover
-# Bins of equal probability of a normal number that is 1 / sqrt(3) as wide as the channel: of equally many bins these
-# have the least squared error, since the best density of levels is that of a normal law of three times the variance.
+# The bins have equal probability under a standard normal law, so the channel is scaled by 1 / sqrt(3): the density of
+# levels with the least squared error is that of a normal law with three times the channel's variance.
 SCALE = 1 / math.sqrt(3)
 
 
 class BinQuantizer(Quantizer):
-    """Each channel by itself: standardized, scaled by 1 / sqrt(3), and set to the nearest of B levels.
+    """Quantizes each channel separately: standardized, scaled by 1 / sqrt(3), set to the nearest of B levels.
 
     A token is D ids of B levels. Nothing is trained: phases with `quantize: false` train the autoencoder, and the last
-    one has `fit: N`, which measures mean and deviation of each channel. TokenBridge assumes a deviation of 1 and scales
-    by 0.6.
+    phase has `fit: N`, which measures each channel's mean and deviation. TokenBridge assumes a deviation of 1 and
+    scales by 0.6.
 
     Args:
         code_dim: D, channels and sub-codes.
-        codebook_size: B, levels of a channel.
+        codebook_size: B, levels per channel.
 
     Raises:
         BadInput: fewer than 2 channels or levels.
@@ -48,7 +48,7 @@ class BinQuantizer(Quantizer):
         """(B, N, D) -> levels, ids (B, N, D).
 
         Raises:
-            BadInput: the latents have another number of channels.
+            BadInput: the latents have a wrong number of channels.
         """
         ids = self.ids(latents)
         with torch.autocast(latents.device.type, enabled=False):
@@ -72,7 +72,7 @@ class BinQuantizer(Quantizer):
 
     @torch.no_grad()
     def fit(self, batches: Iterator[Tensor]) -> None:
-        """Mean and deviation of each channel over all tokens."""
+        """Measure mean and deviation of each channel over all tokens."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for latents in batches:
             rows = latents.flatten(0, -2).double()
@@ -83,7 +83,7 @@ class BinQuantizer(Quantizer):
 
 
 def bin_levels(count: int) -> Tensor:
-    """(B,) float32: means of a standard normal number within B bins of equal probability, whose ends lie at +-3."""
+    """(B,) float32: means of a standard normal number within B bins of equal probability between -3 and 3."""
     edges = torch.special.ndtri(torch.arange(count + 1, dtype=torch.float64) / count).clamp(-WIDEST, WIDEST)
     density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
     mass = torch.special.ndtr(edges).diff()

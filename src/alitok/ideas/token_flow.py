@@ -1,4 +1,4 @@
-"""One index for two tables: a token's code has a semantic half and a pixel half (TokenFlow, arXiv 2412.03069)."""
+"""One index into two tables: a token's code has a semantic half and a pixel half (TokenFlow, arXiv 2412.03069)."""
 
 from typing import Literal
 
@@ -15,17 +15,18 @@ from alitok.models.seams import Quantized
 
 
 class SharedIndexQuantizer(ClusteredQuantizer):
-    """The index i with the least |s - S_i|^2 + w |p - P_i|^2, every half on its unit sphere; the decoder gets both.
+    """Chooses the index i with the least |s - S_i|^2 + w |p - P_i|^2, each half on its unit sphere.
 
-    The two tables are one codebook of vectors [S_i, sqrt(w) P_i], so the clustering moves both halves of an unused code
-    to one feature. TokenFlow has an encoder for each half, one of them pretrained; here one encoder makes both.
+    The decoder gets both halves. The two tables are one codebook of vectors [S_i, sqrt(w) P_i], so the clustering moves
+    both halves of an unused code to one feature. TokenFlow has one encoder per half, one of them pretrained; here one
+    encoder makes both.
 
     Args:
         codebook_size: V.
-        semantic_dim: channels of s, the first of a latent.
+        semantic_dim: channels of s, the first ones of a latent.
         pixel_dim: channels of p.
         pixel_weight: w.
-        commitment, clustering, decay, anchor: as `ClusteredQuantizer`.
+        commitment, clustering, decay, anchor: as for `ClusteredQuantizer`.
 
     Raises:
         BadInput: a half without channels, or a weight that is not positive.
@@ -50,7 +51,7 @@ class SharedIndexQuantizer(ClusteredQuantizer):
         super().__init__(codebook_size, semantic_dim + pixel_dim, commitment, clustering, decay, anchor)
         self.halves = [semantic_dim, pixel_dim]
         self.pixel_scale = pixel_weight**0.5
-        # kept so that a tokenizer's digest tells apart how the same table makes ids
+        # a buffer, so that the tokenizer's digest reflects how ids are made
         self.register_buffer("form", torch.tensor([float(semantic_dim), float(pixel_dim), pixel_weight]))
 
     def weighted(self, vectors: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class SharedIndexQuantizer(ClusteredQuantizer):
         """(B, N, Ds + Dp) -> codes [S_i, P_i], ids (B, N); `extra["semantic"]` is S_i with the gradient of s.
 
         Raises:
-            BadInput: the latents have another width.
+            BadInput: the latents have a wrong width.
         """
         if latents.shape[-1] != sum(self.halves):
             raise BadInput(
@@ -99,13 +100,13 @@ class SharedIndexQuantizer(ClusteredQuantizer):
 
 
 class SemanticHalf(LatentAlignment):
-    """1 - cos(MLP(S_i), f), the mean over images and patches: f the teacher's features (TokenFlow, weight 1).
+    """Mean over images and patches of 1 - cos(MLP(S_i), f), f the teacher's feature (TokenFlow, weight 1).
 
-    The MLP is Linear, SiLU, Linear with `hidden` channels inside; TokenFlow has a transformer there.
+    The MLP is Linear, SiLU, Linear with `hidden` channels inside; TokenFlow has a transformer instead.
 
     Args:
-        channels: of the semantic half.
-        weight: of the term in phases that name none.
+        channels: channels of the semantic half.
+        weight: weight of the term in phases that set none.
     """
 
     output = "semantic"

@@ -1,4 +1,4 @@
-"""Tokens that act at some times of a flow only, which gives them an order: D-AR's groups and Selftok's first k."""
+"""Tokens that act only at some times of a flow, which gives them an order: D-AR's groups and Selftok's first k."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,11 +13,11 @@ from alitok.ideas.shared.flow import TokenSchedule
 class Groups(TokenSchedule):
     """One group of tokens at a time, the first at the most noise (D-AR, arXiv 2505.23660).
 
-    With u the time before its shift, the group is round(groups (1 - u)), or the last.
+    With u the time before the shift, the group is round(groups (1 - u)), at most the last.
 
     Args:
-        groups: parts of the sequence.
-        shift: that of the law of the time and of the sampler, so that a sampler with as many steps takes each once.
+        groups: number of parts of the sequence.
+        shift: the shift of the time law and of the sampler, so that a sampler with `groups` steps uses each group once.
 
     Raises:
         BadInput: fewer than two groups.
@@ -41,10 +41,10 @@ class FirstTokens(TokenSchedule):
 
     Args:
         shares: k / N at equally spaced times from 0 to 1. Selftok's give 192 of 512 tokens to the first fifth and 16 to
-            the last one.
+            the last.
 
     Raises:
-        BadInput: shares that fall, or do not end with 1.
+        BadInput: shares that decrease, or do not end with 1.
     """
 
     def __init__(self, shares: Sequence[float] = (0.0, 0.375, 0.734375, 0.875, 0.96875, 1.0)) -> None:
@@ -56,6 +56,6 @@ class FirstTokens(TokenSchedule):
     def visible(self, t: Tensor, total: int) -> Tensor:
         pieces = len(self.shares) - 1
         share = torch.full_like(t, self.shares[0])
-        for number, (low, high) in enumerate(pairwise(self.shares)):  # ramps, so that no table goes to the device
+        for number, (low, high) in enumerate(pairwise(self.shares)):  # ramps need no table on the device
             share = share + (high - low) * (pieces * t - number).clamp(0, 1)
         return torch.arange(total, device=t.device) < (share * total).round()[:, None]

@@ -15,17 +15,18 @@ from alitok.sampling.guidance import Branch, PowerCosine
 
 @dataclass(frozen=True)
 class BadPrefix(PowerCosine):
-    """l + strength (l - l'), where l' comes from the same branches over a past with swapped places.
+    """l + strength (l - l'); l' comes from the same branches over a past with swapped places.
 
-    In l' a share of the places keep the cached key and value of an earlier place of the same kind (prefix or image),
-    with its rotation. Which places depends on seed and image alone. VPG is published for next-scale models, where a
-    place takes the embedding of another of its scale, with a share of 0.1 and a strength of 1.3 to 3. On next-token
-    models this is an open experiment. It takes four rows an image, or two with a scale of 1.
+    In l' a share of the places store the cached key and value of an earlier place of the same kind (prefix or image),
+    with its rotation. Seed and image decide which. VPG is published for next-scale models: a place takes the embedding
+    of another place in its scale, with a share of 0.1 and a strength of 1.3 to 3. On next-token models this is an open
+    experiment. It computes four rows per image, or two with a scale of 1.
 
     Args:
-        scale, power: of `PowerCosine`, which guides l and l' first; a scale of 1 leaves the class's logits.
-        strength: 0 takes the branches of `PowerCosine` alone.
-        share: of the places.
+        scale, power: arguments of `PowerCosine`, which guides l and l' first; with a scale of 1 these are the class's
+            logits.
+        strength: 0 leaves only the branches of `PowerCosine`.
+        share: share of swapped places.
 
     Raises:
         BadInput: a strength below 0, or a share outside 0..1.
@@ -64,8 +65,8 @@ class BadPrefix(PowerCosine):
 def swapped_places(tokens: int, prefix: int, share: float, seed: int, index: int) -> Tensor:
     """(N,) int64: the position whose key and value each position takes.
 
-    Position 0 is the label's, position i > 0 that of token i - 1. A swapped position takes a position before it, of
-    the same kind, that keeps its own.
+    Position 0 belongs to the label, position i > 0 to token i - 1. A swapped position takes an earlier position of
+    the same kind that is not swapped.
     """
     noise = stream(seed, "bad prefix", int(index))
     swapped = torch.rand(tokens, generator=noise) < share
@@ -75,9 +76,9 @@ def swapped_places(tokens: int, prefix: int, share: float, seed: int, index: int
         if last - first < 2:
             continue
         gone = swapped[first:last].clone()
-        gone[0] = False  # nothing of its kind lies before it
+        gone[0] = False  # there is no earlier position of its kind
         kept = (~gone).nonzero()[:, 0]
-        before = (~gone).cumsum(0) - (~gone).long()  # positions before each that keep their own
+        before = (~gone).cumsum(0) - (~gone).long()  # number of earlier positions that are not swapped
         taken = first + kept[(which[first:last] * before).long().clamp(max=len(kept) - 1)]
         sources[first:last] = torch.where(gone, taken, sources[first:last])
     return sources

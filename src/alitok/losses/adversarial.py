@@ -32,7 +32,7 @@ class BlurDiscriminator(nn.Module):
     Args:
         width: channels of the first convolution.
         stages: channels after each halving of the resolution.
-        groups: of the group norms; divides every entry of `stages`.
+        groups: groups of the group norms; divides every entry of `stages`.
         map_size: side of the map of logits; smaller maps are enlarged to it by repetition, larger ones max-pooled.
 
     Raises:
@@ -71,12 +71,11 @@ class BlurDiscriminator(nn.Module):
 class PatchGAN(nn.Module):
     """PatchGAN (Isola et al. 2017, arXiv 1611.07004) as in Open-MAGVIT2, the paper's discriminator.
 
-    4x4 convolutions with BatchNorm (none on the first) and LeakyReLU 0.2, the last width without stride, then one to
-    the map of logits. The norms use the batch's statistics in training and in evaluation and keep no running ones,
-    so that a forward pass changes no state.
+    4x4 convolutions with BatchNorm (none on the first) and LeakyReLU 0.2, then one to the map of logits. The norms
+    always use the batch's statistics and keep no running ones, so that a forward pass changes no state.
 
     Args:
-        widths: channels of the convolutions; all but the last one halve the resolution.
+        widths: channels of the convolutions; all except the last one halve the resolution.
     """
 
     def __init__(self, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
@@ -101,7 +100,7 @@ class PatchGAN(nn.Module):
         """(B, 3, H, W), RGB in [0, 1] -> (B, 1, h, w) float32, h = H / 8 - 2 with the default widths.
 
         Raises:
-            BadInput: the images are too small to leave a map.
+            BadInput: the images are too small for a map.
         """
         if min(images.shape[-2:]) < self.least_size:
             raise BadInput(
@@ -116,10 +115,10 @@ Statistics = dict[str, Tensor]
 
 
 class AdversarialLoss(nn.Module):
-    """What an adversarial loss gives: a term for the tokenizer, one for the discriminator, and an explicit update.
+    """Base of adversarial losses: a term for the tokenizer, one for the discriminator, and an explicit update.
 
     The two loss functions change no state. `discriminator_loss` also returns statistics, detached scalars that are
-    batch means: average them over micro-batches and processes and hand them to `update` once per global batch.
+    batch means. Average them over micro-batches and processes, and pass them to `update` once per global batch.
     """
 
     def generator_loss(self, fake_logits: Tensor) -> Tensor:
@@ -127,11 +126,11 @@ class AdversarialLoss(nn.Module):
         raise NotImplementedError
 
     def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Statistics]:
-        """Loss of the discriminator, and statistics: logits (B, 1, h, w) of images and of detached reconstructions."""
+        """The discriminator's loss and statistics, from logits (B, 1, h, w) of images and detached reconstructions."""
         raise NotImplementedError
 
     def update(self, statistics: Statistics) -> None:
-        """Takes in the statistics of one global batch; nothing for losses that keep none."""
+        """Applies the statistics of one global batch; does nothing for losses that keep none."""
         return
 
 
@@ -164,13 +163,13 @@ class MagvitGAN(AdversarialLoss):
     """The paper's form, that of Open-MAGVIT2 (arXiv 2409.04410): non-saturating for the tokenizer, hinge with LeCam.
 
     Tokenizer: weight x mean over images of softplus(-m), m the mean logit of an image. Discriminator: hinge + lecam x
-    [mean relu(real - running fake)^2 + mean relu(running real - fake)^2] (LeCam: Tseng et al. 2021, arXiv 2104.03310);
-    `weight` does not scale it. The running means start at 0, are those from before the batch, and are buffers.
+    [mean relu(real - running fake)^2 + mean relu(running real - fake)^2] (LeCam: Tseng et al. 2021, arXiv 2104.03310),
+    not scaled by `weight`. The running means are buffers, start at 0, and do not yet include the batch.
 
     Args:
-        weight: of the tokenizer's term (lambda).
-        lecam: weight of the LeCam regulariser; 0 leaves it out.
-        decay: of the running means of the logits, per update.
+        weight: weight of the tokenizer's term (lambda).
+        lecam: weight of the LeCam regularizer; 0 leaves it out.
+        decay: decay of the running means of the logits, per update.
     """
 
     real_mean: Tensor

@@ -1,4 +1,4 @@
-"""Distances between images as frozen networks see them."""
+"""Distances between images in the features of frozen networks."""
 
 from importlib.util import find_spec
 from itertools import pairwise
@@ -20,12 +20,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Standardised:
-    """Holds the MEAN and STD of what a network takes; a subclass states its own, and calls this `setup`."""
+    """Normalizes images for a network by MEAN and STD. A subclass sets its own, and calls this `setup`."""
 
     MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 
     def setup(self, device: torch.device | str) -> None:
-        # here, as each copy to a GPU in a step would wait for all that is queued there
+        # not in each step, where the copy to a GPU would wait for all queued work
         self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (self.MEAN, self.STD))
 
     def standardise(self, images: Tensor) -> Tensor:
@@ -34,24 +34,24 @@ class Standardised:
 
 
 class Perceptual(Standardised, LossTerm):
-    """Base of the perceptual terms: the batch's mean of `distance`."""
+    """Base of the perceptual terms: the mean of `distance` over the batch."""
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         return self.distance(*image_pair(batch, outputs)).mean()
 
     def distance(self, images: Tensor, targets: Tensor) -> Tensor:
-        """(B, 3, H, W) twice, RGB in [0, 1] -> (B,) float32; gradients flow to `images` only."""
+        """Two tensors (B, 3, H, W), RGB in [0, 1] -> (B,) float32. Gradients flow only to `images`."""
         raise NotImplementedError(f"{type(self).__name__} must define distance(images, targets).")
 
 
 class ConvNeXtLogits(Perceptual):
     """Mean squared difference of the 1000 logits of torchvision's ConvNeXt-S (IMAGENET1K_V1).
 
-    Images are resized to 224 x 224 (bilinear, antialiased) and normalised as for ImageNet.
+    Images are resized to 224 x 224 (bilinear, antialiased) and normalized as for ImageNet.
 
     Args:
-        weights: None (torch.hub's folder of checkpoints), a file, a folder that holds it, or 'random:SEED' for a
-            random network that stands in where the published one is not to be had.
+        weights: None (torch.hub's folder of checkpoints), a file, a folder that contains it, or 'random:SEED' for a
+            random network if the published one is not available.
     """
 
     def __init__(self, weights: str | None = None) -> None:
@@ -81,7 +81,7 @@ class ConvNeXtLogits(Perceptual):
 class LPIPS(Perceptual):
     """LPIPS on VGG16 (Zhang et al. 2018, arXiv 1801.03924, version 0.1), at full resolution, without dropout.
 
-    Unit-normalised features after relu1_2, 2_2, 3_3, 4_3 and 5_3; squared differences, weighted by channel, averaged
+    Unit-normalized features after relu1_2, 2_2, 3_3, 4_3 and 5_3; squared differences, weighted by channel, averaged
     over space and summed over the five layers.
 
     Args:
@@ -120,13 +120,13 @@ class LPIPS(Perceptual):
         return find_weights("vgg.pth", self.linear_weights, folder, "the torchmetrics package")
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W), RGB in [0, 1] -> five maps (B, channels, h, w) of unit length at each place."""
+        """(B, 3, H, W), RGB in [0, 1] -> five maps (B, channels, h, w), of unit length at each place."""
         layers = _ready(self._network, self).get_submodule("features")
         assert isinstance(layers, nn.Sequential)
         maps, x = [], self.standardise(2 * images - 1)
         for start, stop in pairwise(self.TAPS):
             x = layers[start:stop](x)
-            # vector_norm's gradient is 0, not NaN, where all channels are 0
+            # vector_norm's gradient is 0, not NaN, if all channels are 0
             maps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
         return maps
 
@@ -141,14 +141,14 @@ class LPIPS(Perceptual):
 
 
 class ClassifierFeatures(Perceptual):
-    """Distance of feature maps in a classifier of the project's own (`alitok train-classifier`): no download.
+    """Distance of feature maps in a classifier of this project (`alitok train-classifier`), without a download.
 
-    As LPIPS, without its weights: maps after each of the five blocks, of unit length at each place; the squared
+    LPIPS without its channel weights: maps after each of the five blocks, of unit length at each place; the squared
     differences are summed over channels, averaged over space and summed over the blocks.
 
     Args:
         weights: folder of the classifier, or 'random:SEED' for a random network.
-        weight: of the term, in phases that do not name one.
+        weight: weight of the term in phases that set none.
     """
 
     def __init__(self, weights: str, weight: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""The auxiliary loss on the prefix tokens' own picture (arXiv 2506.05289): the first row of patches."""
+"""The auxiliary loss on the strip that the prefix tokens decode to (arXiv 2506.05289): the first row of patches."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from alitok.losses.terms import Batch, LossTerm, Outputs, image_pair, required
 
 
 def _strip_and_target(batch: Batch, outputs: Outputs, extra: int) -> tuple[Tensor, Tensor, int]:
-    """(prefix strip (B, 3, p, p K), target image, K), K being the patches of a row + `extra`, or BadInput."""
+    """(prefix strip (B, 3, p, p K), target image, K). Raises BadInput unless K is the patches of a row + `extra`."""
     strip = required(outputs, "prefix", "The prefix loss needs a decoder with prefix_head: true.").float()
     target = batch["image"].float()
     patch, width = strip.shape[-2], target.shape[-1]
@@ -26,10 +26,10 @@ def _strip_and_target(batch: Batch, outputs: Outputs, extra: int) -> tuple[Tenso
 class PrefixStrip(LossTerm):
     """The release's form: the mean squared error of the strip [top-left patch ; first row], scaled.
 
-    The scale is factor x K / (image tokens), K being one more than the patches of a row.
+    The scale is factor x K / (image tokens), where K is one more than the patches of a row.
 
     Args:
-        factor: what the share of prefix tokens is multiplied with.
+        factor: multiplies the share of prefix tokens.
     """
 
     def __init__(self, factor: float = 10.0) -> None:
@@ -45,15 +45,15 @@ class PrefixStrip(LossTerm):
 
 
 class PrefixRow(LossTerm):
-    """The paper's form: the strip against the first row of patches, by pixels and by perception.
+    """The paper's form: pixel error and perceptual distance between the strip and the first row of patches.
 
-    For the perceptual part the strip stands on top of the reconstruction's other rows, whose gradient is stopped, so
-    that only the prefix learns from it.
+    For the perceptual part the strip replaces the first row of the reconstruction. The other rows' gradient is stopped,
+    so that only the prefix learns from it.
 
     Args:
         perceptual: distance between whole images; None leaves this part out.
-        mse_weight: of the mean squared error over the strip.
-        perceptual_weight: of the distance between the assembled image and the target.
+        mse_weight: weight of the mean squared error over the strip.
+        perceptual_weight: weight of the distance between the assembled image and the target.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a loss term is, and those of reconstruction and prefix."""
+"""The base class of loss terms, and the terms of pixels and quantizer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,20 +16,20 @@ Outputs = Mapping[str, Any]
 
 
 class LossTerm:
-    """One term of a loss, of a tokenizer or a generator; named by `class_path` in a configuration.
+    """One term of the loss of a tokenizer or a generator, named by `class_path` in a configuration.
 
-    A subclass writes `compute`, which runs with autocast off and must turn its inputs into float32. A term is not an
-    `nn.Module`, so a module that holds one gets no parameters, buffers or checkpoint entries from it. What of a term
-    trains is its `head`. Its constructor touches no file and no device.
+    A subclass defines `compute`, which runs with autocast off and must cast its inputs to float32. A term is not an
+    `nn.Module`, so it adds no parameters, buffers or checkpoint entries to a module with the term as an attribute. Only
+    its `head` trains. Its constructor uses no file and no device.
 
     Attributes:
-        weight: of the term in phases that name none.
-        taps: paths of modules in the model, e.g. "decoder.blocks.2". What they put out joins the outputs by that name.
-        head: what trains beside the model: optimized and kept in checkpoints, and no part of the artifact.
+        weight: weight of the term in phases that set none.
+        taps: paths of modules in the model, e.g. "decoder.blocks.2". Their outputs are added to `outputs` by that name.
+        head: a module that trains with the model. It is in checkpoints, but not in the artifact.
         whole_batch: the term couples images, so the global batch must be one micro-batch on one device.
         needs_codebook: the term of a generator reads the vectors of the codes; see `use_codebook`.
-        needs_reference: the term of a generator compares with the frozen one that `model.reference` names. Its outputs
-            for the same tokens and labels are `outputs["reference"]`.
+        needs_reference: the term of a generator compares with the frozen generator `model.reference`, whose outputs for
+            the same tokens and labels are `outputs["reference"]`.
     """
 
     weight = 1.0
@@ -40,11 +40,11 @@ class LossTerm:
     needs_reference = False
 
     def attach(self, model: nn.Module) -> None:
-        """Chooses `taps` and makes `head` for a model, before the first step; on any device, the meta device too."""
+        """Chooses `taps` and makes `head` for a model, before the first step, on any device including meta."""
         return
 
     def check(self) -> None:
-        """Looks whether the files that `setup` will read are there; reads none.
+        """Checks that the files for `setup` exist; reads none.
 
         Raises:
             BadInput: a file is missing.
@@ -52,34 +52,34 @@ class LossTerm:
         return
 
     def setup(self, device: torch.device | str) -> None:
-        """Loads what the term needs onto `device`; called once, before the first batch."""
+        """Loads the term's networks onto `device`; called once, before the first batch."""
         return
 
     def use_codebook(self, quantizer: Quantizer) -> None:
-        """Gets the frozen quantizer of the generator's tokens, if `needs_codebook`; called once, after `setup`."""
+        """Receives the frozen quantizer of the generator's tokens, if `needs_codebook`; called once, after `setup`."""
         return
 
     def __call__(self, batch: Batch, outputs: Outputs, step: Step | None = None) -> Tensor:
-        """The term's value, a float32 scalar, whatever autocast is active outside; see `evaluate`."""
+        """The term's value, a float32 scalar under any autocast; see `evaluate`."""
         return self.evaluate(batch, outputs, step)[0]
 
     def evaluate(self, batch: Batch, outputs: Outputs, step: Step | None = None) -> tuple[Tensor, Any]:
         """The term's value, a float32 scalar, and the statistics for its `update`, or None.
 
         Args:
-            batch: of a tokenizer: `image` (B, 3, H, W) in [0, 1], the target; of a generator: `tokens`, `label`.
+            batch: for a tokenizer: `image` (B, 3, H, W) in [0, 1], the target; for a generator: `tokens`, `label`.
             outputs: by name. A tokenizer gives `image` (B, 3, H, W); `prefix` (B, 3, p, p K) from decoders with a
                 prefix head; `latents` (B, N, D) and `ids` (B, N) or (B, N, S); `quantizer_losses`, scalars by name;
-                `statistics` for the quantizer's update. A generator gives `hidden` (B, N, width) at its head, `nats`
-                (B, N), `inputs`, the ids that it read, `labels`, and `logits` if its head has any; `with_labels`, a
-                function from other labels (B,) to the outputs for them; `reference`, the frozen generator's outputs if
-                `needs_reference`. Both: the `taps`. If a bottleneck makes several decodings, all but the first one get
-                `first`, the outputs of that one.
-            step: of training; None in validation.
+                `statistics` for the quantizer's update. A generator gives `hidden` (B, N, width) at its head; `nats`
+                (B, N); `inputs`, the ids that it read; `labels`; `logits` if its head has any; `with_labels`, a
+                function from other labels (B,) to the outputs for them; `reference`, the frozen generator's outputs, if
+                `needs_reference`. Both: the `taps`. If a bottleneck makes several decodings, all except the first one
+                have `first`, the outputs of the first one.
+            step: step of training; None in validation.
 
         Raises:
             BadInput: an output that the term needs is absent or does not fit the batch.
-            ValueError: the term is no scalar.
+            ValueError: the term is not a scalar.
         """
         name = type(self).__name__
         device = next(value.device for value in batch.values() if isinstance(value, Tensor))
@@ -98,19 +98,19 @@ class LossTerm:
         return value, statistics
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor | tuple[Tensor, Any]:
-        """The term itself, or the term and its statistics (a dataclass of tensors with `merge`); see `evaluate`."""
+        """The term, or the term and its statistics (a dataclass of tensors with `merge`); see `evaluate`."""
         raise NotImplementedError(f"{type(self).__name__} must define compute(batch, outputs, step).")
 
     def update(self, statistics: Any) -> None:
-        """Takes in the statistics of one global batch, merged over micro-batches and processes.
+        """Applies the statistics of one global batch, merged over micro-batches and processes.
 
-        What it keeps belongs in buffers of `head`, so that it is in checkpoints and a bad step is taken back.
+        Keep state in buffers of `head`, so that it is in checkpoints and a step that is not finite can be undone.
         """
         return
 
 
 def required(outputs: Outputs, name: str, sentence: str) -> Any:
-    """`outputs[name]`; where it is absent (or None), BadInput with `sentence`."""
+    """`outputs[name]`. Raises BadInput with `sentence` if it is absent or None."""
     if outputs.get(name) is None:
         raise BadInput(sentence)
     return outputs[name]
@@ -120,7 +120,7 @@ def image_pair(batch: Batch, outputs: Outputs) -> tuple[Tensor, Tensor]:
     """(reconstruction, target), both (B, 3, H, W) float32.
 
     Raises:
-        BadInput: there is no reconstruction, or it has another shape than the target.
+        BadInput: there is no reconstruction, or its shape differs from the target's.
     """
     target = batch["image"].float()
     image = required(outputs, "image", "The image losses need a decoder that returns an image.").float()
@@ -147,7 +147,7 @@ class L1(LossTerm):
 
 
 class QuantizerLoss(LossTerm):
-    """Sum of the quantizer's losses (for a vector quantizer: codebook + commitment); 0 for one that has none."""
+    """Sum of the quantizer's losses (for a vector quantizer: codebook + commitment); 0 if it has none."""
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         losses = required(outputs, "quantizer_losses", "The quantizer loss needs a tokenizer with a quantizer.")

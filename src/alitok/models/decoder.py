@@ -10,7 +10,7 @@ from alitok.models.transformer import Block, Init, init_weights, position_std
 
 
 class PixelHead(nn.Module):
-    """(B, h * w, width) -> (B, 3, h * patch, w * patch) in [0, 1]: linear, patches laid out, 1x1 conv, sigmoid."""
+    """(B, h * w, width) -> (B, 3, h * patch, w * patch) in [0, 1]: linear, patches to pixels, 1x1 conv, sigmoid."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
@@ -30,19 +30,20 @@ class PixelHead(nn.Module):
 
 
 class Decoder(seams.Decoder):
-    """Latents -> image, and in stage 1 the strip that the prefix tokens are held to.
+    """Latents -> image; in stage 1 also the strip that the prefix tokens decode to.
 
     Args:
         image_size: height and width of the images in pixels.
         patch_size: side of a patch in pixels.
-        num_prefix: K, the tokens in front of the image tokens.
+        num_prefix: K, prefix tokens before the image tokens.
         code_dim: D, channels of a latent.
-        width, depth, heads: of the transformer.
-        causal: output i sees tokens 1..i (its own included) and the tokens in front.
-        buffer_tokens: learned tokens in front of the sequence (stage 1: one, stage 2: B).
-        prefix_head: decode the prefix tokens, with a head of their own, to a strip.
-        drop_prefix: take the prefix tokens out of the input (the paper's stage 2).
-        init: of the weights, see `init_weights`; all but "paper" let small models on short schedules learn far sooner.
+        width, depth, heads: size of the transformer.
+        causal: an output depends only on its own token and the ones before, buffer tokens included.
+        buffer_tokens: learned tokens before the sequence (stage 1: one; stage 2: more).
+        prefix_head: decode the prefix tokens to a strip, with a separate head.
+        drop_prefix: remove the prefix tokens from the input (the paper's stage 2).
+        init: initial weights, see `init_weights`; all except "paper" let small models on short schedules learn much
+            sooner.
     """
 
     def __init__(
@@ -79,13 +80,13 @@ class Decoder(seams.Decoder):
         self.image_head = PixelHead(width, patch_size)
         self.prefix_head = PixelHead(width, patch_size) if prefix_head else None
         init_weights(self, init)
-        if init != "paper":  # colours pass from the start; else they wait for this 3 x 3 matrix to grow
+        if init != "paper":  # identity: a random 3 x 3 color matrix would have to grow first
             for head in (self.image_head, self.prefix_head):
                 if head is not None:
                     nn.init.dirac_(head.conv.weight)
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
-        """(B, N, D) -> {"image": (B, 3, H, W), with a prefix head also "prefix": (B, 3, patch, patch * K)}."""
+        """(B, N, D) -> {"image": (B, 3, H, W)}; with a prefix head also "prefix": (B, 3, patch, patch * K)."""
         x = self.sequence(latents)
         for block in self.blocks:
             x = block(x)
@@ -96,7 +97,7 @@ class Decoder(seams.Decoder):
         return outputs
 
     def sequence(self, latents: Tensor) -> Tensor:
-        """(B, N, D) -> what the first block reads, buffer tokens in front."""
+        """(B, N, D) -> the first block's input, which begins with the buffer tokens."""
         if self.drop_prefix:
             latents = latents[:, self.num_prefix :]
         x = self.embed(latents)

@@ -17,13 +17,13 @@ class Encoder(seams.Encoder):
         patch_size: side of a patch in pixels.
         num_latents: N, prefix tokens included.
         code_dim: D, channels of a latent.
-        width, depth, heads: of the transformer.
-        causal: attention over [patch 0, latent 0, patch 1, latent 1, ...] is causal (AliTok, ablation), the
-            counter-example in which token i never sees what comes after patch i. The paper does not say how its causal
-            encoder is wired; this order needs no mask of its own, and every latent keeps its patch. `num_latents` must
-            be the number of patches: a prefix latent in front of the first patch would see nothing.
-        init: of the weights, see `init_weights`; "fan-in" lets small models on short schedules learn sooner, "local"
-            (latents begin as queries for a patch each) sooner still.
+        width, depth, heads: size of the transformer.
+        causal: attention over [patch 0, latent 0, patch 1, latent 1, ...] is causal, so that latent i does not depend
+            on patches after i (AliTok's ablation). The paper does not describe its causal encoder; this order needs no
+            special mask. `num_latents` must be the number of patches: a prefix latent before the first patch would see
+            nothing.
+        init: initial weights, see `init_weights`. "fan-in" lets small models on short schedules learn sooner; "local",
+            where each latent begins as a query for one patch, sooner still.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Encoder(seams.Encoder):
 
     @torch.no_grad()
     def _emphasise_patches(self) -> None:
-        """Patches count by their difference from grey, three times as much.
+        """Embeds three times the patches' difference from gray.
 
-        What they show is then not drowned by what all pictures share, nor by the positions.
+        A patch's content then dominates what all pictures share, and the positions.
         """
         assert self.patch_embed.bias is not None
         self.patch_embed.weight.mul_(3)
@@ -74,11 +74,11 @@ class Encoder(seams.Encoder):
 
     @torch.no_grad()
     def _start_local(self, patches: int) -> None:
-        """Each latent begins as a query for one patch: its position is the patch's, and keys equal queries.
+        """Makes each latent a query for one patch: it gets the patch's position, and keys equal queries.
 
-        The image latents take their own patch, the prefix latents those of the first patches. Which latent reads which
-        patch is the slowest thing to find out from nothing; here it is there from the first step, and free to change.
-        Where there are fewer latents than patches, none has a patch of its own: they begin anywhere.
+        Image latents get their own patch, prefix latents the first patches. A model takes longest to learn which latent
+        reads which patch; here it starts with that, and training can change it. If there are fewer latents than
+        patches, the latents keep random positions.
         """
         prefix = self.num_latents - patches
         if prefix > patches:
@@ -93,7 +93,7 @@ class Encoder(seams.Encoder):
             key.copy_(query)
 
     def forward(self, images: Tensor, step: Step | None = None) -> Tensor:
-        """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D). If causal, [:, i] is a function of patches 0..i."""
+        """(B, 3, image_size, image_size) in [0, 1] -> (B, N, D). If causal, [:, i] depends only on patches 0..i."""
         patches = rearrange(self.patch_embed(images), "b d h w -> b (h w) d") + self.patch_positions
         latents = (self.latent_tokens + self.latent_positions).expand(images.shape[0], -1, -1)
         latents = latents.to(patches.dtype)

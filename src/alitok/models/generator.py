@@ -15,14 +15,14 @@ from alitok.models.transformer import Dropout, attend, generator_rope, init_weig
 
 
 class Cache(Protocol):
-    """Where a step leaves its keys and values, and attends to them and those of the steps before."""
+    """Stores the keys and values of each step, and attends to all stored so far."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key, value (B, heads, L, head_dim) of the present positions -> attention's output, same shape."""
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) computed in float32 and cast back, then times the weight."""
+    """x / rms(x), computed in float32 and cast back, times the weight."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Causal attention with RMS-normalised queries and keys, rotated by position."""
+    """Causal attention with RMS-normalized queries and keys, rotated by position."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class CausalAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def _project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = self.qkv(x).chunk(3, dim=-1)  # first this, then the heads: a pass less over the gradient
+        parts = self.qkv(x).chunk(3, dim=-1)  # before the split into heads: one pass less over the gradient
         q, k, v = (rearrange(part, "b t (h d) -> b h t d", h=self.heads) for part in parts)
         return rotate(self.q_norm(q), rope).to(v.dtype), rotate(self.k_norm(k), rope).to(v.dtype), v
 
@@ -57,13 +57,13 @@ class CausalAttention(nn.Module):
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 
     def step(self, x: Tensor, rope: Tensor, cache: Cache, layer: int) -> Tensor:
-        """The present positions (B, L, width) against the cache."""
+        """Attention of the present positions (B, L, width) to the cache."""
         x = cache.attend(layer, *self._project(x, rope))
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 
 
 class SwiGLU(nn.Module):
-    """w2(silu(w1 x) * w3 x), hidden width 8/3 of the width, rounded up to a multiple of `multiple`."""
+    """w2(silu(w1 x) * w3 x). The hidden width is 8/3 of the width, rounded up to a multiple of `multiple`."""
 
     def __init__(self, width: int, multiple: int) -> None:
         super().__init__()
@@ -97,12 +97,12 @@ class GeneratorBlock(nn.Module):
 
 
 class Categorical(Head, nn.Linear):
-    """The usual head: one linear layer, softmax over the codes. With S > 1 sub-codes, S softmaxes side by side.
+    """The usual head: one linear layer, and a softmax over the codes. S > 1 sub-codes have S independent softmaxes.
 
     Args:
-        width: of the hidden state.
-        codebook_size: V, of a sub-code.
-        sub_codes: S.
+        width: width of the hidden state.
+        codebook_size: V, possible values of an id.
+        sub_codes: S, ids per token.
     """
 
     def __init__(self, width: int, codebook_size: int, sub_codes: int = 1) -> None:
@@ -122,19 +122,19 @@ class Generator(Part):
     Args:
         codebook_size: V.
         num_classes: C; label C means "no class".
-        num_prefix: K, tokens in front of the image tokens.
+        num_prefix: K, prefix tokens before the image tokens.
         grid: rows and columns of the image tokens.
-        width, depth, heads: of the transformer.
+        width, depth, heads: size of the transformer.
         dropout: after the embedding, on attention weights, after the attention's projection and after the SwiGLU.
         hidden_multiple: the SwiGLU's hidden width is rounded up to a multiple of it.
 
     Attributes:
         output: the head, a module that is a `Head`.
-        sub_codes: S, ids of a token.
-        ordered: it can write the tokens in another order (see `Order`).
-        causal: a hidden state sees the label and the tokens before, no other.
-        cached: `step` with a cache gives the hidden states of `hidden`.
-        sampler: class path of the sampler of a generator that is not causal; it then has `token_logits`.
+        sub_codes: S, ids per token.
+        ordered: it can write the tokens in other orders (see `Order`).
+        causal: a hidden state depends only on the label and the earlier tokens.
+        cached: `step` with a cache gives the same hidden states as `hidden`.
+        sampler: class path of the default sampler if the generator is not causal; it then has `token_logits`.
     """
 
     rope: Tensor
@@ -144,7 +144,7 @@ class Generator(Part):
     cached = True
     sampler: str | None = None
     entries = ("losses",)
-    block: dict[str, Any]  # class block and card of the artifact that it was read from
+    block: dict[str, Any]  # block and card are those of the artifact that it was read from
     card: Mapping[str, Any] = {}
 
     def __init__(
@@ -170,7 +170,7 @@ class Generator(Part):
         self.columns = columns
         self.heads = heads
         self.head_dim = width // heads
-        # Rows: [0, V) codes; V unused; V + 1 + c class c; V + 1 + C no class.
+        # Rows: 0..V-1 codes; V unused; V + 1 + c class c; V + 1 + C no class.
         self.embeddings = nn.Embedding(codebook_size + num_classes + 2, width)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(GeneratorBlock(width, heads, dropout, hidden_multiple) for _ in range(depth))
@@ -194,11 +194,13 @@ class Generator(Part):
         return self.embeddings(ids)
 
     def place(self, x: Tensor, order: Tensor | None) -> Tensor:
-        """Adds what depends on the places that are written next.
+        """Adds embeddings that depend on the place of the next token. This default adds nothing.
+
+        `step` does not call it: a subclass that overrides this overrides `step` too.
 
         Args:
-            x: (B, N, width), the label and the tokens before each of the N.
-            order: (B, N) the places in the order in which they are written; None for 0..N-1.
+            x: (B, N, width), embeddings: [:, i] is that of the token before the i-th written one, [:, 0] the label's.
+            order: (B, N), the places in the order of writing; None for 0..N-1.
         """
         return x
 
@@ -210,7 +212,7 @@ class Generator(Part):
             labels: (B,) int64 in [0, C]; C is "no class".
 
         Returns:
-            (B, N, V) logits, or (B, N, S, V); [:, i] predicts ids[:, i] and sees the label and ids[:, :i].
+            (B, N, V) logits, or (B, N, S, V); [:, i] predicts ids[:, i] from the label and ids[:, :i].
 
         Raises:
             BadInput: the head has no logits.
@@ -228,18 +230,18 @@ class Generator(Part):
         order: Tensor | None = None,
         step: Step | None = None,
     ) -> dict[str, Tensor]:
-        """What training and its loss terms depend on, by name.
+        """The outputs that training and its loss terms read, by name.
 
         Args:
             ids: (B, N) or (B, N, S), the targets.
             labels: (B,) in [0, C].
-            inputs: what the generator reads in place of the targets, of the same shape.
+            inputs: ids that the generator reads instead of the targets, of the same shape.
             order: (B, N), see `Ordering.places`. Outputs by token are then in this order.
-            step: of training; None elsewhere.
+            step: step of training; None elsewhere.
 
         Returns:
-            "nats" (B, N) the head's loss of each token, "hidden" (B, N, width) at the head, "targets", "inputs",
-            "labels", and "logits" if the head has any.
+            "nats" (B, N), the head's loss per token; "hidden" (B, N, width), the head's inputs; "targets", "inputs",
+            "labels"; and "logits" if the head has any.
         """
         inputs = ids if inputs is None else inputs
         if order is not None:
@@ -251,36 +253,34 @@ class Generator(Part):
     def hidden(
         self, ids: Tensor, labels: Tensor, order: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """Hidden states (B, N, width) at the head; [:, i] sees the label and ids[:, :i].
+        """Hidden states (B, N, width), the head's inputs; [:, i] depends on the label and ids[:, :i].
 
         Args:
-            ids: in the order in which they are written.
-            order: (B, N) the places in that order; None for 0..N-1.
-            condition: (B, N, width) or (B, 1, width), added to what the transformer reads, as a `Branch`'s in sampling.
+            ids: in the order of writing.
+            order: (B, N), the places in that order; None for 0..N-1.
+            condition: (B, N, width) or (B, 1, width), added to the embeddings, as a `Branch`'s condition in sampling.
         """
         x = torch.cat([self.embed_labels(labels), self.embed_tokens(ids[:, :-1])], dim=1)
         x = x if condition is None else x + condition
         x = self.dropout(self.place(x, order))
         rope = self.rope[: x.shape[1]]
         if order is not None:
-            # The label is at position 0, the token of place p at p + 1; a row of angles for each image and one for all
-            # heads.
+            # The label is at position 0, the token of place p at p + 1. Each image has its own angles, for all heads.
             rope = self.rope[F.pad(order[:, :-1] + 1, (1, 0))][:, None]
         for block in self.blocks:
             x = block(x, rope)
         return self.norm(x)
 
     def step(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Hidden states (B, L, width) at `positions`, given the embeddings (B, L, width) of the tokens before them.
-
-        Position 0 takes the class token, position i > 0 token i - 1; the cache holds the positions before.
+        """Hidden states (B, L, width) at `positions`; the cache has the positions before.
 
         Args:
-            positions: (L,) int64, the same for all rows, or (B, L); a tensor on the model's device, so that a captured
-                step serves every position.
+            x: (B, L, width), embeddings: the label's at position 0, that of token i - 1 at position i > 0.
+            positions: (L,) int64, the same for all rows, or (B, L). A tensor on the model's device, so that one
+                captured step works for every position.
         """
         rope = self.rope[positions]
-        rope = rope[:, None] if positions.ndim == 2 else rope  # one row of angles for all heads
+        rope = rope[:, None] if positions.ndim == 2 else rope  # the same angles for all heads
         block: Any
         for layer, block in enumerate(self.blocks):
             x = block.step(x, rope, cache, layer)
@@ -288,7 +288,7 @@ class Generator(Part):
 
 
 def in_order(values: Tensor, order: Tensor) -> Tensor:
-    """values (B, N, ...) at the places (B, L) -> (B, L, ...)."""
+    """Gathers values (B, N, ...) at the places (B, L) -> (B, L, ...)."""
     return values.gather(1, place_index(values, order))
 
 

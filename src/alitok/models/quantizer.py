@@ -20,33 +20,33 @@ MOST_CODES = 1 << 24  # float32 counts no further, and the count of each code's 
 
 
 def check_codebook(codes: int, what: str, remedy: str) -> None:
-    """Raises BadInput if `what` has no code, or more codes than ids and usage counts are made for."""
+    """Raises BadInput if `what` has no codes, or more than `MOST_CODES`."""
     if not 1 <= codes <= MOST_CODES:
         raise BadInput(f"{what} has {codes:,} codes, but a codebook has 1 to {MOST_CODES:,}; {remedy}.")
 
 
 def relative_distances(features: Tensor, codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(block of features (m, D), squared L2 distances to all codes less the features' own square norms (m, V)).
+    """(block of features (m, D), squared L2 distances to all codes minus the features' squared norms (m, V)).
 
     Blocks bound the memory. The caller adds the norms only if it needs more than the order of the codes.
     """
     norms = codes.square().sum(1)
     for block in features.split(max(1, BLOCK_ELEMENTS // len(codes))):
-        with float32_products(tf32=False):  # ten bits would often find another code
+        with float32_products(tf32=False):  # TF32's ten bits would often find a different code
             distances = torch.addmm(norms, block, codes.T, alpha=-2)
         yield block, distances
-        del distances  # else two blocks of them lie in memory
+        del distances  # else two blocks of distances are in memory
 
 
 @dataclass
 class ClusterStatistics:
-    """What the clustering update needs of a set of features; sets merge in any grouping, and in order.
+    """Statistics of a set of features for the clustering update. Sets merge in order, in any grouping.
 
     Attributes:
         count: (V,) how many features chose each code.
         distance: (V,) squared distance of the feature nearest to each code. With random anchors it is 0 if the feature
             drawn for the code is in this set, else infinite.
-        feature: (V, D) that feature.
+        feature: (V, D), the nearest or drawn feature.
     """
 
     count: Tensor
@@ -54,7 +54,7 @@ class ClusterStatistics:
     feature: Tensor
 
     def merge(self, other: Self) -> Self:
-        """Statistics of both sets together; the feature of `self` is kept where the distances are equal."""
+        """The statistics of both sets together. If distances are equal, the feature of `self` stays."""
         closer = other.distance < self.distance
         return type(self)(
             count=self.count + other.count,
@@ -66,22 +66,22 @@ class ClusterStatistics:
 class ClusteredQuantizer(Quantizer):
     """Nearest code by squared L2 distance, with the online clustering of CVQ-VAE (Zheng & Vedaldi 2023).
 
-    `forward` changes no state: in training mode it returns the statistics of its batch, and `update` applies those of
-    the whole global batch, merged over micro-batches and processes, once. Both kinds of anchor are then features of the
-    global batch, the same for every way of cutting it.
+    `forward` changes no state: in training mode it returns statistics, and `update` applies those of the whole global
+    batch once, merged over micro-batches and processes. Anchors are therefore the same however the global batch is
+    split.
 
     Args:
         codebook_size: V.
         code_dim: D.
         commitment: weight of the commitment loss.
-        clustering: return statistics in training mode, so that unused codes are moved to where features are.
-        decay: of the running share of tokens that chose each code.
-        anchor: which feature an unused code moves to: the "nearest" to it (AliTok), or a "random" one, for batches so
-            small that many codes have the same nearest feature and would stay on top of one another. The random one
-            depends on seed, step and code.
+        clustering: return statistics in training mode, so that unused codes move to features.
+        decay: decay of the running share of tokens that chose each code.
+        anchor: the feature that an unused code moves to: the "nearest" to it (AliTok), or a "random" one, which
+            depends on seed, step and code. "random" is for batches so small that many codes have the same nearest
+            feature and would move to the same place.
 
     Raises:
-        BadInput: no codes, or more than 2^24.
+        BadInput: there are no codes, or more than 2^24.
     """
 
     usage: Tensor
@@ -126,7 +126,7 @@ class ClusteredQuantizer(Quantizer):
 
     @torch.no_grad()
     def _search(self, latents: Tensor, codes: Tensor, step: Step) -> tuple[Tensor, ClusterStatistics | None]:
-        """ids (B, N) of the nearest of the codes (V, D), and what the update needs of these latents."""
+        """ids (B, N) of the nearest of the codes (V, D), and the statistics for the update."""
         features = latents.flatten(0, -2)
         collect = self.training and self.clustering
         anchors = self._random_anchors(latents, len(codes), step) if collect and self.anchor == "random" else ()
@@ -139,17 +139,18 @@ class ClusteredQuantizer(Quantizer):
                 if self.anchor == "nearest":
                     nearest, which = distances.min(0)
                     anchors = (nearest, block[which])
-                # not bincount, which waits for the device
+                # not bincount, which makes the host wait for the device
                 count = chosen.new_zeros(len(codes)).scatter_add_(0, chosen, torch.ones_like(chosen))
                 part = ClusterStatistics(count, *anchors)
                 statistics = part if statistics is None else statistics.merge(part)
-            del distances  # before the next block's are made
+            del distances  # before the next block's distances are made
         return torch.cat(ids).view(latents.shape[:-1]), statistics
 
     def _random_anchors(self, latents: Tensor, codes: int, step: Step) -> tuple[Tensor, Tensor]:
         """(distances (V,), features (V, D)): for each code the feature at a random place of the global batch.
 
-        The part of the batch that holds the place gives the feature at distance 0; merging drops those of the others.
+        The part of the batch with that place returns its feature at distance 0. Other parts return an infinite
+        distance, so merging drops theirs.
         """
         features, tokens = latents.flatten(0, -2), latents.shape[:-1].numel() // len(latents)
         places = torch.randint(step.size * tokens, (codes,), generator=step.stream("anchor"))
@@ -159,7 +160,7 @@ class ClusteredQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, statistics: ClusterStatistics) -> None:
-        """Applies the clustering update for one global batch (CVQ-VAE, equations 5 and 6).
+        """Applies the clustering update of one global batch (CVQ-VAE, equations 5 and 6).
 
         p <- decay p + (1 - decay) share; a = exp(-10 V p / (1 - decay) - 1e-3); code <- (1 - a) code + a feature.
         """

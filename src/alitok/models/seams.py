@@ -1,6 +1,10 @@
-"""The seams: what each part of a model gives and gets. An idea subclasses one of these classes.
+"""The seams: base classes that define the inputs and outputs of a model's parts. An idea subclasses one of them.
 
-Shapes: B images, N tokens an image, D channels of a latent, V codes, S sub-codes of a token.
+Others are `losses.terms.LossTerm`, `losses.adversarial.AdversarialLoss`, `sampling.guidance.Guidance` and
+`sampling.reveal.Reveal`.
+
+Shapes: B images, N tokens per image (k of them in a shorter sequence), D channels of a latent, V codes, S sub-codes of
+a token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.devices import widest_float
-from alitok.common.random import Step, stream
+from alitok.common.random import Step, derive_seed, open_uniforms, splitmix, stream
 
 Guide = Callable[[Tensor], Tensor]
 
 
 class Part(nn.Module):
-    """A part of a model. It says what it can do by class attributes, so nobody has to ask.
+    """A part of a model. Class attributes state what it can do.
 
     Attributes:
         entries: methods besides `forward` that a training step calls; a sharding strategy gathers the weights for them.
@@ -27,22 +31,23 @@ class Part(nn.Module):
     entries: tuple[str, ...] = ()
 
     def setup(self, device: torch.device) -> None:
-        """Reads what the part needs from files, once, at the start of a fresh run. Constructors read no file."""
+        """Reads the part's files, once, at the start of a new run. Constructors read no files."""
         return
 
 
 @dataclass(kw_only=True)
 class Quantized:
-    """What a quantizer makes of latents.
+    """What a quantizer returns for latents.
 
     Attributes:
-        latents: (B, N, D) float32, what was quantized: normed or bounded if the quantizer does that first.
+        latents: (B, N, D) float32, the quantizer's inputs, after its norm or bound if it has one.
         quantized: (B, N, D) float32, with the straight-through gradient to the latents. None if the phase of training
             does not quantize.
         ids: (B, N) int64, or (B, N, S) if a token has S > 1 sub-codes.
-        losses: scalars by name, weighted.
-        statistics: what `Quantizer.update` needs, in training: a dataclass of tensors with `merge`, or None.
-        extra: what a loss term may ask for besides, by name, e.g. distances to the codes. It joins the outputs.
+        losses: weighted scalars by name. The term `losses.terms.QuantizerLoss` adds them to the loss.
+        statistics: the argument of `Quantizer.update`, a dataclass of tensors; `a.merge(b)` joins two. None in eval
+            mode, so that a frozen quantizer does not change.
+        extra: more outputs for loss terms, by name, e.g. distances to the codes.
     """
 
     latents: Tensor
@@ -54,18 +59,20 @@ class Quantized:
 
     @property
     def decodable(self) -> Tensor:
-        """(B, N, D), what the decoder gets if no bottleneck is in between."""
+        """(B, N, D), the decoder's input if there is no bottleneck."""
         return self.latents if self.quantized is None else self.quantized
 
 
 @dataclass(kw_only=True)
 class Decoding:
-    """One sequence of latents that a training step decodes. The step sums the losses of all decodings.
+    """One sequence of latents that a training step decodes.
+
+    The step sums the weighted loss terms of all decodings. The adversarial loss sees only the first one.
 
     Attributes:
         latents: (B, k, D) for the decoder.
-        weight: of this decoding's losses.
-        outputs: what joins the decoder's outputs, by name.
+        weight: weight of this decoding's losses.
+        outputs: added to the decoder's outputs, by name.
     """
 
     latents: Tensor
@@ -85,7 +92,7 @@ class Encoder(Part):
     num_latents: int
 
     def forward(self, images: Tensor, step: Step | None = None) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, N, D). `step` is None outside training."""
+        """(B, 3, H, W) in [0, 1] -> (B, N, D). `step` is None outside training; a frozen part gets it, in eval mode."""
         raise NotImplementedError
 
 
@@ -93,20 +100,23 @@ class Quantizer(Part):
     """Latents to ids and back.
 
     Attributes:
-        codebook_size: V, codes of a token, or of one of its sub-codes.
-        sub_codes: S, ids of a token.
+        codebook_size: V, possible values of an id.
+        sub_codes: S, ids per token.
     """
 
     codebook_size: int
     sub_codes: int = 1
 
     def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
-        """(B, N, D) float32 -> `Quantized`. It changes no state: `update` does. `step` is None outside training."""
+        """(B, N, D) float32 -> `Quantized`. Only `update` changes state. Switch autocast off inside.
+
+        `step` is None outside training; a frozen part gets it, in eval mode.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
     def ids(self, latents: Tensor) -> Tensor:
-        """(B, N, D) -> ids alone. Override it if `forward` costs much more than the ids."""
+        """(B, N, D) -> only the ids. Override it if `forward` costs much more than the ids."""
         ids: Tensor = self(latents).ids
         return ids
 
@@ -119,35 +129,35 @@ class Quantizer(Part):
         return
 
     def fit(self, batches: Iterator[Tensor]) -> None:
-        """Sets the codes by latents of the encoder as it is, at the start of a phase with `fit: N`.
+        """Sets the codes from the encoder's present latents, at the start of a phase with `fit: COUNT`.
 
         Args:
-            batches: latents (B, N, D) float32 of that many global batches, the same on every process.
+            batches: latents (B, N, D) float32 of COUNT global batches, the same on every process.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be fitted: take `fit` out of the phases.")
 
 
 class Bottleneck(Part):
-    """What happens to tokens between quantizer and decoder, in training only.
+    """Changes the tokens between quantizer and decoder, in training only.
 
     Attributes:
-        shortens: it may give the decoder fewer than N latents; the decoder must then be of `any_length`.
-        any_length: `complete` makes the first k tokens decodable.
+        shortens: it may give the decoder fewer than N latents; the decoder then needs `any_length`.
+        any_length: `complete` makes the first k tokens decodable, for any k.
     """
 
     shortens = False
     any_length = False
 
     def check(self, quantizer: Quantizer) -> None:
-        """Raises BadInput if it cannot work with the quantizer."""
+        """Raises BadInput if the bottleneck cannot work with the quantizer."""
         return
 
     def forward(self, tokens: Quantized, quantizer: Quantizer, step: Step) -> list[Decoding]:
-        """What to decode: one or more sequences."""
+        """The sequences to decode, at least one."""
         raise NotImplementedError
 
     def complete(self, prefix: Tensor, total: int) -> Tensor:
-        """The first latents (B, k, D) of `total` -> what the decoder gets if the others are not there."""
+        """The first k of `total` latents (B, k, D) -> the decoder's input if the others are absent."""
         raise NotImplementedError
 
 
@@ -155,10 +165,11 @@ class Decoder(Part):
     """Latents to images.
 
     Attributes:
-        any_length: it takes the first k latents, for any k.
-        num_latents: N that it takes; None for any.
-        length: of its longest sequence inside, for estimates of memory; None for N.
-        generative: `decode` draws or integrates, so an image of `forward` is no reconstruction.
+        any_length: it decodes the first k latents, for any k. Bottlenecks that shorten need it. To decode the first k
+            ids, `Bottleneck.complete` is needed too.
+        num_latents: the N that it takes; None for any.
+        length: length of its longest inner sequence, for estimates of memory; None for N.
+        generative: `decode` draws or integrates; the image of `forward` is not a reconstruction.
     """
 
     any_length = False
@@ -172,38 +183,38 @@ class Decoder(Part):
         Args:
             latents: (B, k, D).
             images: (B, 3, H, W) in [0, 1], the targets, if there are any.
-            step: of training; None elsewhere.
+            step: step of training; None elsewhere.
 
         Returns:
-            "image" (B, 3, H, W), and what else loss terms ask for.
+            "image" (B, 3, H, W), and other outputs that loss terms need.
         """
         raise NotImplementedError
 
     def decode(self, latents: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
-        """(B, k, D) -> (B, 3, H, W). What is random depends on the seed and each image's index alone."""
+        """(B, k, D) -> (B, 3, H, W) in [0, 1]. Random numbers depend only on the seed and the image's index."""
         image: Tensor = self(latents)["image"]
         return image
 
     def at_image(self, hidden: Tensor) -> Tensor:
-        """What a block inside puts out (B, length, width) -> that of the patches (B, H * W, width), row by row."""
+        """Selects the image's patches from a block's output: (B, length, width) -> (B, rows * columns, width)."""
         raise NotImplementedError(f"{type(self).__name__} does not define which places of its blocks are patches.")
 
 
 class Head:
-    """How a generator's hidden state becomes a token; mixed into the module at `Generator.output`.
+    """Turns a generator's hidden state into a token. A mixin of the module at `Generator.output`.
 
     This default is the categorical head: calling the module gives logits (..., V), or (..., S, V).
 
     Attributes:
         has_logits: calling the module gives those logits, so that accuracy can be measured.
-        noise_shape: of the uniform numbers that draw one token.
+        noise_shape: shape of the uniform numbers that draw one token.
     """
 
     has_logits = True
     noise_shape: tuple[int, ...] = ()
 
     def loss(self, hidden: Tensor, ids: Tensor, step: Step | None = None) -> dict[str, Tensor]:
-        """hidden (B, N, width), ids (B, N) or (B, N, S) -> "nats" (B, N) float32, not reduced, and "logits" if any.
+        """hidden (B, N, width), ids (B, N) or (B, N, S) -> "nats" (B, N) float32, and "logits" if the head has any.
 
         With sub-codes "nats" is the mean over them.
         """
@@ -212,11 +223,11 @@ class Head:
         return {"nats": nats if nats.ndim == 2 else nats.mean(-1), "logits": logits}
 
     def draw(self, hidden: Tensor, noise: Tensor, guide: Guide, temperature: float) -> Tensor:
-        """Draws one token an image. Nothing here waits for the device.
+        """Draws one token per image. Nothing here waits for the device.
 
         Args:
-            hidden: (rows, width), one row for each branch of guidance and image.
-            noise: (B, *noise_shape) uniform numbers.
+            hidden: (rows, width), a row for each pair of guidance branch and image.
+            noise: (B, *noise_shape) uniform numbers, or int64 keys of Gumbel numbers; see the function `draw`.
             guide: combines the branches: logits (rows, ...) -> (B, ...).
 
         Returns:
@@ -226,7 +237,7 @@ class Head:
 
 
 class Corruption:
-    """Changes the tokens that a generator reads in training; its targets stay as they are."""
+    """Changes the tokens that a generator reads in training, but not its targets."""
 
     def __call__(self, inputs: Tensor, codebook_size: int, step: Step) -> Tensor:
         """ids (B, N) or (B, N, S) -> ids of the same shape."""
@@ -235,11 +246,11 @@ class Corruption:
 
 @dataclass(kw_only=True)
 class Ordering:
-    """In which order a generator writes the tokens of each image in a training step.
+    """The order in which a generator writes the tokens of each image in a training step.
 
     Attributes:
-        places: (B, N) int64, a permutation of 0..N-1 for each image: places[b, i] is written at step i.
-        weights: (B, N) float32 of the losses by step, or None for 1 everywhere.
+        places: (B, N) int64, a permutation of 0..N-1 for each image: places[b, i] is the place that is written i-th.
+        weights: (B, N) float32, weights of the losses in that order; None for 1 everywhere.
     """
 
     places: Tensor
@@ -254,28 +265,42 @@ class Order:
 
         Args:
             tokens: N, tokens of an image.
-            prefix: K, those in front of the grid.
+            prefix: K, prefix tokens before the square token grid.
         """
         raise NotImplementedError
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draws from softmax(logits) by inverting its cumulative distribution.
+def draw(logits: Tensor, noise: Tensor) -> Tensor:
+    """Draws from softmax(logits).
 
     Args:
         logits: (B, V), or (B, S, V).
-        uniform: (B,) or (B, S) in [0, 1): one random number for each id.
+        noise: (B,) or (B, S), one number per id. A uniform number in [0, 1) inverts the cumulative distribution. An
+            int64 key gives each code a Gumbel number; the code with the largest sum of logit and number is drawn.
 
     Returns:
         (B,) or (B, S) int64.
     """
+    if noise.dtype == torch.int64:
+        return (logits.to(widest_float(logits.device)) + gumbel(noise, logits.shape[-1])).argmax(-1)
     cumulative = logits.to(widest_float(logits.device)).softmax(-1).cumsum(-1)
-    target = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
+    target = noise.to(cumulative)[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target, right=True)[..., 0].clamp_(max=logits.shape[-1] - 1)
 
 
 def image_uniforms(seed: int, indices: Sequence[int], *shape: int) -> Tensor:
-    """(B, *shape) float64 uniform numbers, row b a function of the seed and the image's index alone."""
+    """(B, *shape) float64 uniform numbers. Row b depends only on the seed and indices[b]."""
     return torch.stack(
         [torch.rand(shape, dtype=torch.float64, generator=stream(seed, "image", int(index))) for index in indices]
     )
+
+
+def image_keys(seed: int, indices: Sequence[int], *shape: int) -> Tensor:
+    """(B, *shape) int64 keys for `gumbel`. Row b depends only on the seed and indices[b]."""
+    keys = torch.tensor([derive_seed(seed, "gumbel", int(index)) for index in indices], dtype=torch.int64)
+    return splitmix(keys, torch.Size(shape).numel()).view(-1, *shape)
+
+
+def gumbel(keys: Tensor, codes: int) -> Tensor:
+    """Gumbel numbers (..., V) for keys (...), on the keys' device. Each depends only on its key and code."""
+    return -(-open_uniforms(splitmix(keys, codes), widest_float(keys.device)).log()).log()

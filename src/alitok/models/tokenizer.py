@@ -13,26 +13,26 @@ from alitok.models.seams import Bottleneck, Decoder, Encoder, Part, Quantized, Q
 
 
 class Tokenizer(Part):
-    """Images <-> token ids, of parts that are each chosen by `class_path` (see `alitok.models.seams`).
+    """Images <-> token ids. Each part is chosen by `class_path` (see `alitok.models.seams`).
 
     Args:
         encoder: images (B, 3, H, W) -> latents (B, N, D).
         quantizer: latents <-> ids.
         decoder: latents -> {"image": (B, 3, H, W), ...}.
-        bottleneck: what the decoder gets in training in place of the tokens as they are.
+        bottleneck: changes the tokens before the decoder, in training.
 
     Raises:
-        BadInput: a part does not subclass its seam, or two parts do not go together.
-        ValueError: the decoder takes another number of latents than the encoder gives.
+        BadInput: a part does not subclass its seam, or two parts do not fit together.
+        ValueError: encoder and decoder differ in the number of latents.
     """
 
-    entries = ("decode", "encode_latents")  # of validation with a generative decoder, and of a phase that fits
+    entries = ("decode", "encode_latents")  # validation with a generative decoder, and phases with `fit`
     # nn.Module's attributes are typed as modules
     encoder: Encoder
     quantizer: Quantizer
     bottleneck: Bottleneck | None
     decoder: Decoder
-    block: dict[str, Any]  # class block and card of the artifact that it was read from
+    block: dict[str, Any]  # block and card are those of the artifact that it was read from
     card: Mapping[str, Any] = {}
 
     def __init__(
@@ -71,7 +71,7 @@ class Tokenizer(Part):
 
     @property
     def sub_codes(self) -> int:
-        """S, ids of a token."""
+        """S, ids per token."""
         return self.quantizer.sub_codes
 
     @property
@@ -92,20 +92,19 @@ class Tokenizer(Part):
     def forward(
         self, images: Tensor, quantize: bool = True, ids: Tensor | None = None, step: Step | None = None
     ) -> dict[str, Any]:
-        """What losses and metrics depend on, by name.
+        """The outputs that losses and metrics read, by name.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
             quantize: False gives the decoder the latents themselves.
-            ids: as `decode` takes them, decoded in place of the images' own (through the bottleneck in training);
-                there are then no latents and no quantizer losses.
-            step: of training; None elsewhere. In training None means a step of these images alone.
+            ids: decoded instead of the images' own ids (through the bottleneck in training); there are then no latents
+                and no quantizer losses. Shapes as for `decode`.
+            step: step of training; None elsewhere. If it is None in training mode, these images are the global batch.
 
         Returns:
-            "image" (B, 3, H, W) and what else the decoder gives, "latents" (B, N, D), "ids" (B, N),
-            "quantizer_losses" (scalars by name) and "statistics" (what the quantizer's update needs, or None). If the
-            bottleneck makes several decodings, these are the first one's, and "decodings" lists (weight, outputs) of
-            each.
+            "image" (B, 3, H, W) and the decoder's other outputs, "latents" (B, N, D), "ids" (B, N) or (B, N, S),
+            "quantizer_losses" (scalars by name) and "statistics" (for `Quantizer.update`, or None). With a bottleneck
+            in training, these are the first decoding's, and "decodings" lists (weight, outputs) of each.
         """
         if self.training and step is None:
             step = Step.alone(len(images))
@@ -140,7 +139,7 @@ class Tokenizer(Part):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> ids (B, N) int64."""
+        """(B, 3, H, W) in [0, 1] -> ids (B, N) int64, or (B, N, S)."""
         return self.ids_of(self.encode_latents(images))
 
     @torch.no_grad()
@@ -150,25 +149,25 @@ class Tokenizer(Part):
 
     @torch.no_grad()
     def decode(self, ids: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
-        """ids (B, N), or the first k of them (B, k) -> (B, 3, H, W) float32 in [0, 1].
+        """ids (B, N), or the first k of them (B, k), or either with S sub-codes -> (B, 3, H, W) float32 in [0, 1].
 
         Args:
-            seed, indices: with the images' indices (default 0..B-1) the seed decides what a decoder draws, if it draws.
+            seed, indices: seed and the images' indices (default 0..B-1) decide the draws of a generative decoder.
 
         Raises:
-            BadInput: fewer than N ids where only all of them decode, more than N, or none.
+            BadInput: no ids, more than N, or fewer than N without `any_length`.
         """
         return self.decoder.decode(self._lookup(ids), seed, indices).float()
 
     def reconstruct(self, images: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> what it comes back as; seed and indices as for `decode`."""
+        """Encodes and decodes images (B, 3, H, W) in [0, 1]; seed and indices as for `decode`."""
         return self.decode(self.encode(images), seed, indices)
 
     def check_length(self, count: int) -> None:
-        """Whether the first `count` tokens of an image decode.
+        """Checks that the first `count` tokens of an image can be decoded.
 
         Raises:
-            BadInput: they do not.
+            BadInput: they cannot.
         """
         total = self.num_tokens
         if not 1 <= count <= total:
@@ -180,7 +179,7 @@ class Tokenizer(Part):
             )
 
     def _lookup(self, ids: Tensor) -> Tensor:
-        """What the decoder gets of ids."""
+        """The decoder's input for ids."""
         self.check_length(ids.shape[1])
         latents = self.quantizer.lookup(ids)
         if self.bottleneck is None or ids.shape[1] == self.num_tokens:

@@ -1,4 +1,4 @@
-"""What the transformers share: attention, the tokenizer's block, rotary positions, initial weights."""
+"""Shared parts of the transformers: attention, the tokenizer's block, rotary positions, initial weights."""
 
 from typing import Literal
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from alitok.common.kernels import chosen
 
-# On a CPU the fused kernel's bfloat16 backward is two to five times slower than the plain formula, and it knows no
+# On a CPU the fused kernel's bfloat16 backward is two to five times slower than the plain formula, and it has no
 # dropout. For longer sequences the plain formula's weights take too much memory.
 PLAIN_ATTENTION_LENGTH = 1024
-CAUSAL_BLOCK = 160  # queries at a time, so that most of what no query may see is never computed
+CAUSAL_BLOCK = 160  # queries at a time, so that most masked products are never computed
 
-# "plain" or "fused" wherever a CPU trains; None = what the comment above says. Another processor may differ.
+# "plain" or "fused" for training on a CPU; None = the rule in the comment above. Other processors may differ.
 attention_kernel = chosen("attention")
 
 Init = Literal["paper", "fan-in", "local"]
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether to take what is tuned for a CPU; `alitok describe` replaces this where it counts what a GPU takes."""
+    """Whether to use the code tuned for a CPU. `alitok describe` replaces this function to count a GPU's cost."""
     return x.device.type == "cpu"
 
 
@@ -30,8 +30,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) 
 
     Args:
         q, k, v: (B, heads, T, head_dim).
-        causal: position i sees 0..i only.
-        dropout: probability, on the attention weights.
+        causal: position i sees only 0..i.
+        dropout: probability of dropping an attention weight.
 
     Returns:
         (B, heads, T, head_dim).
@@ -42,7 +42,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) 
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
     blocks = -(-length // CAUSAL_BLOCK) if causal else 1
     size = -(-length // blocks)
-    with torch.autocast("cpu", enabled=False):  # else all between the two products is done in float32
+    with torch.autocast("cpu", enabled=False):  # else the steps between the two products run in float32
         parts = []
         for first in range(0, length, size):
             last = min(first + size, length)
@@ -52,7 +52,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) 
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v; where it is causal, the last query is the last key's."""
+    """softmax(q k^T / sqrt(d)) v. If causal, the last query and the last key have the same position."""
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if causal:
         queries, keys = scores.shape[-2:]
@@ -67,7 +67,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Ten
 def keep_mask(x: Tensor, dropout: float) -> Tensor:
     """0 with probability `dropout` (rounded to a multiple of 2^-16), else 1; shape and type of x, on a CPU.
 
-    Four numbers share a draw of 64 bits, which takes a fifth of the time of torch's own dropout.
+    Four numbers share a draw of 64 bits, which takes a fifth of the time of torch's dropout.
     """
     count = x.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
@@ -76,7 +76,7 @@ def keep_mask(x: Tensor, dropout: float) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, on a CPU by `keep_mask`."""
+    """`nn.Dropout`, but with `keep_mask` on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not on_cpu(x) or not self.training or not 0 < self.p < 1:
@@ -85,7 +85,7 @@ class Dropout(nn.Dropout):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, T, width); `causal` lets position i see 0..i only."""
+    """Multi-head self-attention over (B, T, width). If causal, position i sees only 0..i."""
 
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(x).chunk(3, dim=-1)  # first this, then the heads: a pass less over the gradient
+        parts = self.qkv(x).chunk(3, dim=-1)  # before the split into heads: one pass less over the gradient
         q, k, v = (rearrange(part, "b t (h d) -> b h t d", h=self.heads) for part in parts)
         x = attend(q, k, v, self.causal)
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
@@ -119,9 +119,10 @@ class Block(nn.Module):
 
 
 def init_weights(model: nn.Module, init: Init = "paper") -> None:
-    """Draws the weights of all linear, convolution and embedding layers; biases 0.
+    """Draws the weights of all linear, convolution and embedding layers; biases are 0.
 
-    "paper" (AliTok): N(0, 0.02). "fan-in" and "local": variance 1 / inputs of the layer, embeddings as the paper.
+    "paper" (AliTok): normal with standard deviation 0.02. "fan-in" and "local": variance 1 / inputs of the layer, but
+    embeddings as in "paper".
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -133,7 +134,7 @@ def init_weights(model: nn.Module, init: Init = "paper") -> None:
 
 
 def position_std(width: int, init: Init) -> float:
-    """Standard deviation of learned tokens and positions at the start."""
+    """Initial standard deviation of learned tokens and positions."""
     return width**-0.5 if init == "paper" else 0.7
 
 
@@ -141,8 +142,8 @@ def rope_angles(positions: Tensor, dim: int, base: float = 10000.0) -> Tensor:
     """Angles position x base^(-2j / dim) for j = 0 .. dim/2 - 1.
 
     Args:
-        positions: (T,) positions.
-        dim: channels that are rotated; even.
+        positions: (T,).
+        dim: number of rotated channels; even.
 
     Returns:
         (T, dim / 2) float32.
@@ -155,18 +156,18 @@ def generator_rope(num_prefix: int, grid: tuple[int, int], head_dim: int, base: 
     """The generator's table for [class, prefix tokens, image tokens in raster order].
 
     The class token has cos = sin = 0, so its query and key vanish (published weights depend on it). Prefix tokens
-    have 1D positions 0..K-1 over the whole head; image tokens 2D positions, rows and columns numbered from K on, the
-    row in the first half of the head and the column in the second.
+    have 1D positions 0..K-1 over the whole head. Image tokens have 2D positions, numbered from K: the row in the first
+    half of the head, the column in the second.
 
     Returns:
         (1 + K + H*W, head_dim / 2, 2) float32, last axis (cos, sin).
 
     Raises:
-        ValueError: head_dim does not divide by 4.
+        ValueError: head_dim is not a multiple of 4.
     """
     if head_dim % 4:
         raise ValueError(f"2D rotary positions need a head dimension that divides by 4, not {head_dim}")
-    device = torch.device("cpu")  # also under a meta-device context: the table is small and never initialised later
+    device = torch.device("cpu")  # even in a meta-device context: nothing fills the table later
     height, width = grid
     prefix = rope_angles(torch.arange(num_prefix, device=device), head_dim, base)
     rows = rope_angles(torch.arange(height, device=device) + num_prefix, head_dim // 2, base)
@@ -188,7 +189,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         float32, shape of x.
     """
     pairs = x.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # which fuse real numbers only
+    if torch.compiler.is_compiling():  # compiled code fuses only real numbers
         (even, odd), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
     # one pass over memory, not seven

@@ -1,1 +1,1 @@
-"""Frozen networks that losses and measures look through."""
+"""Frozen networks for losses and metrics."""

@@ -1,4 +1,4 @@
-"""The small classifier whose features stand in for Inception's and for the published perceptual networks."""
+"""The small classifier whose features can replace Inception's and those of the published perceptual networks."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 class Classifier(nn.Module):
     """Five 3x3 convolutions (BatchNorm, ReLU; 1/8 of the size), mean over positions, one linear layer.
 
-    Images (B, 3, H, W) in [0, 1], H and W at least 16; features (B, 4 width), logits (B, C).
+    Images are (B, 3, H, W) in [0, 1], H and W at least 16; features (B, 4 * width), logits (B, C).
     """
 
     def __init__(self, num_classes: int, width: int = 24) -> None:
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         return self.head.in_features
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled penultimate features (B, 4 width)."""
+        """Pooled penultimate features (B, 4 * width)."""
         return self.body(images * 2 - 1).mean(dim=(2, 3))
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         return result.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder, whole or not at all."""
+        """Writes a folder with `config.json` and `model.safetensors`, whole or not at all."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with atomic_folder(folder) as temporary:
             save_tensors(weights, temporary / "model.safetensors")
@@ -77,11 +77,13 @@ class Classifier(nn.Module):
         """Reads what `save` wrote, in eval mode.
 
         Raises:
-            BadInput: the folder or its files are missing, broken or do not belong together.
+            BadInput: the folder or its files are missing, damaged or do not fit together.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        if not Path(folder).is_dir():
+            raise BadInput(f"There is no folder {folder}; `alitok train-classifier --out {folder}` makes a classifier.")
         try:
             classifier = cls(**json.loads((Path(folder) / "config.json").read_text()))
             classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))

@@ -1,11 +1,11 @@
-"""DINOv2's ViT (arXiv 2304.07193), for features alone; parameters have the names of the published files."""
+"""DINOv2's ViT (arXiv 2304.07193), only for features. Parameters have the names of the published files."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-6
-TABLE = 37  # the position table is of 518 x 518 images, 37 x 37 patches
+TABLE = 37  # side of the position table in patches, from images of 518 x 518 pixels
 
 
 class Attention(nn.Module):
@@ -64,7 +64,7 @@ class DINOv2(nn.Module):
     """A ViT of DINOv2 without register tokens; the defaults are ViT-B/14.
 
     Args:
-        width, depth, heads: of the transformer.
+        width, depth, heads: size of the transformer.
         patch: side of a patch in pixels.
     """
 
@@ -72,7 +72,7 @@ class DINOv2(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TABLE**2, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width))  # of its training; in the file
+        self.mask_token = nn.Parameter(torch.zeros(1, width))  # unused, but in the file
         self.patch_embed = PatchEmbed(width, patch)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, EPSILON)
@@ -82,13 +82,13 @@ class DINOv2(nn.Module):
         if rows == columns == TABLE:
             return self.pos_embed
         table = self.pos_embed[:, 1:].unflatten(1, (TABLE, TABLE)).permute(0, 3, 1, 2)
-        # its code adds 0.1 against rounding, and the resampling uses that scale, so the features depend on it
+        # DINOv2's code adds 0.1 against rounding. The resampling uses this scale, so the features depend on it.
         scale = ((rows + 0.1) / TABLE, (columns + 0.1) / TABLE)
         table = F.interpolate(table, scale_factor=scale, mode="bicubic")
         return torch.cat([self.pos_embed[:, :1], table.flatten(2).mT], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W), normed by ImageNet's mean and deviation -> (B, width, h, w), patches after the last norm."""
+        """(B, 3, H, W), normalized as for ImageNet -> (B, width, h, w), the patches after the last norm."""
         patches = self.patch_embed.proj(images)
         rows, columns = patches.shape[-2:]
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1)

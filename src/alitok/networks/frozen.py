@@ -1,4 +1,4 @@
-"""Frozen networks that losses look through: published weights from a file or, where named, random ones."""
+"""Frozen networks for losses, with published weights from a file or, for 'random:SEED', random ones."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ _built: dict[tuple[str, str | None], nn.Module] | None = None
 
 @dataclass(frozen=True)
 class Network:
-    """A network of torchvision's: how it is built, the file with its weights, and what of that file is not used."""
+    """A torchvision network: how it is built, the file of its weights, and the prefix of that file's unused keys."""
 
     name: str
     file: str
@@ -54,7 +54,7 @@ CONVNEXT_SMALL = Network("ConvNeXt-S", "convnext_small-0c510722.pth", _convnext_
 
 
 def locate(network: Network, given: str | None) -> str:
-    """Where the weights are: the path of their file, or 'random:SEED' as given.
+    """The path of the weight file, or 'random:SEED' as given.
 
     Raises:
         BadInput: the file is missing, or SEED is not a whole number.
@@ -71,9 +71,9 @@ def locate(network: Network, given: str | None) -> str:
 
 @contextmanager
 def without_weights() -> Iterator[dict[tuple[str, str | None], nn.Module]]:
-    """Within it `load` looks for no file, and its networks' weights mean nothing; yields (name, given) -> network.
+    """Inside, `load` reads no file, and its networks have meaningless weights. Yields (name, given) -> network.
 
-    For counting what a network costs, on the meta device or on fake tensors.
+    For counting a network's cost, on the meta device or on fake tensors.
     """
     global _built
     before, _built = _built, {}
@@ -89,13 +89,13 @@ def counting() -> bool:
 
 
 def load(network: Network, given: str | None, device: torch.device | str) -> nn.Module:
-    """The network on `device`, frozen, in eval mode; the same object for all who ask for the same weights there.
+    """The network on `device`, frozen, in eval mode. Calls for the same weights and device share one object.
 
     Args:
-        given: None (torch.hub's folder of checkpoints), a file, a folder that holds it, or 'random:SEED'.
+        given: None (torch.hub's folder of checkpoints), a file, a folder that contains it, or 'random:SEED'.
 
     Raises:
-        BadInput: the file is missing, damaged or holds another network's weights.
+        BadInput: the file is missing, damaged or has the weights of a different network.
     """
     if _built is not None:
         if (network.name, given) not in _built:
@@ -121,10 +121,10 @@ def load(network: Network, given: str | None, device: torch.device | str) -> nn.
 def read_state(
     path: str | Path, expected: Mapping[str, Tensor], name: str, unused: str | None = None
 ) -> dict[str, Tensor]:
-    """The state dict in a weight file, floats as float32, less the keys that begin with `unused`.
+    """The state dict in a weight file, floats as float32, without the keys that begin with `unused`.
 
     Raises:
-        BadInput: the file is damaged, or its names and shapes are not those `expected`.
+        BadInput: the file is damaged, or its names and shapes differ from those in `expected`.
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -146,7 +146,7 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _unfilled(network: Network) -> nn.Module:
-    """The network without weights, on the meta device; if it has buffers, built in full, since that fills them."""
+    """The network without weights, on the meta device; if it has buffers, built in full, which fills them."""
     with torch.device("meta"):
         module = network.build()
     if next(module.buffers(), None) is None:
@@ -156,9 +156,9 @@ def _unfilled(network: Network) -> nn.Module:
 
 
 def _random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
-    """He-scaled normal weights, unit scales and zero shifts, each tensor drawn from the seed and its name alone.
+    """He-scaled normal weights, unit scales and zero shifts. Each tensor depends only on the seed and its name.
 
-    Buffers stay as they are: a fresh running variance is 1.
+    Buffers stay as they are: a new running variance is 1.
     """
     state = module.state_dict()
     for key, value in module.named_parameters():

@@ -1,4 +1,4 @@
-"""How fast pictures and tokens come, crops are encoded and pictures are measured, against one thing after another."""
+"""Speed of loading pictures and tokens, encoding crops and measuring pictures, compared with one item at a time."""
 
 import os
 import time
@@ -33,7 +33,7 @@ from alitok.evaluation.measure import measure
 from alitok.profiling.bench_machine import Machine, Options, Row, if_it_fits, wait
 from alitok.profiling.flops import Ledger
 
-WIDTH, HEIGHT = 500, 375  # of the pictures that are made here: ImageNet's usual ones
+WIDTH, HEIGHT = 500, 375  # of the pictures made here: ImageNet's usual size
 CACHED, VIEWS, TOKENS, CODES = 4096, 10, 273, 4096
 TOKEN_BATCH = 2048
 ENCODED = {"cpu": 2, "cuda": 256}  # pictures, ten crops each
@@ -66,7 +66,7 @@ def token_batches(folder: Path, machine: Machine) -> Row:
 
 
 class RowByRow(Dataset[dict[str, Tensor]]):
-    """The plain way to read a cache: an image is a row of lists, of which one view is made a tensor."""
+    """The plain way to read a cache: an image is a row of lists, and one view becomes a tensor."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -81,7 +81,7 @@ class RowByRow(Dataset[dict[str, Tensor]]):
 
 
 def image_batches(folder: Path) -> Row:
-    """Training batches of 256 x 256 decoded by a process for each core; the baseline is one process without batches."""
+    """Training batches of 256 x 256 decoded by one process per core; the baseline is one process without batches."""
     cores = len(os.sched_getaffinity(0))
     batch = 32
     module = ImageNetDataModule(str(folder), image_size=256, global_batch=batch, num_workers=cores, val_fraction=0.0)
@@ -91,7 +91,7 @@ def image_batches(folder: Path) -> Row:
 
 
 def decoding_rate(module: ImageNetDataModule, count: int) -> float:
-    """Training crops a second that this process decodes and augments by itself, one picture after the other."""
+    """Training crops per second that this process decodes and augments, one picture at a time."""
     if not module.splits:
         module.setup("fit")
     items = module.splits["train"]
@@ -104,7 +104,7 @@ def decoding_rate(module: ImageNetDataModule, count: int) -> float:
 
 
 def rate(loader: Any, size: int, batches: int, warm_up: int = 1) -> float:
-    """Items a second of a loader whose batches hold `size`."""
+    """Items per second of a loader whose batches hold `size`."""
     iterator = iter(loader)
     for _ in islice(iterator, warm_up):
         pass
@@ -114,7 +114,7 @@ def rate(loader: Any, size: int, batches: int, warm_up: int = 1) -> float:
 
 
 def write_pictures(folder: Path, count: int) -> Path:
-    """JPEG files of ImageNet's usual size and weight, in two folders of classes."""
+    """Write JPEG files of ImageNet's usual dimensions and file size, in two folders of classes."""
     shapes = Shapes("train", WIDTH, count)
     for index in range(count):
         picture = np.asarray(shapes[index][0])[:HEIGHT].astype(np.float32)
@@ -126,7 +126,7 @@ def write_pictures(folder: Path, count: int) -> Path:
 
 
 def tokenising(options: Options) -> Iterator[Row]:
-    """Rows `tokenising-PRECISION`: ten crops of JPEG files through `alitok tokenize`; the baseline is crop by crop."""
+    """Rows `tokenising-PRECISION`: ten crops of JPEG files encoded as in `alitok tokenize`; baseline: crop by crop."""
     machine = options.machine
     torch.manual_seed(0)
     tokenizer = build(options.model("tokenizer-stage1")["tokenizer"]).eval().to(machine.device)
@@ -161,7 +161,7 @@ def tokenising(options: Options) -> Iterator[Row]:
 
 
 def crop_by_crop(tokenizer: Any, source: Source, machine: Machine) -> float:
-    """Crops a second where each is read, cut and encoded by itself, in float32."""
+    """Crops per second when each is read, cut and encoded separately, in float32."""
     side = crop_recipe(tokenizer.image_size, "ten")["resize"]
 
     def crop(view: int) -> None:
@@ -184,7 +184,7 @@ def flops_of(function: Any) -> float:
 
 
 class RandomInception:
-    """An extractor of the 2015 Inception's cost: torchvision's Inception v3 with random weights."""
+    """An extractor as costly as the 2015 Inception: torchvision's Inception v3 with random weights."""
 
     name, digest, resize, stand_in = "random Inception v3", "0" * 64, "bilinear to 299 x 299", True
     num_features, num_spatial = 2048, 0
@@ -207,7 +207,7 @@ class RandomInception:
 
 
 def evaluation(options: Options) -> Iterator[Row]:
-    """Row `evaluation-float32`: PNG files through Inception, features and statistics; the baseline is one by one."""
+    """Row `evaluation-float32`: Inception features and statistics of PNG files; the baseline is one file at a time."""
     machine = options.machine
     extractor = RandomInception(machine.device)
     count = MEASURED[machine.device.type]
@@ -230,7 +230,7 @@ def evaluation(options: Options) -> Iterator[Row]:
 
 
 def one_at_a_time(files: Sequence[Path], extractor: RandomInception, machine: Machine) -> float:
-    """Images a second where each is read and measured by itself."""
+    """Images per second when each is read and measured separately."""
     statistics = FeatureStatistics(extractor.num_features)
     start = wait(machine.device)
     for file in files:

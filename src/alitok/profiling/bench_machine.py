@@ -1,4 +1,4 @@
-"""What a benchmark stands on: this machine's limits, measured in the same run, and the rows that are held to them."""
+"""Foundation of the benchmarks: this machine's limits, measured in the same run, and the rows of results."""
 
 import gc
 import os
@@ -16,25 +16,25 @@ from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.common.hardware import Hardware, best, matmul_rate, timed
-from alitok.common.kernels import decode_kernel
+from alitok.common.kernels import chosen, decode_kernel, linear_kernel
 from alitok.config import load_yaml, resolve
 from alitok.models.transformer import attention_kernel
 from alitok.reports.provenance import processor
 from alitok.sampling.weights import PRECISION
 
-BASELINE_BATCH = 8  # images, on a GPU at most: baselines keep what the fused forms never make
+BASELINE_BATCH = 8  # most images on a GPU: baselines store tensors that the fused forms never make
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine, as measured.
+    """This machine's measured limits.
 
     Attributes:
         device: where the benchmarks run.
-        float32, bfloat16: FLOP/s of products of large square matrices, the best of some.
-        bandwidth: bytes a second at which a large buffer is read.
-        tf32: as `float32`, with factors that a GPU rounds to TF32; None on a CPU.
+        float32, bfloat16: FLOP/s of products of large square matrices, the best of several.
+        bandwidth: bytes per second when a large buffer is read.
+        tf32: as `float32`, with factors rounded to TF32; None on a CPU.
     """
 
     device: torch.device
@@ -52,19 +52,19 @@ class Machine:
         return Hardware("", self.bfloat16, self.tf32 or self.float32, self.float32, 0)
 
     def peak(self, precision: str) -> float:
-        """FLOP/s at "float32" (in TF32 if that is switched on) or "bfloat16"."""
+        """FLOP/s in "float32" (in TF32 if that is enabled) or "bfloat16"."""
         return self.rates.rate(precision)
 
     def seconds(self, flops: Mapping[tuple[str, str], float]) -> float:
-        """How long FLOPs, (part, precision) -> count, take at the measured peaks."""
+        """Seconds that FLOPs, (part, precision) -> count, take at the measured peaks."""
         return self.rates.seconds(flops, 1.0)
 
     def baseline_batch(self, batch: int) -> int:
-        """Images of a step of a baseline, beside `batch` of what is measured."""
+        """The baseline's batch when `batch` is measured."""
         return min(batch, BASELINE_BATCH) if self.cuda else batch
 
     def record(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """The machine for the JSON file."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return {
             "device": torch.cuda.get_device_name(self.device) if self.cuda else processor(),
@@ -79,6 +79,7 @@ class Machine:
             "kernels": {
                 "attention": attention_kernel or "by type: see docs/performance.md",
                 "decode": decode_kernel(self.device),
+                "linear": chosen("linear") or ("turned if small" if linear_kernel(0, 0) == "turned" else "blocked"),
             },
         }
 
@@ -89,11 +90,12 @@ class Row:
 
     Attributes:
         name: e.g. "sampling-177M-b8-float32".
-        value: None if the device's memory does not suffice.
-        baseline, limit: in the same unit; None where there is none.
-        unit: of what is better the more there is of it, unless `less` is better.
-        bound: what the limit is.
-        notes: whatever else was measured, by name.
+        value: None if it ran out of memory.
+        baseline, limit: in the same unit; None if there is none.
+        unit: unit of the value.
+        bound: what sets the limit.
+        less: lower values are better.
+        notes: other measured values, by name.
     """
 
     name: str
@@ -119,7 +121,7 @@ class Row:
         return self.limit / self.value if self.less else self.value / self.limit
 
     def record(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """The row for the JSON file."""
         return {
             "name": self.name,
             "value": self.value,
@@ -139,10 +141,10 @@ class Options:
     """What is measured, and at which sizes.
 
     Attributes:
-        experiment: folder of experiments/.
-        sizes: of the generator, files of experiments/sizes/.
-        batches: sequences drawn together, and images in a training step; None for what suits the device.
-        precisions: of weights in sampling, of autocast in training.
+        experiment: a folder in experiments/.
+        sizes: sizes of the generator, files in experiments/sizes/.
+        batches: sequences drawn together, and images in a training step; None for a default by device.
+        precisions: precisions of the weights in sampling, of autocast in training.
     """
 
     machine: Machine
@@ -171,19 +173,19 @@ class Options:
         return files
 
     def model(self, part: str, size: str | None = None) -> dict[str, Any]:
-        """Arguments of the part's LightningModule, of which models are built."""
+        """Arguments of the part's LightningModule, from which models are built."""
         arguments: dict[str, Any] = resolve(self.files(part, size))["model"]["init_args"]
         return arguments
 
     def label(self, size: str) -> str:
-        """How rows name a generator: its size, after the experiment where that is not the published one."""
+        """A generator's name in rows: its size, preceded by the experiment if that is not the published one."""
         if self.experiment == "release":
             return size
         return f"{self.experiment}-{size}" if len(self.files("generator", size)) > 1 else self.experiment
 
 
 def measure_machine(device: torch.device, seconds: float = 1.0) -> Machine:
-    """Measures the limits, spending about so many seconds on each."""
+    """Measure the limits, for about `seconds` each."""
     cuda = device.type == "cuda"
     size = 8192 if cuda else 2048
     with float32_products(tf32=False):
@@ -196,29 +198,29 @@ def measure_machine(device: torch.device, seconds: float = 1.0) -> Machine:
 
 
 def if_it_fits(function: Callable[[], T]) -> T | None:
-    """What the function gives; None if the GPU's memory does not suffice, which is then free for what comes next."""
+    """The function's result; None if the GPU runs out of memory, which is then freed."""
     try:
         return function()
     except torch.OutOfMemoryError:
         result = None
-    gc.collect()  # here the error is gone, and with it what its frames held
+    gc.collect()  # the error and its frames' tensors are gone by now
     torch.cuda.empty_cache()
     return result
 
 
 def per_second(count: float, seconds: float | None) -> float | None:
-    """How many a second; None where the time is."""
+    """Count per second; None if the time is None."""
     return None if seconds is None else count / seconds
 
 
 def typical(function: Callable[[], Any], device: torch.device, calls: int) -> float:
-    """The median time of a call in seconds; a first one, which sets up, does not count."""
+    """The median time of a call in seconds; a first call, which sets up, is not counted."""
     function()
     return statistics.median(timed(function, device) for _ in range(calls))
 
 
 def wait(device: torch.device) -> float:
-    """The time in seconds when all that the device was given is done."""
+    """Wait until the device is idle; return the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

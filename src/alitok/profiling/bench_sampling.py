@@ -1,4 +1,4 @@
-"""How fast tokens are drawn, against a plain loop in float32 whose key/value cache grows."""
+"""Sampling speed, compared with a plain float32 loop with a growing key/value cache."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,21 +14,22 @@ from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.common.draw import Draw
 from alitok.models.generator import Generator
+from alitok.profiling.bench_kernels import kernel_rows
 from alitok.profiling.bench_machine import Machine, Options, Row, if_it_fits, per_second, wait
 from alitok.sampling.generate import Sampler
 from alitok.sampling.guidance import guidance_of
 from alitok.sampling.weights import KEPT_IN_FLOAT32, PRECISION, for_inference
 
-PLAIN_STEPS = 12  # of the baseline, at even distances over the sequence
+PLAIN_STEPS = 12  # steps of the baseline, evenly spaced over the sequence
 BATCH = {"cpu": 8, "cuda": 64}
 WINDOW, WINDOW_BATCHES = 8, {"cpu": (1, 8), "cuda": (1, 8, 32)}
 
 
 def sampling(options: Options) -> Iterator[Row]:
-    """Rows `sampling-SIZE-bBATCH-PRECISION[-compiled]`: images a second, guidance on, tokens only.
+    """Rows `sampling-SIZE-bBATCH-PRECISION[-compiled]`: images per second with guidance, tokens only.
 
-    For the first size and batch also `softcfg-...`, SoftCFG against power-cosine guidance in the same loop, and
-    `windows-...`, several tokens a pass.
+    For the first size and batch also `softcfg-...` (SoftCFG against power-cosine guidance), `windows-...` (several
+    tokens per pass) and `kernels-...` (the choice of kernels).
     """
     machine = options.machine
     for size in options.sizes:
@@ -60,10 +61,12 @@ def sampling(options: Options) -> Iterator[Row]:
             if (size, batch) == (options.sizes[0], (options.batches or (batch,))[0]):
                 yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
                 yield from window_rows(generator, machine, options.label(size))
+                for precision in options.precisions:
+                    yield from kernel_rows(generator, batch, precision, machine, options.label(size))
 
 
 def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machine, label: str) -> Row:
-    """What SoftCFG costs: images a second with it, the baseline without; the better of two turns of each."""
+    """The cost of SoftCFG: images per second with it, and without as the baseline; each the better of two runs."""
     seconds: dict[str, float | None] = {}
     for name in ("softcfg", "power-cosine") * 2:
         draw = Draw(3.0, schedule=name, precision=precision)
@@ -74,10 +77,10 @@ def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machi
 
 
 def window_rows(generator: Generator, machine: Machine, label: str) -> Iterator[Row]:
-    """Rows `windows-SIZE-bBATCH`: images a second by windows of `WINDOW` in float32, the baseline one token a pass.
+    """Rows `windows-SIZE-bBATCH`: images per second with windows of `WINDOW` in float32; baseline: one token per pass.
 
-    The weights are random, so the drafts are right as rarely as chance has it, and the row says what a pass costs.
-    `notes`: passes an image of N tokens, and the share of drafts that were right.
+    The weights are random, so drafts are right only by chance, and the row shows the cost of a pass. `notes`: passes
+    per token, and the share of right drafts.
     """
     for batch in WINDOW_BATCHES[machine.device.type]:
         labels = torch.arange(batch) % generator.num_classes
@@ -101,7 +104,7 @@ def window_rows(generator: Generator, machine: Machine, label: str) -> Iterator[
 
 
 def random_generator(block: dict[str, Any], device: torch.device) -> Generator:
-    """A generator whose output head is random too, so that its logits are not all equal."""
+    """A generator with a random output head, so that its logits are not all equal."""
     torch.manual_seed(0)
     generator: Generator = build(block)
     nn.init.normal_(generator.output.weight, std=generator.output.in_features**-0.5)
@@ -109,9 +112,9 @@ def random_generator(block: dict[str, Any], device: torch.device) -> Generator:
 
 
 def draw_seconds(generator: Generator, batch: int, draw: Draw, machine: Machine) -> tuple[float, list[float]]:
-    """Seconds in which a batch is drawn, and milliseconds of a step in each quarter of the sequence.
+    """Seconds to draw a batch, and milliseconds per step in each quarter of the sequence.
 
-    On a GPU a batch goes before, in which graphs are captured; what is compiled is compiled before.
+    Compilation, and on a GPU a first batch that captures graphs, are not timed.
     """
     sampler = Sampler(generator, draw)
     labels = torch.arange(batch) % generator.num_classes
@@ -139,7 +142,7 @@ def draw_seconds(generator: Generator, batch: int, draw: Draw, machine: Machine)
 
 @torch.inference_mode()
 def first_steps(sampler: Sampler, labels: Tensor) -> None:
-    """A step at each of two lengths of the cache, after which the compiled code takes any."""
+    """Run a step at two lengths of the cache, after which the compiled code accepts any length."""
     loop = sampler.ready(sampler.branches(labels, range(len(labels))))
     for length in (loop.generator.num_tokens // 2, loop.generator.num_tokens):
         loop.resize(length)
@@ -147,7 +150,7 @@ def first_steps(sampler: Sampler, labels: Tensor) -> None:
 
 
 class GrowingCache:
-    """The plain way: a step's keys and values are put behind those of the steps before."""
+    """The plain cache: each step concatenates its keys and values to the earlier ones."""
 
     def __init__(self, layers: int, shape: Sequence[int], device: torch.device) -> None:
         self.keys = [torch.randn(*shape, device=device) for _ in range(layers)]
@@ -161,7 +164,7 @@ class GrowingCache:
 
 @torch.no_grad()
 def plain_step(generator: Generator, batch: int) -> float:
-    """Seconds of a step of the plain loop: the mean of some over the whole sequence."""
+    """Mean seconds of a step of the plain loop, over steps spread along the sequence."""
     device, steps, layers = generator.rope.device, generator.num_tokens, len(generator.blocks)
     x = generator.embed_labels(torch.arange(2 * batch, device=device) % generator.num_classes)
     rule, total, taken = guidance_of(Draw(3.0)), 0.0, 0
@@ -184,10 +187,10 @@ def plain_step(generator: Generator, batch: int) -> float:
 
 
 def step_limit(generator: Generator, batch: int, precision: str, machine: Machine) -> tuple[float, str]:
-    """Seconds that a step takes at least, guidance on, and what bounds it.
+    """The least seconds of a step with guidance, and what bounds it.
 
-    Memory: the weights of all linear layers and half of the cache, on average, are read once. Products: those of the
-    layers and of attention. The longer of the two.
+    The longer of two times: reading the weights of all linear layers and (on average) half of the cache once, and
+    computing the products of layers and attention.
     """
     rows, dtype = 2 * batch, PRECISION[precision]
     moved = flop_seconds = 0.0
@@ -197,7 +200,7 @@ def step_limit(generator: Generator, batch: int, precision: str, machine: Machin
             moved += layer.weight.numel() * (4 if single else dtype.itemsize)
             flop_seconds += 2 * rows * layer.weight.numel() / machine.peak("float32" if single else precision)
     cache = rows * len(generator.blocks) * generator.heads * generator.head_dim * (generator.num_tokens + 1)
-    moved += cache * dtype.itemsize  # keys and values, each on average half as long
+    moved += cache * dtype.itemsize  # keys and values, each half full on average
     flop_seconds += 2 * cache / machine.peak(precision)
     memory = moved / machine.bandwidth
     return max(memory, flop_seconds), "memory bandwidth" if memory > flop_seconds else f"{precision} products"
@@ -205,7 +208,7 @@ def step_limit(generator: Generator, batch: int, precision: str, machine: Machin
 
 @torch.no_grad()
 def agreements(generator: Generator, precisions: Sequence[str]) -> dict[str, float]:
-    """Share of positions whose likeliest token is the float32 model's, over one random sequence, by precision."""
+    """By precision, the share of positions of a random sequence whose likeliest token is that of the float32 model."""
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(generator.codebook_size, (1, *generator.id_shape), generator=random).to(generator.rope.device)
     labels = torch.zeros(1, dtype=torch.int64, device=ids.device)

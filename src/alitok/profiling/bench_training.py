@@ -1,4 +1,4 @@
-"""How fast both models train, against written-out attention and AdamW in float32; the clustering update by itself."""
+"""Training speed of both models, compared with plain attention and AdamW in float32; the clustering update alone."""
 
 import logging
 import statistics
@@ -28,7 +28,7 @@ from alitok.training.bare import bare_trainer
 
 STEPS = {"cpu": 2, "cuda": 20}
 PLAIN_STEPS = {"cpu": 1, "cuda": 5}
-WARM_UP = {"cpu": 2, "cuda": 3}  # the second step still asks the system for memory
+WARM_UP = {"cpu": 2, "cuda": 3}  # the second step still allocates memory
 TRAINER = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 CPU_BATCH = {"generator": 4, "tokenizer-stage1": 2}
 CLUSTERED = (48, 273, 4096, 32)  # images, tokens, codes, channels: a GPU's share of a batch in the recipe
@@ -48,7 +48,7 @@ def training(options: Options) -> Iterator[Row]:
 
 
 def steps(options: Options, part: str, label: str, size: str | None = None) -> Iterator[Row]:
-    """A part's training step, forward to update, on batches that lie ready."""
+    """Rows of a part's training step, from forward to update, on prepared batches."""
     machine = options.machine
     for batch in options.batches or (None,):
         plain = None
@@ -73,7 +73,7 @@ def steps(options: Options, part: str, label: str, size: str | None = None) -> I
 
 
 def training_config(options: Options, part: str, size: str | None, precision: str, batch: int | None) -> dict[str, Any]:
-    """The experiment's own configuration with one micro-batch in a step, its longest phase without a discriminator."""
+    """The experiment's configuration with one micro-batch per step and its longest phase without a discriminator."""
     config = compose_run(options.files(part, size), ["--trainer.precision", TRAINER[precision]])
     data = config["data"]["init_args"]
     usual = (data.get("micro_batch") or data["global_batch"]) if options.machine.cuda else CPU_BATCH[part]
@@ -82,7 +82,7 @@ def training_config(options: Options, part: str, size: str | None, precision: st
 
 
 def one_phase(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration, in place, with its longest phase without a discriminator alone, and without files to read."""
+    """Reduce the configuration, in place, to its longest phase without a discriminator; no files are read."""
     model = config["model"]["init_args"]
     phases = {name: phase for name, phase in model["phases"].items() if not phase.get("adversarial")}
     name = max(phases, key=lambda name: phases[name]["steps"])
@@ -93,7 +93,7 @@ def one_phase(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _random_networks(value: Any) -> None:
-    """Random weights for the losses' networks, in place: speed does not depend on them, and files may be absent."""
+    """Give the losses' networks random weights, in place: speed does not depend on them, and files may be missing."""
     if isinstance(value, dict):
         if str(value.get("class_path")).startswith("alitok.losses.perceptual."):
             name = "vgg_weights" if value["class_path"].endswith("LPIPS") else "weights"
@@ -103,7 +103,7 @@ def _random_networks(value: Any) -> None:
 
 
 class Ready(L.LightningDataModule):
-    """Batches of random numbers that are there before the first step, and what a module asks of a token cache."""
+    """Batches of random numbers, made before the first step, and the attributes of a token cache."""
 
     def __init__(self, model: Any, images: int, steps: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Ready(L.LightningDataModule):
 
 
 class Clock(L.Callback):
-    """When each step had ended on the device."""
+    """Records when each step ended on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -144,11 +144,11 @@ class Clock(L.Callback):
 
 
 def step_seconds(config: dict[str, Any], device: torch.device, plain: bool = False, count: int | None = None) -> float:
-    """The median time of a training step, by the run's own Trainer.
+    """The median seconds of a training step in a bare Trainer with the run's precision.
 
     Args:
-        count: steps that are timed, None = what suits the device.
-        plain: attention written out, and AdamW parameter by parameter.
+        plain: use plain attention, and AdamW parameter by parameter.
+        count: steps that are timed; None = a default by device.
     """
     kind = device.type
     warm_up, count = WARM_UP[kind], count or (PLAIN_STEPS if plain else STEPS)[kind]
@@ -167,14 +167,14 @@ def step_seconds(config: dict[str, Any], device: torch.device, plain: bool = Fal
     )
     data = Ready(module.model, config["data"]["init_args"]["global_batch"], warm_up + count)
     with warnings.catch_warnings(), PlainAttention() if plain else nullcontext():
-        warnings.simplefilter("ignore")  # Lightning's, on validation that is left out here
+        warnings.simplefilter("ignore")  # Lightning's, about the missing validation
         trainer.fit(module, datamodule=data)
     times = clock.times[warm_up - 1 :]
     return statistics.median(after - before for before, after in pairwise(times))
 
 
 def one_by_one(optimizers: Any) -> Any:
-    """The optimizers of a module as loops over parameters."""
+    """A module's optimizers, each replaced by a loop over parameters."""
     if isinstance(optimizers, list):
         return [one_by_one(optimizer) for optimizer in optimizers]
     kept = ("params", "weight_decay", "lr_factor", "betas")
@@ -191,7 +191,7 @@ class LoopedAdamW(torch.optim.AdamW):
 
 
 class PlainAttention(TorchFunctionMode):
-    """Within it attention is softmax(q k^T / sqrt(d)) v, one operation after the other."""
+    """In this context attention is softmax(q k^T / sqrt(d)) v, operation by operation."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -209,10 +209,10 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False, dropou
 
 
 def clustering(machine: Machine, step_seconds: float | None) -> Iterator[Row]:
-    """Search and clustering update of one GPU's batch, against distances and one-hot rows of all tokens.
+    """Code search and clustering update of one GPU's batch, compared with distances and one-hot rows of all tokens.
 
     Args:
-        step_seconds: of the training step over so many images, if it is known; the time's limit is 2 % of it.
+        step_seconds: seconds of a training step with this batch, if known; the limit is 2 % of it.
     """
     images, tokens, codes, channels = CLUSTERED
     peaks = [peak_bytes(update) for update in (merged_update, one_hot_update)]
@@ -231,13 +231,13 @@ def clustering(machine: Machine, step_seconds: float | None) -> Iterator[Row]:
 
 @torch.no_grad()
 def merged_update(quantizer: ClusteredQuantizer, features: Tensor) -> None:
-    """The search for codes, and the update from the statistics that it leaves."""
+    """Search for the codes, then update from the resulting statistics."""
     quantizer.update(quantizer(features[None]).statistics)
 
 
 @torch.no_grad()
 def one_hot_update(quantizer: ClusteredQuantizer, features: Tensor) -> None:
-    """The update of `ClusteredQuantizer` in the form that the paper's code has: all distances, and one-hot rows."""
+    """The update of `ClusteredQuantizer` as in the paper's code: all distances, and one-hot rows."""
     weight, usage = quantizer.codebook.weight, quantizer.usage
     distances = features.square().sum(1, keepdim=True) + weight.square().sum(1) - 2 * features @ weight.T
     ids = distances.argmin(1)
@@ -249,7 +249,7 @@ def one_hot_update(quantizer: ClusteredQuantizer, features: Tensor) -> None:
 
 
 def peak_bytes(update: Callable[[ClusteredQuantizer, Tensor], None]) -> int:
-    """Bytes of the tensors that an update makes and holds at its peak, found on tensors that hold no numbers."""
+    """Bytes of an update's own tensors at its peak, found with fake tensors."""
     images, tokens, codes, channels = CLUSTERED
     with FakeTensorMode():
         quantizer = ClusteredQuantizer(codes, channels).train()

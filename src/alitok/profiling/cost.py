@@ -1,4 +1,4 @@
-"""What a composed run would cost, found by rehearsing its training step on tensors that hold no numbers."""
+"""The cost of a composed run, found by rehearsing its training step on fake tensors."""
 
 import math
 import sys
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from alitok.common.build import build, import_class
 from alitok.common.errors import BadInput
-from alitok.models.seams import Part, Quantizer
+from alitok.models.seams import Part
 from alitok.networks.frozen import without_weights
 from alitok.profiling.flops import Ledger, gpu_kernels
+from alitok.profiling.strategies import bytes_of, parameters_of, shards_of, strategy_bytes
 
 # precision -> dtypes of the weights and of autocast
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -36,14 +37,14 @@ SHORT = {"32": "32-true", "16": "16-true", "bf16": "bf16-mixed"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run lies on its devices.
+    """The devices of a run and how it uses them.
 
     Attributes:
         device: "cpu" or "cuda": whose attention kernels the run uses.
-        devices: over all nodes.
-        strategy: of Lightning's, by kind.
-        shards: over how many devices FSDP divides weights, gradients and optimizer state.
-        bucket_view: DDP's gradients live in the buckets that it sends, instead of beside them.
+        devices: number of devices over all nodes.
+        strategy: kind of Lightning's strategy.
+        shards: number of devices over which FSDP divides weights, gradients and optimizer state.
+        bucket_view: DDP's gradients live in the buckets that it sends, not next to them.
     """
 
     device: Literal["cpu", "cuda"]
@@ -55,15 +56,15 @@ class Layout:
 
 @dataclass
 class Turn:
-    """One kind of training step: phases that differ in nothing but length and learning rate are one.
+    """One kind of training step. Phases that differ only in length and learning rate share one.
 
     Attributes:
-        name: of the phases; with "discriminator" behind it where the step is the discriminator's.
-        start: a step of this kind.
-        steps: how many of the run's steps are of this kind.
-        flops: of one step over the global batch, forward and backward: (part, precision) -> FLOPs.
+        name: names of the phases; with the suffix "discriminator" if the step trains the discriminator.
+        start: number of a step of this kind.
+        steps: number of the run's steps of this kind.
+        flops: (part, precision) -> FLOPs of one step over the global batch, forward and backward.
         memory: bytes on one device at the step's peak, by kind.
-        trainable: parameters of the model that train.
+        trainable: number of the model's parameters that train.
     """
 
     name: str
@@ -80,16 +81,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes.
+    """The cost of a run.
 
     Attributes:
         model: "tokenizer" or "generator".
-        parts: parameters by part; their sum is `total`.
-        trainable: parameters of the model that train, in the turn that trains most.
-        beside: parameters of the networks that are not the model: discriminator, networks of losses.
+        parts: number of parameters by part; the sum is `total`.
+        trainable: number of the model's parameters that train, in the turn that trains most.
+        beside: number of parameters of the other networks: discriminator, networks of losses.
         tokens: N.
-        codebook_size, sub_codes: V and S of a token; S is 1 where it is one id.
-        micro_batch, accumulation: images that a device holds at a time, and how often in a step.
+        codebook_size, sub_codes: V and S of a token; S is 1 if a token is one id.
+        micro_batch, accumulation: images per device in a forward pass, and forward passes per step.
     """
 
     model: str
@@ -124,7 +125,7 @@ class Cost:
 
     @property
     def flops(self) -> dict[tuple[str, str], float]:
-        """Of a step, averaged over the run: (part, precision) -> FLOPs."""
+        """(part, precision) -> FLOPs of a step, averaged over the run."""
         mean: Counter[tuple[str, str]] = Counter()
         for turn in self.turns:
             for key, value in turn.flops.items():
@@ -133,15 +134,15 @@ class Cost:
 
     @property
     def peak(self) -> Turn:
-        """The turn that takes most memory."""
+        """The turn that needs most memory."""
         return max(self.turns, key=lambda turn: turn.memory_bytes)
 
 
 def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
-    """Rehearses one step of every kind that the run has. Allocates nothing, opens no data and no weight file.
+    """Rehearse one step of every kind in the run. Allocates nothing; opens no data and no weight file.
 
     Args:
-        config: as from `compose_run`.
+        config: the result of `compose_run`.
 
     Raises:
         BadInput: the global batch does not divide by the devices, or the precision is unknown.
@@ -157,25 +158,26 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
     share = global_batch // layout.devices
     micro_batch = min(data.get("micro_batch") or share, share)
     for name, block in ((config["model"].get("init_args") or {}).get("losses") or {}).items():
-        if (kind := import_class(block["class_path"])).needs_codebook:
+        kind = import_class(block["class_path"])
+        if kind.needs_codebook:
             print(f"alitok: losses.{name} reads another artifact, so its step is not counted.", file=sys.stderr)
         if kind.needs_reference:
             print(f"alitok: the reference of losses.{name} is counted as large as the generator.", file=sys.stderr)
     ledger = Ledger()
     with _rehearsal(config, precision, ledger) as (module, networks):
         model = module.model
-        parts = {part: _count(child) for part, child in model.named_children() if _count(child)}
+        parts = {part: parameters_of(child) for part, child in model.named_children() if parameters_of(child)}
         direct = sum(parameter.numel() for parameter in model.parameters(recurse=False))
         parts |= {"rest": direct} if direct else {}
-        beside = {name: _count(network) for name, network in networks.items()}
+        beside = {name: parameters_of(network) for name, network in networks.items()}
         if (discriminator := getattr(module, "discriminator", None)) is not None:
-            beside["discriminator"] = _count(discriminator)
+            beside["discriminator"] = parameters_of(discriminator)
         tokens, codes, sub_codes = model.num_tokens, model.codebook_size, model.sub_codes
         turns = _turns(module.schedule, config["trainer"].get("max_steps"))
         _rehearse(ledger, turns, module, networks, layout, precision, share, micro_batch)
         if _keeps_average(config):
             for turn in turns:
-                turn.memory["average of weights"] = _bytes([*model.parameters(), *model.buffers()])
+                turn.memory["average of weights"] = bytes_of([*model.parameters(), *model.buffers()])
     return Cost(
         model=_name_of(module),
         parts=parts,
@@ -194,7 +196,7 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
 
 
 def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
-    """The kinds of step of a schedule, cut or prolonged to `max_steps`."""
+    """The kinds of step in a schedule, cut or extended to `max_steps`."""
     turns: dict[Any, Turn] = {}
     left = max_steps if max_steps and max_steps > 0 else schedule.total_steps
     start = 0
@@ -214,11 +216,11 @@ def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
 
 @contextmanager
 def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
-    """The run's LightningModule and its losses' networks on fake CPU tensors; meta tensors know no autocast."""
+    """The run's LightningModule and its losses' networks on fake CPU tensors; meta tensors have no autocast."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    cuda = torch.cuda.is_available()  # asked at every operation; without a GPU it opens the driver's library each time
+    cuda = torch.cuda.is_available()  # called at every operation; without a GPU it opens the driver's library each time
     stack = patch.object(torch.cuda, "is_available", lambda: cuda)
     with stack, torch.random.fork_rng(devices=[]), fake, ledger, without_weights() as networks:
         default = torch.get_default_dtype()
@@ -234,8 +236,8 @@ def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Ite
             term.setup("cpu")
         beside: dict[str, nn.Module] = {name: network for (name, _), network in networks.items()}
         if any(term.needs_reference for term in terms.values()):
-            module._reference = [build(module.model.block).requires_grad_(False).eval()]
-            beside["reference"] = module._reference[0]
+            reference = build(module.model.block).requires_grad_(False).eval()
+            beside["reference"], module._reference = reference, [reference]
             ledger.attribute(beside["reference"], "reference")
         yield module, beside
 
@@ -250,11 +252,11 @@ def _rehearse(
     share: int,
     micro_batch: int,
 ) -> None:
-    """Fills in what a step of each kind takes."""
+    """Fill in each turn's cost."""
     autocast = PRECISIONS[precision][1]
-    trainer = _stand_in(module, share, micro_batch, precision)  # kept: the module's is a weak one
+    trainer = _stand_in(module, share, micro_batch, precision)  # kept: the module has only a weak reference
     module.configure_model()
-    shards = _shards(module, layout)
+    shards = shards_of(module, layout)
     ledger.claim(module.buffers(), "weights")
     for parameter in module.parameters():
         ledger.claim([parameter], "weights", shards[id(parameter)])
@@ -269,7 +271,7 @@ def _rehearse(
         trainer.global_step = turn.start
         moment = module.schedule.at(turn.start)
         model = module.player(moment).model
-        # the turn before has switched the discriminator's gradients off
+        # the previous turn has switched the discriminator's gradients off
         moved = [parameter for parameter in model.parameters() if parameter.requires_grad or moment.discriminator]
         turn.trainable = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
         batch = _batch(module.model, micro_batch, turn.start * share)
@@ -279,48 +281,32 @@ def _rehearse(
             if share > micro_batch:  # the second micro-batch finds the gradients of the first
                 for parameter in moved:
                     parameter.grad = torch.zeros_like(parameter)
-                    ledger.claim([parameter.grad], "gradients", shards[id(parameter)])
+                    ledger.claim([parameter.grad], "gradients")  # whole: FSDP2 reduces them in the last one
             ledger.restart()
             stack.enter_context(torch.autocast("cpu", autocast) if autocast else nullcontext())
             stack.enter_context(gpu_kernels() if layout.device == "cuda" else nullcontext())
             module.training_step(batch, 0)
-            module.record = None  # what it holds is not there at the next turn
+            module.record = None  # frees its tensors before the next turn
             module.zero_grad()
             ledger.hold("optimizer", -moments)
         turn.flops = {key: value / micro_batch * share * layout.devices for key, value in ledger.flops.items()}
         turn.memory = {kind: ledger.peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer", "activations")}
         turn.memory |= {kind: size for kind, size in ledger.peak.items() if size}
-        turn.memory["activations"] += (share - micro_batch) * sum(_bytes([t[0]]) for t in batch.values())
+        turn.memory["activations"] += (share - micro_batch) * sum(bytes_of([t[0]]) for t in batch.values())
         if layout.device == "cpu":
-            later = max(0, _bytes(moved) - turn.memory["gradients"])
+            later = max(0, bytes_of(moved) - turn.memory["gradients"])
             turn.memory["allowance"] = RUNTIME_BYTES + max(
                 round(PIECES_OVERHEAD * ledger.peak_pieces), min(later, ledger.peak_pieces)
             )
-        turn.memory |= {layout.strategy: extra} if (extra := _strategy_bytes(module, layout, precision)) else {}
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if extra := strategy_bytes(module, layout, precision):
+            turn.memory[layout.strategy] = extra
 
 
 def _keeps_average(config: Mapping[str, Any]) -> bool:
     from alitok.callbacks.average import WeightAverage
 
-    blocks = (config["trainer"].get("callbacks") or {}).values()
-    return any(issubclass(import_class(block["class_path"]), WeightAverage) for block in blocks)
-
-
-def _shards(module: Any, layout: Layout) -> dict[int, int]:
-    """Parameter -> over how many devices it, its gradient and its optimizer state are divided."""
-    whole = _replicated(module)
-    divided = {id(parameter) for parameter in module.model.parameters()} - whole
-    return {id(p): layout.shards if id(p) in divided else 1 for p in module.parameters()}
-
-
-def _replicated(module: Any) -> set[int]:
-    """The parameters (their ids) that every device holds whole under every strategy."""
-    quantizers = [layer for layer in module.model.modules() if isinstance(layer, Quantizer)]
-    return {id(parameter) for quantizer in quantizers for parameter in quantizer.parameters()}
+    callbacks = (config["trainer"].get("callbacks") or {}).values()
+    return any(issubclass(import_class(block["class_path"]), WeightAverage) for block in callbacks)
 
 
 def _moment_bytes(optimizers: Iterable[torch.optim.Optimizer], shards: Mapping[int, int]) -> int:
@@ -329,7 +315,7 @@ def _moment_bytes(optimizers: Iterable[torch.optim.Optimizer], shards: Mapping[i
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                size += 2 * (_bytes([parameter]) // shards[id(parameter)]) + 4 // shards[id(parameter)]
+                size += 2 * (bytes_of([parameter]) // shards[id(parameter)]) + 4 // shards[id(parameter)]
     return size
 
 
@@ -353,7 +339,7 @@ def _batch(model: Any, images: int, first: int) -> dict[str, Tensor]:
 
 
 def _stand_in(module: Any, share: int, micro_batch: int, precision: str) -> Any:
-    """Gives the module what it asks of Lightning in a step; the update itself only clears the gradients."""
+    """Replace what the module calls in Lightning during a step; the update only clears the gradients."""
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
     trainer = SimpleNamespace(
@@ -379,22 +365,3 @@ def _stand_in(module: Any, share: int, micro_batch: int, precision: str) -> Any:
 
 def _name_of(module: Any) -> str:
     return next(name for name, child in module.named_children() if child is module.model)
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _strategy_bytes(module: Any, layout: Layout, precision: str) -> int:
-    """What the strategy holds on a device at the step's peak, beside the tensors of the step."""
-    if layout.strategy == "ddp":
-        return 0 if layout.bucket_view else _bytes(p for p in module.model.parameters() if p.requires_grad)
-    if layout.strategy == "fsdp":
-        from alitok.training.parallel import blocks
-
-        each, kept = [_count(block) for block in blocks(module.model)], _replicated(module)
-        rest = sum(p.numel() for p in module.model.parameters() if id(p) not in kept) - sum(each)
-        gathered = 2 if precision == "bf16-mixed" else 4
-        # Whole at that time: the rest, one block and the next, and the gradient of one, before and while it is sent.
-        return 4 * rest + max(each, default=0) * (2 * gathered + gathered + 4)
-    return 0

@@ -1,4 +1,4 @@
-"""What runs within it is counted: FLOPs by part and precision, and the bytes of the tensors that are alive."""
+"""Counts FLOPs by part and precision, and the bytes of live tensors, of the operations run in a context."""
 
 import bisect
 import weakref
@@ -20,7 +20,7 @@ from alitok.models import transformer
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution, aten._convolution, aten.convolution_backward)
 UNSAFE_VIEW, VIEW = aten._unsafe_view.default, aten.view.default
-DEVICE = torch.ops.prim.device.default  # what `tensor.device` dispatches; two of three operations of a step
+DEVICE = torch.ops.prim.device.default  # what `tensor.device` dispatches: two thirds of a step's operations
 ELSEWHERE = "other"
 PIECE = 32 * 2**20  # glibc's allocator gives larger blocks back as soon as they are freed
 
@@ -28,14 +28,13 @@ PIECE = 32 * 2**20  # glibc's allocator gives larger blocks back as soon as they
 class Ledger(TorchDispatchMode):
     """Counts the operations of a training step on fake tensors.
 
-    It also answers what depends on values, which fake tensors lack: no flag is set, and every code may occur.
+    Fake tensors have no values. When an operation asks for one, flags are false and numbers are 0.
 
     Attributes:
-        flops: (part, precision) -> FLOPs, precision being a dtype's name, with "-conv" behind it for convolutions.
-        live: bytes of the tensors that are alive, by kind; what nobody claims is "activations", and what a weight is
-            cast to "cast weights".
+        flops: (part, precision) -> FLOPs; precision is a dtype's name, with the suffix "-conv" for convolutions.
+        live: bytes of live tensors by kind; unclaimed tensors are "activations", casts of weights "cast weights".
         peak: `live` at the moment when its sum was largest.
-        peak_pieces: at that moment, the bytes of all activations that are smaller than `PIECE`.
+        peak_pieces: bytes of all activations smaller than `PIECE` at that moment.
     """
 
     def __init__(self) -> None:
@@ -54,7 +53,7 @@ class Ledger(TorchDispatchMode):
         self._started: list[str] = []
 
     def claim(self, tensors: Iterable[Tensor], kind: str, shards: int = 1) -> None:
-        """Books tensors under a kind, each at its size divided by `shards`."""
+        """Book tensors under a kind, each at its size divided by `shards`."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = storage._cdata
@@ -65,18 +64,18 @@ class Ledger(TorchDispatchMode):
             self._book(key, kind, storage.nbytes() // shards)
 
     def hold(self, kind: str, size: int) -> None:
-        """Books bytes that no tensor stands for; a negative size takes them out again."""
+        """Book bytes without a tensor; a negative size removes them."""
         self.live[kind] += size
         self._total += size
 
     def claim_gradient(self, parameter: nn.Parameter, shards: int = 1) -> None:
-        """Books the gradient of a parameter as such from the moment it is there."""
+        """Book the gradient of a parameter under "gradients" as soon as it exists."""
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: self.claim([p.grad], "gradients", shards))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Operations within, and the backward of them, count for `name`."""
+        """Count operations in this context, and their backward passes, for `name`."""
         self.enter(name)
         try:
             yield
@@ -92,12 +91,12 @@ class Ledger(TorchDispatchMode):
         self._mark()
 
     def attribute(self, module: nn.Module, name: str) -> None:
-        """Operations of the module's forward, and the backward of them, count for `name`."""
+        """Count operations of the module's forward, and their backward passes, for `name`."""
         module.register_forward_pre_hook(lambda *_: self.enter(name))
         module.register_forward_hook(lambda *_: self.leave(), always_call=True)
 
     def attributed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its operations and the backward of them counted for `name`."""
+        """The function, with its operations and their backward passes counted for `name`."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self.part(name):
@@ -106,13 +105,13 @@ class Ledger(TorchDispatchMode):
         return call
 
     def forget(self, kind: str) -> None:
-        """Counts what is booked under a kind no longer."""
+        """Stop counting what is booked under a kind."""
         for key, (own, _) in list(self._booked.items()):
             if own == kind:
                 self._book(key, kind, 0)
 
     def restart(self) -> None:
-        """Forgets FLOPs and peak so far; what is alive stays."""
+        """Reset FLOPs and peak; live tensors stay booked."""
         self.flops.clear()
         self._most, self.peak, self.peak_pieces = self._total, dict(self.live), self._pieces
 
@@ -191,7 +190,7 @@ def _flash_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor,
     return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
 
 
-# torch's table knows the GPU's kernels only.
+# torch's table has only the GPU's kernels.
 CPU_FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _flash,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
@@ -200,9 +199,9 @@ CPU_FORMULAS: dict[Any, Callable[..., int]] = {
 
 @contextmanager
 def gpu_kernels() -> Iterator[None]:
-    """Within it attention and dropout take a GPU's kernels, which keep far less, for tensors that are on no GPU.
+    """In this context attention and dropout use a GPU's kernels, which store far less, for tensors on no GPU.
 
-    torch itself cannot run a backward pass on fake GPU tensors where there is no GPU.
+    torch cannot run a backward pass on fake GPU tensors without a GPU.
     """
     with (
         patch.object(transformer, "on_cpu", lambda x: False),
@@ -220,7 +219,7 @@ def _gpu_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
 ) -> Tensor:
-    """Flash attention in half precision, else (or with a mask) the memory-efficient kernel."""
+    """Flash attention in half precision without a mask, else the memory-efficient kernel."""
     if query.dtype in (torch.bfloat16, torch.float16) and attn_mask is None:
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal)[0]
     return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, dropout_p, is_causal)[0]

@@ -1,10 +1,10 @@
-"""What a run would be, as a record: its layout on devices, parameters, FLOPs, memory, hours."""
+"""The record of a planned run: its layout on devices, parameters, FLOPs, memory, hours."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from alitok.common.build import is_class_block
+from alitok.common.build import import_class, is_class_block
 from alitok.common.errors import BadInput
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ THIS_CPU = "this CPU"
 
 
 def chosen(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training names beside the paper's networks.
+    """Classes and options of a training beyond the paper's networks.
 
     Returns:
-        "losses" by name, "bottleneck", "classes": every other class by its key that is not of `alitok.models`, such as
-        heads, corruptions and orders; "options" of training that change what is learned.
+        "losses" by name, "bottleneck", "classes": every other class outside `alitok.models` by its key, such as heads,
+        corruptions and orders; "options" of training that change what is learned.
     """
     arguments = model.get("init_args") or {}
-    tokenizer = arguments.get("tokenizer") or {}  # of a generator's training it is a path
+    tokenizer = arguments.get("tokenizer") or {}  # a path in a generator's training
     bottleneck = None if isinstance(tokenizer, str) else (tokenizer.get("init_args") or {}).get("bottleneck")
     shown = ("tokenizer.bottleneck", *(f"losses.{name}" for name in arguments.get("losses") or {}))
     return {
@@ -36,7 +36,7 @@ def chosen(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """(key without `init_args`, class) of every class block that is not the paper's."""
+    """(key without `init_args`, class) of every class block outside `alitok.models`."""
     if not isinstance(value, Mapping):
         return
     if is_class_block(value) and not str(value["class_path"]).startswith("alitok.models."):
@@ -46,19 +46,19 @@ def _classes(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _class_name(block: Mapping[str, Any]) -> str:
-    """ "TailDrop(least=4)" of a class block."""
+    """A class block as text, e.g. "TailDrop(least=4)"."""
     arguments = ", ".join(f"{key}={value}" for key, value in (block.get("init_args") or {}).items())
     return f"{str(block['class_path']).rpartition('.')[2]}({arguments})".removesuffix("()")
 
 
 def layout_of(trainer: Mapping[str, Any], hardware: str | None = None) -> "Layout":
-    """How a trainer's settings lay a run on its devices; "auto" is what Lightning would take on this machine.
+    """The layout that a trainer's settings give; "auto" is what Lightning would choose on this machine.
 
     Args:
-        hardware: a name that decides between CPU and GPU, whatever the trainer says.
+        hardware: a name that decides between CPU and GPU, overriding the trainer's.
 
     Raises:
-        BadInput: devices or a strategy that `describe` does not know.
+        BadInput: devices or a strategy that `describe` does not know, or one that a callback refuses.
     """
     import torch
 
@@ -75,6 +75,11 @@ def layout_of(trainer: Mapping[str, Any], hardware: str | None = None) -> "Layou
     name = str(block["class_path"]).rpartition(".")[2].lower()
     device: Literal["cpu", "cuda"] = "cpu" if on_cpu else "cuda"
     if "fsdp" in name or "modelparallel" in name:
+        from alitok.callbacks.average import SHARDED, WeightAverage
+
+        callbacks = (trainer.get("callbacks") or {}).values()
+        if any(issubclass(import_class(block["class_path"]), WeightAverage) for block in callbacks):
+            raise BadInput(SHARDED)
         return Layout(device, devices, "fsdp", shards=devices)
     if "ddp" in name or (name == "auto" and devices > 1):
         view = bool((block.get("init_args") or {}).get("gradient_as_bucket_view", False))
@@ -85,7 +90,7 @@ def layout_of(trainer: Mapping[str, Any], hardware: str | None = None) -> "Layou
 
 
 def _devices(value: Any, on_cpu: bool) -> int:
-    """How many devices of a node `trainer.devices` means."""
+    """The number of devices per node that `trainer.devices` stands for."""
     import torch
 
     if value in ("auto", -1, "-1"):
@@ -104,7 +109,7 @@ def _devices(value: Any, on_cpu: bool) -> int:
 
 
 def images_of(data: Mapping[str, Any]) -> int:
-    """Training images of the data, as far as the configuration tells; else ImageNet's."""
+    """Number of training images, if the configuration gives it; else ImageNet's."""
     from alitok.data.shapes import DEFAULT_COUNTS
 
     drawn = DEFAULT_COUNTS["train"] if data.get("source", "shapes") == "shapes" and "cache" not in data else None
@@ -119,8 +124,8 @@ def hardware_of(name: str | None) -> "list[Hardware]":
     return [measure_cpu() if name == "cpu" else GPUS[name]]
 
 
-def as_record(result: "Cost", hardware: "list[Hardware]", utilisation: float, images: int) -> dict[str, Any]:
-    """The JSON form: what the contract names, and beside it what it is made of."""
+def as_record(result: "Cost", hardware: "list[Hardware]", utilization: float, images: int) -> dict[str, Any]:
+    """The record in its JSON form."""
     peak, layout = result.peak, result.layout
     parts: dict[str, float] = defaultdict(float)
     for (part, _), count in result.flops.items():
@@ -150,11 +155,11 @@ def as_record(result: "Cost", hardware: "list[Hardware]", utilisation: float, im
         "images_seen": result.images_seen,
         "dataset_images": images,
         "epochs": result.images_seen / images,
-        "utilisation": utilisation,
+        "utilisation": utilization,
         "hours": {
             # processes on this machine's CPU share it
             item.name: result.steps
-            * item.seconds(result.flops, utilisation)
+            * item.seconds(result.flops, utilization)
             / (1 if item.name == THIS_CPU else layout.devices)
             / 3600
             for item in hardware

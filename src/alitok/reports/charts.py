@@ -9,8 +9,8 @@ from typing import Any
 from alitok.reports.curves import Curve
 
 WIDTH, HEIGHT = 360, 200
-GRAY, BLUE = "#8b8f98", "#4f7fe0"  # mid tones, which read on light and on dark pages
-# metric -> title, unit; in the order of a page. The others are folded away.
+GRAY, BLUE = "#8b8f98", "#4f7fe0"  # mid tones, readable on light and on dark pages
+# metric -> title, unit; in the order of a page. Other metrics are folded away.
 METRICS: dict[str, tuple[str, str]] = {
     "loss": ("Loss", ""),
     "psnr": ("PSNR", "dB"),
@@ -31,10 +31,10 @@ def chart(
     """A line chart, for the template.
 
     Args:
-        part: of the run; only spoken.
-        unit: "%" takes shares in [0, 1].
+        part: part of the run, for the alternative text.
+        unit: with "%" values are shares in [0, 1].
         lines: name -> [(step, value), ...], at least one point each, finite.
-        may_be_log: take a logarithmic axis if all values are positive and span a decade.
+        may_be_log: use a logarithmic axis if all values are positive and span a decade.
         colors: name -> (color, whether dashed).
     """
     values = [value for points in lines.values() for _, value in points]
@@ -110,7 +110,7 @@ def chart_part(
     Args:
         curves: chart -> name of a line -> points.
         titles: chart -> title, unit.
-        order: the charts that are not folded away.
+        order: the charts that are shown; the others are folded away.
         colors: see `chart`.
     """
     charts = {}

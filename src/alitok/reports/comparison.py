@@ -1,4 +1,4 @@
-"""A page of several runs: what they were, learned, draw and took."""
+"""A page that compares runs: numbers, cost, settings, curves, reconstructions and samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
     from alitok.reports.runs import Part, Run
 
-# Mid tones, which read on light and on dark pages.
+# Mid tones, readable on light and on dark pages.
 COLORS = ("#4f7fe0", "#d06a2d", "#2f9e6c", "#b8549e", "#a3921f", "#2e9db8", "#cf4a5d", "#858a95")
 UNITS = {"psnr": "dB", "codebook_usage": "%", "token_accuracy": "%", "ar_accuracy": "%", "class_agreement": "%"}
 
 Groups = Sequence[Sequence["Run"]]
-Rows = list[tuple[str, list[Any]]]  # label, a cell a group; None = absent
+Rows = list[tuple[str, list[Any]]]  # label, one cell per group; None = absent
 
 
 def write_page(
@@ -27,15 +27,15 @@ def write_page(
     seed: int = 0,
     device: "torch.device | None" = None,
 ) -> list[str]:
-    """Writes the page, whole or not at all.
+    """Write the page, whole or not at all.
 
     Args:
-        folders: of the runs, two or more.
-        data: data spec of the pictures that are reconstructed; None = that of the first tokenizer's run.
-        images: how many pictures, and how many classes are sampled (two samples of each).
+        folders: folders of two or more runs.
+        data: data spec of the pictures to reconstruct; None = that of the first tokenizer's run.
+        images: number of pictures, and of classes that are sampled (twice each).
 
     Returns:
-        What could not be shown, a sentence each.
+        One sentence for each thing that could not be shown.
 
     Raises:
         BadInput: a folder without a run, a damaged artifact, unreadable data, or a page that cannot be written.
@@ -69,7 +69,7 @@ def write_page(
 
 
 def color(index: int) -> tuple[str, bool]:
-    """Color of a group, and whether its lines are dashed: eight colors, then the same dashed."""
+    """Color of a group, and whether its lines are dashed: eight colors, then the same ones dashed."""
     return COLORS[index % len(COLORS)], index >= len(COLORS)
 
 
@@ -116,7 +116,7 @@ def _differences(groups: Groups) -> list[tuple[str, Rows]]:
     for part in dict.fromkeys(name for members in groups for name in members[0].parts):
         holders = [members[0].parts.get(part) for members in groups]
         found = differences(holders)
-        for index, members in enumerate(groups):  # the first stands for all, but for its seed
+        for index, members in enumerate(groups):  # members differ in their seeds only
             if "seed_everything" in found and holders[index] is not None:
                 found["seed_everything"][index] = ", ".join(str(run.parts[part].seed) for run in members)
         rows = [(key, [None if value is ABSENT else value for value in values]) for key, values in found.items()]
@@ -126,7 +126,7 @@ def _differences(groups: Groups) -> list[tuple[str, Rows]]:
 
 
 def _curves(groups: Groups) -> list[dict[str, Any]]:
-    """For each part a chart a metric, a line a run; those of a group in one color."""
+    """For each part one chart per metric with one line per run; a group has one color."""
     from alitok.reports.charts import METRICS, chart_part
     from alitok.reports.curves import Curve
 
@@ -159,7 +159,7 @@ def _strip(
 def _reconstructions(
     groups: Groups, names: Sequence[str], styles: Sequence[Any], data: str | None, count: int, device: Any
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A strip of originals for each size of image, one for each tokenizer; and what could not be shown."""
+    """Strips of originals per image size and of reconstructions per tokenizer, and notes on what is missing."""
     from alitok.artifacts.folder import load_tokenizer
     from alitok.data.reading import read_crops
     from alitok.data.sources import open_source
@@ -192,7 +192,7 @@ def _reconstructions(
 def _samples(
     groups: Groups, names: Sequence[str], styles: Sequence[Any], classes: int, seed: int, device: Any
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A strip of samples for each generator; a run without one takes that of its tokens from among the others."""
+    """Strips of samples, and notes. A run without a generator or tokenizer uses another run's with the same tokens."""
     import torch
 
     from alitok.artifacts.folder import load_generator, load_tokenizer
@@ -225,7 +225,7 @@ def _samples(
 
 
 def _tokenizers(groups: Groups, names: Sequence[str]) -> tuple[list[tuple[int, str, "Part"]], list[str]]:
-    """(group, name, part) of the tokenizers in the first run of each group, and which have not finished."""
+    """(group, name, part) of the tokenizers in each group's first run, and notes on the unfinished ones."""
     found, notes = [], []
     for index, members in enumerate(groups):
         parts = {name: part for name, part in members[0].parts.items() if part.kind == "tokenizer"}
@@ -241,7 +241,7 @@ def _tokenizers(groups: Groups, names: Sequence[str]) -> tuple[list[tuple[int, s
 
 
 def _pair(own: Sequence["Part"], everything: Sequence["Part"]) -> tuple["Part", "Part"] | None:
-    """Generator and tokenizer (the last stage) that share their tokens, at least one of them of the run itself."""
+    """A generator and a tokenizer (last stage first) with the same tokens; at least one belongs to the run."""
     generators = [part for part in own if part.kind == "generator"]
     tokenizers = [part for part in own if part.kind == "tokenizer"][::-1]
     candidates = [(g, t) for g in generators for t in tokenizers]

@@ -10,7 +10,7 @@ Curve = list[tuple[int, float]]
 
 
 def read_curves(run: str | Path) -> dict[str, Curve]:
-    """Metric name -> [(step, value), ...] from the CSV logs in a run's folder, those of resumed runs put together."""
+    """Metric name -> [(step, value), ...] from the CSV logs in a run's folder, merged over resumptions."""
     points: dict[str, dict[int, float]] = defaultdict(dict)
     for file in sorted(Path(run).glob("logs/*/metrics.csv"), key=lambda path: path.stat().st_mtime):
         with open(file, newline="") as handle:
@@ -22,7 +22,7 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
 
 
 def plot_curves(curves: dict[str, Curve], path: str | Path) -> None:
-    """One small panel a metric, training and validation of the same name together; PNG or SVG by the ending."""
+    """Plot one panel per metric, training and validation together, as PNG or SVG by the file's suffix."""
     from matplotlib.figure import Figure
 
     panels: dict[str, list[str]] = defaultdict(list)

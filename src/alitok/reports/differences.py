@@ -12,22 +12,22 @@ from alitok.reports.comparison import UNITS
 from alitok.reports.runs import ABSENT, spread
 
 BASE = "base"
-COSTS = ("parameters", "flops_a_step", "seconds")  # of a run: below the measures, and not judged
+COSTS = ("parameters", "flops_a_step", "seconds")  # listed below the measures, without a verdict
 CONFIDENCE = 0.95
 MOST_SEEDS = 100
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An idea's distance to its base in one measure, paired over seeds.
+    """An idea's difference to its base in one measure, paired over seeds.
 
     Attributes:
-        mean: of idea less base, over the seeds that both have.
-        error: of the mean; None with one seed.
-        above: seeds in which the idea is above the base.
-        seeds: how many.
-        decided: the 95 % interval of Student's t leaves out 0.
-        needed: seeds at which a difference and spread like these would be decided; None if more than 100.
+        mean: mean of idea minus base, over the seeds that both have.
+        error: standard error of the mean; None with one seed.
+        above: number of seeds in which the idea is above the base.
+        seeds: number of seeds.
+        decided: the 95 % interval of Student's t excludes 0.
+        needed: seeds needed to decide such a difference and spread; None if more than 100.
     """
 
     mean: float
@@ -39,7 +39,7 @@ class Difference:
 
 
 def difference(base: Sequence[float], idea: Sequence[float]) -> Difference:
-    """Paired over seeds: base[i] and idea[i] have the same seed, start and order of data.
+    """The paired difference: base[i] and idea[i] share seed, start and order of data.
 
     Raises:
         BadInput: no pairs.
@@ -61,17 +61,17 @@ def difference(base: Sequence[float], idea: Sequence[float]) -> Difference:
 
 
 def critical(seeds: int) -> float:
-    """Student's t that leaves 5 % outside, half on each side, for a mean of so many differences."""
+    """Student's t with 5 % outside, half on each side, for a mean of this many differences."""
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row a measure, a column a name: mean and deviation over seeds, and an idea's distance to the base.
+    """Markdown, a row per measure and a column per name: mean and deviation over seeds, and difference to the base.
 
     Args:
-        rows: `name`, `seed`, and measures; the base's come first.
+        rows: `name`, `seed`, and measures; the base's rows come first.
     """
 
     names = list(dict.fromkeys(row["name"] for row in rows))
@@ -111,7 +111,7 @@ def _cost(key: str, values: Sequence[float]) -> str:
 
 
 def verdict_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each idea and measure, with the paired difference to the base and whether it is decided."""
+    """Markdown, a row per idea and measure: the paired difference to the base, and whether it is decided."""
 
     names = list(dict.fromkeys(row["name"] for row in rows))
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", *COSTS)]
@@ -142,5 +142,5 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def said(value: float, unit: str) -> str:
-    """Four digits of a measure; shares in per cent, where the unit says so."""
+    """A measure as text with four digits; a share in per cent, if that is the unit."""
     return f"{100 * value:.1f} %" if unit == "%" else f"{value:.4g}" + f" {unit}" * bool(unit)

@@ -1,4 +1,4 @@
-"""The league's page: each idea's difference to its base with its error, as Markdown and as a figure."""
+"""The league's page: each idea's difference to its base, with its error, as Markdown and as a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,20 @@ BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 
 @dataclass(frozen=True)
 class Idea:
-    """An idea of the league: what is laid over its family's base, and what others found or expect.
+    """An idea of the league: its changes to the family's base, and its published and expected effects.
 
     Attributes:
-        files: configuration files, from the league's folder; ../ideas/NAME.yaml if it names none.
+        files: configuration files, relative to the league's folder; default ../ideas/NAME.yaml.
         published: the effect at the paper's size.
         predicted: the effect that is expected at this size.
+        overrides: its --key value; {base} is the folder of the base's run with the same seed, {teacher} that of a
+            second classifier of the pictures, which does not measure.
     """
 
     files: list[str]
     published: str
     predicted: str
+    overrides: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ class Family:
     """Ideas with one base.
 
     Attributes:
-        base: configuration files, from the league's folder.
-        main: the measure by which ideas are compared, and whether lower is better.
+        base: configuration files, relative to the league's folder.
+        main: the measure by which ideas are compared.
+        lower_is_better: whether a lower `main` is better.
         shown: further measures.
-        ideas: by name.
-        overrides: --key value of base and ideas alike.
-        tokenizer: of generators: configuration files of the tokenizer whose tokens they learn; trained once.
-        tokenizer_overrides: --key value of it.
+        ideas: ideas by name.
+        overrides: --key value of base and ideas.
+        tokenizer: configuration files of the tokenizer whose tokens generators learn, or decoders decode; trained once.
+        tokenizer_overrides: --key value of the tokenizer.
     """
 
     base: list[str]
@@ -54,8 +58,12 @@ class Family:
     tokenizer_overrides: dict[str, Any] | None = None
 
 
-def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Path) -> None:
-    """Writes `results`.md and, if any idea can be compared, `results`.png; each whole or not at all."""
+def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Path, made: Sequence[str] = ()) -> None:
+    """Write `results`.md and, if any idea can be compared, `results`.png; each whole or not at all.
+
+    Args:
+        made: sentences on how the rows were made.
+    """
     parts = ["# League of ideas\n", _INTRODUCTION]
     drawn = {}
     for name, family in families.items():
@@ -66,6 +74,10 @@ def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Pat
             drawn[name] = (family, known)
     took = sum(row["seconds"] or 0 for row in rows)
     parts.append(f"{len(rows)} runs, {duration(took)} of training. `make league` trains what is missing.\n")
+    parts += [f"{sentence}\n" for sentence in made]
+    shown = dict.fromkeys(key for f in families.values() for key in (f.main, *f.shown))
+    meanings = [f"| {key.replace('_', ' ')} | {meaning} |" for key in shown if (meaning := _meaning(key))]
+    parts.append("\n".join(["| column | meaning |", "|---|---|", *meanings, ""]))
     write_text(results.with_suffix(".md"), "\n".join(parts))
     if drawn:
         _draw(drawn, results.with_suffix(".png"))
@@ -73,8 +85,40 @@ def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Pat
 
 _INTRODUCTION = """Base and idea are trained over the same seeds, so the differences are paired. A cell is idea less
 base with the error of the mean. A difference is decided if its 95 % interval leaves out 0; one of twenty is by chance
-alone. No idea was tuned. The sizes are a laptop's, so what a paper reports at full size stands beside.
+alone. No idea was tuned. The sizes are a laptop's, so what a paper reports at full size stands next to it.
 """
+
+
+# A measure, S standing for a guidance scale -> its meaning.
+_MEANINGS = {
+    "psnr": "of reconstructions of held-out pictures",
+    "ssim": "of reconstructions of held-out pictures",
+    "rfid": "FID of reconstructions to the pictures, by the league's classifier",
+    "rfid_mean": "the part of the rFID that comes from the means of the features",
+    "rfid_covariance": "the part that comes from their covariances",
+    "ids_same_shifted": "share of the ids that stay if the picture moves by one pixel",
+    "probe_nats_a_picture": "nats of all tokens of a held-out picture, by a small generator of these tokens",
+    "probe_accuracy": "share of a held-out picture's tokens that it guesses right; it rises if the codes collapse",
+    "probe_codebook_usage": "share of the codes that occur in its pictures",
+    "probe_encoder": "accuracy of a linear classifier on the encoder's features",
+    "probe_decoder": "accuracy of a linear classifier on the decoder's features",
+    "gfid_S": "FID of samples to pictures; the tokenizer's rFID is a part of it",
+    "gfid_S_decoded": "FID of samples to decoded pictures, so without the tokenizer's part",
+    "token_nats": "nats of a token of held-out pictures, given the true tokens before it",
+    "loss": "the generator's own loss on held-out pictures",
+    "noisy_token_accuracy": "share of the tokens guessed right if a tenth of the tokens before them are replaced",
+    "class_agreement_S": "share of the samples that the classifier takes for the class asked for",
+    "chd_S": "distance of the code histograms of samples and pictures, 0 to 1",
+    "images_a_second_S": "samples drawn a second",
+}
+
+
+def _meaning(key: str) -> str | None:
+    scale = next((part for part in key.split("_") if part.replace(".", "").isdigit()), None)
+    if scale is None:
+        return _MEANINGS.get(key)
+    known = _MEANINGS.get("_".join("S" if part == scale else part for part in key.split("_")))
+    return known and f"{known} (guidance {scale})"
 
 
 def compared(rows: Sequence[Row], idea: str, measure: str) -> Difference | None:
@@ -106,17 +150,30 @@ def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, D
     ideas = sorted(family.ideas, key=rank)
     columns = [family.main, *family.shown]
     heads = " | ".join(key.replace("_", " ") for key in columns)
-    lines = [f"## {name.capitalize()}\n", f"| idea | {heads} | seeds | verdict | published | expected here |"]
-    lines.append("|" + "---|" * (len(columns) + 5))
+    tokens = "" if family.tokenizer is None else f", on the tokens of {_files(family.tokenizer)}"
+    lines = [
+        f"## {name.capitalize()}\n",
+        f"Base: {_files(family.base)}{tokens}.\n",
+        f"| idea | {heads} | seeds | a run took | verdict | published | expected here |",
+    ]
+    lines.append("|" + "---|" * (len(columns) + 6))
     base = [_mean(rows, key) for key in columns]
     count = len({row["seed"] for row in rows if row["name"] == BASE})
-    lines.append(f"| base{_mark(rows, BASE)} | {' | '.join(base)} | {count} | | | |")
+    lines.append(f"| base{_mark(rows, BASE)} | {' | '.join(base)} | {count} | {_took(rows, BASE)} | | | |")
     for idea in ideas:
         entry, value = family.ideas[idea], found[idea]
         cells = [_cell(compared(rows, idea, key), key) for key in columns]
         word = ABSENT if value is None else verdict(value, family.lower_is_better)
         seeds = 0 if value is None else value.seeds
-        said = [f"{idea}{_mark(rows, idea)}", *cells, str(seeds), word, entry.published, entry.predicted]
+        said = [
+            f"{idea}{_mark(rows, idea)}",
+            *cells,
+            str(seeds),
+            _took(rows, idea),
+            word,
+            entry.published,
+            entry.predicted,
+        ]
         lines.append(f"| {' | '.join(said)} |")
     words = [verdict(value, family.lower_is_better) for value in found.values() if value is not None]
     lines.append(
@@ -127,12 +184,23 @@ def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, D
     return "\n".join(lines)
 
 
+def _files(files: Sequence[str]) -> str:
+    """Configuration files as the reader finds them below experiments/."""
+    return " + ".join(f"`{'/'.join(Path(file).parts[-2:])}`" for file in files)
+
+
 def _mark(rows: Sequence[Row], name: str) -> str:
-    """What is said of runs that do not count."""
+    """The note on runs that do not count."""
     own = [row for row in rows if row["name"] == name]
     words = {"stale": sum(row["stale"] for row in own), "failed": sum(bool(row.get("failed")) for row in own)}
     said = ", ".join(f"{count} {word}" for word, count in words.items() if count)
     return f" ({said})" if said else ""
+
+
+def _took(rows: Sequence[Row], name: str) -> str:
+    """The mean training time of a run, over the runs that count."""
+    seconds = [row["seconds"] for row in rows if row["name"] == name and not row["stale"] and row["seconds"]]
+    return duration(sum(seconds) / len(seconds)) if seconds else ABSENT
 
 
 def _mean(rows: Sequence[Row], key: str) -> str:

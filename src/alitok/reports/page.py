@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that holds its pictures, needs no network and can be sent to anyone."""
+"""The demo's page: one HTML file that includes its pictures and needs no network."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from alitok.evaluation.reconstruction import psnr
 from alitok.reports.charts import BLUE, GRAY, METRICS, chart_part, duration, number
 from alitok.reports.curves import Curve
 
-# key of report.json -> label, kind of number, what it means and how to read it
+# key of report.json -> label, unit, meaning
 MEANINGS: dict[str, tuple[str, str, str]] = {
     "psnr_stage1": (
         "PSNR, stage 1",
@@ -57,7 +57,7 @@ MEANINGS: dict[str, tuple[str, str, str]] = {
         "",
         "The same distance between two sets of real pictures: the floor that the number above can reach at this count.",
     ),
-    "peak_memory_bytes": ("Peak memory", "bytes", "The most memory that the run held at one time."),
+    "peak_memory_bytes": ("Peak memory", "bytes", "The most memory that the run used at one time."),
 }
 
 HEADLINE = {
@@ -68,7 +68,7 @@ HEADLINE = {
 
 
 def render(template: str, path: Path, **content: Any) -> None:
-    """Fills a template of this room and writes the page, whole or not at all.
+    """Fill a template of this package and write the page, whole or not at all.
 
     Raises:
         BadInput: the file cannot be written.
@@ -77,7 +77,7 @@ def render(template: str, path: Path, **content: Any) -> None:
     from markupsafe import Markup, escape
 
     def breakable(value: Any) -> Markup:
-        """A key or value that may break after a dot or a slash."""
+        """A key or value, with optional line breaks after dots and slashes."""
         text = str(escape(value if isinstance(value, str) else json.dumps(value, default=str)))
         return Markup(text.replace(".", ".<wbr>").replace("/", "/<wbr>"))
 
@@ -93,6 +93,7 @@ def write_report(
     stage1: Tensor,
     stage2: Tensor,
     samples: dict[str, Tensor],
+    taken: dict[str, list[str]],
     forming: list[tuple[str, list[int], Tensor]],
     curves: dict[str, dict[str, Curve]],
     numbers: dict[str, Any],
@@ -100,16 +101,17 @@ def write_report(
     facts: dict[str, str],
     next_steps: list[tuple[str, str]],
 ) -> None:
-    """Writes the page, whole or not at all; a part without content is left out.
+    """Write the page, whole or not at all, without the parts that have no content.
 
     Args:
         originals, stage1, stage2: the same pictures, true and redrawn by either decoder, (B, 3, H, W) in [0, 1].
         samples: class name -> generated pictures (n, 3, H, W).
+        taken: class name -> the classes that a classifier predicts for these pictures, n or more.
         forming: (class name, T token counts, (T, 3, H, W)): a picture decoded from its first tokens only.
         curves: stage title -> "train/NAME" or "val/NAME" -> [(step, value), ...].
-        numbers: keys of report.json; None where a number was not measured.
-        seconds: step -> how long it took.
-        facts: what was run, name -> text.
+        numbers: keys of report.json; None if a number was not measured.
+        seconds: step -> its seconds.
+        facts: facts about the run, name -> text.
         next_steps: (sentence, command).
 
     Raises:
@@ -126,7 +128,7 @@ def write_report(
         headline=headline,
         triples=triples(originals, stage1, stage2),
         samples=[
-            (name, pictures(images, (f"generated {name}, number {i}" for i in range(1, len(images) + 1))))
+            (name, list(zip(pictures(images, _numbered(name, len(images))), taken[name], strict=False)))
             for name, images in samples.items()
         ],
         forming=[
@@ -149,7 +151,7 @@ def write_report(
 
 
 def pictures(images: Tensor, alts: Iterable[str]) -> list[dict[str, Any]]:
-    """(B, 3 or 1, H, W) in [0, 1] as PNG inside addresses, for the template.
+    """Pictures (B, 3 or 1, H, W) in [0, 1] as PNG data URLs, for the template.
 
     Raises:
         BadInput: a picture holds NaN.
@@ -167,7 +169,7 @@ def pictures(images: Tensor, alts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def triples(originals: Tensor, stage1: Tensor, stage2: Tensor) -> list[tuple[Any, list[dict[str, Any]]]]:
-    """(original, redrawn by each stage, with its error) for each picture."""
+    """(original, [what each stage redrew, with its error]) for each picture."""
     count = range(1, len(originals) + 1)
     originals = originals.float().cpu()
     redrawn = []
@@ -187,7 +189,7 @@ def triples(originals: Tensor, stage1: Tensor, stage2: Tensor) -> list[tuple[Any
 
 
 def table(numbers: dict[str, Any]) -> list[tuple[str, str | None, str]]:
-    """(label, value or None, meaning) of each number; "seconds" is a table of its own."""
+    """(label, value or None, meaning) of each number except "seconds", which has its own table."""
     known = [key for key in MEANINGS if key in numbers]
     rows = []
     for key in known + [key for key in numbers if key not in MEANINGS and key != "seconds"]:
@@ -208,6 +210,10 @@ def stage_charts(title: str, stage: dict[str, Curve]) -> dict[str, Any] | None:
     colors = {split: (BLUE if split == "val" else GRAY, False) for lines in panels.values() for split in lines}
     ordered = {metric: dict(sorted(lines.items())) for metric, lines in panels.items()}  # validation over training
     return chart_part(title, ordered, titles, list(METRICS), colors)
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"generated {name}, number {number}" for number in range(1, count + 1)]
 
 
 def _tokens(count: int) -> str:

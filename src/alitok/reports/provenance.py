@@ -1,4 +1,4 @@
-"""Where numbers come from: the command that is running, and the machine that it runs on."""
+"""The origin of numbers: the running command and the machine."""
 
 import platform
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def command() -> str:
-    """The command that is running, as one would type it."""
+    """The running command, as one would type it."""
     return shlex.join(["alitok", *sys.argv[1:]])
 
 
@@ -20,7 +20,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The processor's name, or its kind where the system does not tell."""
+    """The processor's name, or its architecture if the system gives no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -30,7 +30,7 @@ def processor() -> str:
 
 
 def versions() -> str:
-    """Of this package, torch and Python."""
+    """Versions of this package, torch and Python."""
     import torch
 
     import alitok

@@ -1,4 +1,4 @@
-"""Finished or unfinished runs on disk: what they were configured as, how they differ, what they measured and cost."""
+"""Runs on disk, finished or not: their configurations, differences, numbers and costs."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from alitok.common.errors import BadInput
 from alitok.reports.curves import Curve, read_curves
 
 ABSENT = "—"
-# In files of numbers: what says how a number came about, and is no measure.
+# Keys in files of numbers that are no measures.
 NO_MEASURES = {"seed", "steps", "seconds", "samples"}
-# Files that speak for a whole run: of the demo and of a rung of the ladder.
+# Files with numbers of a whole run: of the demo and of a rung of the ladder.
 SUMMARIES = ("report", "row")
 
 
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass
 class Run:
-    """A folder with one part or, one level below it, several (the stages of one line)."""
+    """A folder with one part, or with several parts (stages) one level below."""
 
     name: str
     folder: Path
@@ -57,7 +57,7 @@ class Run:
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs in folders that `alitok fit` made, or that hold such folders; named by what their paths do not share.
+    """The runs in folders that `alitok fit` made, or that hold such folders; names omit what all paths share.
 
     Raises:
         BadInput: a folder without a run, or one that is given twice.
@@ -73,7 +73,7 @@ def open_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The paths without the folders that all of them begin with."""
+    """The paths without their common leading folders."""
     split = [path.resolve().parts for path in paths]
     shared = 0
     while all(shared < len(parts) - 1 for parts in split) and len({parts[shared] for parts in split}) == 1:
@@ -118,7 +118,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises BadInput where the file holds none."""
+    """Read a JSON object; raises BadInput if the file holds none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -132,9 +132,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _numbers(folder: Path, parts: Mapping[str, Part]) -> dict[str, float]:
-    """What the JSON files in the folder (report.json, those of `alitok evaluate`) and the artifacts' cards measure.
+    """The numbers in the folder's JSON files (report.json, those of `alitok evaluate`) and in the artifacts' cards.
 
-    A part that is not finished has no card, but the last values of its validation curves.
+    An unfinished part has no card; the last values of its validation curves are used.
     """
     numbers = {}
     files = sorted(folder.glob("*.json"), key=lambda file: (file.stem not in SUMMARIES, file.name))
@@ -168,7 +168,7 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 @dataclass
 class Spent:
-    """What a part took; None where nothing tells it."""
+    """The cost of a part; None if unknown."""
 
     steps: int | None
     images: int | None
@@ -177,7 +177,7 @@ class Spent:
 
 
 def spent(part: Part) -> Spent:
-    """Steps and images of the card (or the last step logged), seconds of the logs, parameters of the weight file."""
+    """Steps and images from the card (or the last logged step), seconds from logs, parameters from the weight file."""
     card = part.card or {}
     logged = max((points[-1][0] for points in part.curves.values() if points), default=None)
     weights = part.artifact / "model.safetensors"
@@ -198,7 +198,7 @@ def count_parameters(weights: Path) -> int:
 
 
 def training_seconds(root: Path) -> float | None:
-    """Wall time of a fit, from the first to the last entry of its TensorBoard logs, added over resumptions."""
+    """Wall time of a fit, from the first to the last entry of each TensorBoard log, summed over resumptions."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     total, found = 0.0, False
@@ -228,10 +228,10 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(parts: Sequence[Part | None]) -> dict[str, list[Any]]:
-    """Key -> its value in each part (`ABSENT` where it has none), for the keys in which they differ.
+    """Key -> its value in each part (`ABSENT` if it has none), for the keys in which the parts differ.
 
-    Paths that lie the same way from each part's own folder are the same, and so are seeds that follow
-    `seed_everything`, which itself is listed.
+    Paths count as equal if they are equal relative to each part's folder, and seeds if they equal `seed_everything`,
+    which is listed itself.
     """
     flat = [flatten(part.config) if part is not None else {} for part in parts]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -245,7 +245,7 @@ def differences(parts: Sequence[Part | None]) -> dict[str, list[Any]]:
 
 
 def _forms(part: Part, key: str, value: Any) -> tuple[str, str]:
-    """A value as it stands, and in the form that does not depend on the run's folder or seed."""
+    """A value as JSON, and in a form that does not depend on the run's folder or seed."""
     raw = json.dumps(value, default=str)
     if key.endswith(".seed") and value == part.seed:
         return raw, "seed_everything"
@@ -265,7 +265,7 @@ def same_but_seed(a: Run, b: Run) -> bool:
 
 
 def group(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ by seed only, together, in the order given."""
+    """Group the runs that differ by seed only, in the given order."""
     groups: list[list[Run]] = []
     for run in runs:
         for members in groups:
@@ -278,7 +278,7 @@ def group(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def group_names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A name for each group: what its members' names share, or the names; with the number of seeds."""
+    """A name for each group: what its members' names share, else all names; with the number of seeds."""
     names = []
     for members in groups:
         split = [set(run.name.split("/")) for run in members]

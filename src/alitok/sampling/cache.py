@@ -1,4 +1,4 @@
-"""A static key/value cache: one allocation for the whole sequence, of which a step reads the filled part."""
+"""A static key/value cache: allocated once for the whole sequence; a step reads the filled part."""
 
 from typing import NamedTuple
 
@@ -14,23 +14,23 @@ def halves(dim: int) -> tuple[int, int] | None:
 
 
 class KeyValueCache:
-    """Keys and values of every layer, allocated once, and attention of a few positions over those before them.
+    """Keys and values of every layer, and attention of a few positions over those before them.
 
-    The memory is laid out anew a few times in a sequence, so that the part in use is always contiguous: kernels then
-    read it where it lies, and a captured step serves all positions of one layout.
+    The memory gets a new layout a few times per sequence, so that the part in use is always contiguous: kernels read
+    it in place, and one captured step serves all positions of a layout.
 
-    A step may write L positions at once, and each row its own. Keys beyond a query's position are masked, so what an
-    earlier step wrote there needs no removal: a later step overwrites it.
+    A step may write L positions at once, different ones in each row. Keys beyond a query's position are masked, so
+    stale entries there do no harm. Later steps overwrite them.
 
     Args:
-        layers, rows, heads, max_length, head_dim: `rows` sequences side by side.
-        kernel: of a decoding step, by name (`common.kernels`); all agree but for rounding.
-        weighted: keep `value_weights` (rows, 1, max_length), factors on the values when they are used (the stored
-            values stay as they are); ones until a guidance rule sets them.
+        layers, rows, heads, max_length, head_dim: sizes; a row is a sequence.
+        kernel: name of the decoding kernel (`common.kernels`); all agree up to rounding.
+        weighted: keep `value_weights` (rows, 1, max_length): factors on the values in attention, ones until a guidance
+            rule sets them. The stored values do not change.
 
     Attributes:
-        sources: (rows, max_length) int64: position p keeps the key and value of position sources[:, p]; None if all
-            keep their own.
+        sources: (rows, max_length) int64: position p stores the key and value of position sources[:, p]; None if each
+            stores its own.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class KeyValueCache:
         self.keys, self.values = self._layout(0)
 
     def _layout(self, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (layers, rows * heads, length, head_dim) at the beginning of the memory."""
+        """Keys and values (layers, rows * heads, length, head_dim) at the start of the memory."""
         layers, sequences, dim = self.shape
         used = self.memory[:, : layers * sequences * length * dim].view(2, layers, sequences, length, dim)
         return used[0], used[1]
 
     def resize(self, length: int) -> None:
-        """Makes room for `length` positions. Growing keeps the stored entries, anything else discards them.
+        """Make room for `length` positions. Growing keeps the stored entries, anything else discards them.
 
-        The new room is zero: steps mask it, but 0 x NaN would bring back an earlier sequence's broken numbers. Room
-        beyond the filled part costs its reading in every step.
+        New positions are zero: steps mask them, but 0 x NaN would let an earlier sequence's NaN through. Unless
+        `reads_filled`, every step also reads the positions that are not filled yet.
         """
         held, kept = (self.keys, self.values), self.length if length > self.length else 0
         self.keys, self.values = self._layout(length)
@@ -78,7 +78,7 @@ class KeyValueCache:
         self.length = length
 
     def start_step(self, positions: Tensor) -> None:
-        """Sets where the next step writes.
+        """Set where the next step writes.
 
         Args:
             positions: (L,) int64 on the cache's device, the same for all rows, or (rows, L); below `length`.
@@ -97,20 +97,20 @@ class KeyValueCache:
 
     @property
     def reads_filled(self) -> bool:
-        """Whether a step reads the filled part alone, however long the cache is: no mask, and no growing."""
+        """Whether a step reads only the filled part of the cache, so that it needs no mask and no growth."""
         return self.kernel == "triton" and self.sources is None
 
     def layer(self, layer: int) -> "LayerCache":
-        """The part of one layer in the present step."""
+        """One layer of the cache in the current step."""
         weights = None if self.value_weights is None else self.value_weights[:, :, : self.length]
         return LayerCache(self.keys[layer], self.values[layer], self.positions, self.mask, weights, self.source)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Stores key and value (rows, heads, L, head_dim) at the positions; attention over all up to each, same shape.
+        """Store key and value (rows, heads, L, head_dim); attend from each position to all up to it, same shape.
 
-        The L positions of a row follow one another. "plain" is products of a matrix and a vector per head: for one
-        query, on the CPU of docs/performance.md, two to five times faster than "fused", which is made for many. In a
-        bfloat16 cache it rounds scores and attention to bfloat16 too.
+        The L positions of a row are consecutive. "plain" and "turned" multiply a matrix and a vector per head: for one
+        query, on the CPUs of docs/performance.md, they are two to five times faster than "fused", which is made for
+        many. In a bfloat16 cache they round scores and attention to bfloat16 too.
         """
         rows, heads, length, dim = query.shape
         if self.reads_filled:
@@ -124,22 +124,26 @@ class KeyValueCache:
             keys, values = (stored.unflatten(0, (rows, heads)) for stored in (part.keys, part.values))
             mask = part.mask.mT.unflatten(0, (-1, heads if len(part.mask) > 1 else 1))
             return F.scaled_dot_product_attention(query, keys, values, mask)
-        # (.., L, dim) turned, not reshaped to (.., dim, L): MKL takes the strides of the latter for a slow case
-        scores = torch.baddbmm(part.mask, part.keys, query.reshape(-1, length, dim).mT, alpha=dim**-0.5)
-        attention = scores.mT.reshape(rows, heads, length, self.length).softmax(-1)
+        query = query.reshape(-1, length, dim)
+        if self.kernel == "turned":
+            scores = torch.baddbmm(part.mask.mT, query, part.keys.mT, alpha=dim**-0.5)
+        else:
+            # (.., L, dim) transposed, not reshaped to (.., dim, L): the latter's strides put MKL on a slow path
+            scores = torch.baddbmm(part.mask, part.keys, query.mT, alpha=dim**-0.5).mT
+        attention = scores.reshape(rows, heads, length, self.length).softmax(-1)
         if part.weights is not None:
             attention = attention * part.weights[:, None]
         return torch.bmm(attention.view(-1, length, self.length), part.values).view(rows, heads, length, dim)
 
 
 class LayerCache(NamedTuple):
-    """One layer of a `KeyValueCache` in one step; as a cache of its own it attends in a form that a compiler can fuse.
+    """One layer of a `KeyValueCache` in one step. Its `attend` has a form that a compiler can fuse.
 
     Attributes:
         keys, values: (rows * heads, length, head_dim).
-        positions: as `start_step` got them.
+        positions: the argument of `start_step`.
         mask: (1, length, L) or (rows * heads, length, L), added to scores.
-        weights: (rows, 1, length) on the values, or None.
+        weights: (rows, 1, length) factors on the values, or None.
         source: (rows, L), the position whose key and value each written position takes, or None.
     """
 
@@ -151,7 +155,7 @@ class LayerCache(NamedTuple):
     source: Tensor | None
 
     def write(self, key: Tensor, value: Tensor) -> None:
-        """Stores key and value (rows, heads, L, head_dim) at the positions."""
+        """Store key and value (rows, heads, L, head_dim) at the positions."""
         for stored, new in ((self.keys, key.flatten(0, 1)), (self.values, value.flatten(0, 1))):
             if self.positions.ndim == 1:
                 stored.index_copy_(1, self.positions, new)
@@ -167,7 +171,7 @@ class LayerCache(NamedTuple):
         return positions.expand(rows, -1).repeat_interleave(heads, 0)[..., None].expand(-1, -1, dim)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """As `KeyValueCache.attend`, by sums in float32: compiled, one pass each over keys and values."""
+        """As `KeyValueCache.attend`, with sums in float32: compiled, one pass over keys and one over values."""
         rows, heads, length, dim = query.shape
         self.write(key, value)
         query = query.reshape(-1, length, 1, dim).float()

@@ -1,4 +1,4 @@
-"""Blocks whose decoding step is compiled: all but the matrix products becomes a few passes over memory."""
+"""Blocks with a compiled decoding step: everything except the matrix products becomes a few passes over memory."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,19 +12,19 @@ from alitok.sampling.cache import KeyValueCache, LayerCache
 
 
 def step(block: Any, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
-    """A block's step against its layer of the cache. Every block of a generator runs the same code."""
+    """Run a block's step with its layer of the cache. Every block of a generator runs the same code."""
     return block.step(x, rope, cache, 0)
 
 
 @cache
 def compiled_step() -> Callable[[Any, Tensor, Tensor, LayerCache], Tensor]:
-    """`step`, compiled at its first calls: once for one row, once for more, and again as the length first changes."""
+    """`step`, compiled on first use: once for one row, once for more, and again when the length first changes."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # widths and types of a study
     return torch.compile(step, dynamic=True, fullgraph=True)
 
 
 class CompiledBlock(nn.Module):
-    """Takes a generator block's place where tokens are drawn.
+    """Replaces a generator block when tokens are drawn.
 
     Raises:
         BadInput: no C++ compiler.

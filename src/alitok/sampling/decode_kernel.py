@@ -1,4 +1,4 @@
-"""Cache write and attention of one decoding step in one Triton kernel."""
+"""One Triton kernel for the cache write and the attention of a decoding step."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def _one_token(  # type: ignore[no-untyped-def]
     tl.store(keys + base + at * D + D1 + b, k2)
     tl.store(values + base + at * D + a, v1)
     tl.store(values + base + at * D + D1 + b, v2)
-    # The present token comes from registers: nothing that is written here is read again here.
+    # The current token comes from registers: the kernel reads nothing that it has written.
     top = tl.sum(q1 * k1.to(tl.float32)) + tl.sum(q2 * k2.to(tl.float32))
     total = 1.0
     share = 1.0
@@ -69,8 +69,8 @@ def _window(  # type: ignore[no-untyped-def]
     L: tl.constexpr, LP: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # As above for L tokens at positions at .. at + L - 1 of a row. LP pads L to what a product takes.
-    # Products are of float32. TF32 is exact for keys, queries and values of bfloat16, and rounds attention to 10 bits.
+    # As above for L tokens at positions at .. at + L - 1 of a row. LP is L padded to a size that a product takes.
+    # Products are in float32. TF32 is exact for keys, queries and values in bfloat16, and rounds attention to 10 bits.
     pid = tl.program_id(0).to(tl.int64)
     at = tl.load(starts + (pid // heads) * stride)
     a, b, n, i = tl.arange(0, D1), tl.arange(0, D2), tl.arange(0, N), tl.arange(0, LP)
@@ -81,7 +81,7 @@ def _window(  # type: ignore[no-untyped-def]
     q2 = tl.load(q + own + rows + D1 + b[None, :], mask=real, other=0.0).to(tl.float32)
     v1 = tl.load(v + own + rows + a[None, :], mask=real, other=0.0)
     v2 = tl.load(v + own + rows + D1 + b[None, :], mask=real, other=0.0)
-    k1 = tl.load(k + own + columns + a[:, None], mask=real_columns, other=0.0)  # (D1, LP), turned
+    k1 = tl.load(k + own + columns + a[:, None], mask=real_columns, other=0.0)  # (D1, LP), transposed
     k2 = tl.load(k + own + columns + D1 + b[:, None], mask=real_columns, other=0.0)
     here = base + at * D
     tl.store(keys + here + columns + a[:, None], k1, mask=real_columns)
@@ -124,13 +124,13 @@ def _window(  # type: ignore[no-untyped-def]
 def attend(
     query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, starts: Tensor, weights: Tensor | None
 ) -> Tensor:
-    """Stores key and value, and attends. The position is read on the device, so one graph serves all positions.
+    """Store key and value, and attend. The position is read on the device, so one graph serves all positions.
 
     Args:
         query, key, value: (rows, heads, L, D).
-        keys, values: (rows * heads, room, D), contiguous; of query's type.
-        starts: (1,) or (rows,) int64, position of a row's first token; the others follow it.
-        weights: (rows, 1, at least room) of the values, or None; for L = 1 only.
+        keys, values: (rows * heads, room, D), contiguous.
+        starts: (1,) or (rows,) int64, position of a row's first token.
+        weights: (rows, 1, at least room) factors on the values, or None; for L = 1 only.
 
     Returns:
         (rows, heads, L, D).
@@ -166,7 +166,7 @@ def attend(
 def agrees(
     device: torch.device, dim: int = 64, dtype: torch.dtype = torch.float32, length: int = 1, room: int = 70
 ) -> bool:
-    """Whether the kernel gives what `KeyValueCache`'s plain products give in float32 at each position."""
+    """Whether the kernel agrees with `KeyValueCache`'s plain products in float32 at each position."""
     rows, heads = 3, 2
     weighted = length == 1
     plain = KeyValueCache(1, rows, heads, room, dim, device, torch.float32, weighted)
@@ -181,7 +181,7 @@ def agrees(
     for place in range(0, room - length + 1, length):
         positions = torch.arange(place, place + length, device=device)
         if length > 1:
-            # rows apart: each begins a little earlier than the one before, and writes some positions again
+            # rows differ: each starts one position before the previous row, so it writes some positions again
             shift = torch.arange(rows, device=device).clamp(max=place)[:, None]
             positions = positions - shift
         query, key, value = torch.randn(3, rows, heads, length, dim, generator=noise, device=device).to(dtype)
@@ -191,4 +191,4 @@ def agrees(
         found = fused.attend(0, query, key, value)
         worst = torch.maximum(worst, (found - expected).abs().max())
     same = torch.equal(fused.keys.float(), plain.keys) and torch.equal(fused.values.float(), plain.values)
-    return same and bool(worst < (1e-5 if dtype == torch.float32 else 0.02))  # bfloat16 keeps 8 bits, of up to 4
+    return same and bool(worst < (1e-5 if dtype == torch.float32 else 0.02))  # bfloat16 has 8 bits, values reach 4

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alitok.common.devices import warn_of_bfloat16
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models.generator import Generator
-from alitok.models.seams import image_uniforms
+from alitok.models.seams import image_keys, image_uniforms
 from alitok.sampling.compiled import CompiledBlock
 from alitok.sampling.guidance import Branch, Guidance, guidance_of
 from alitok.sampling.loop import TokenLoop, check_other
@@ -22,27 +23,34 @@ from alitok.sampling.windows import Job, WindowLoop
 
 
 class Sampler:
-    """Draws token ids from one generator, batch after batch, with its weights and buffers made ready once.
+    """Draws token ids from one generator, batch after batch; weights and buffers are prepared once.
 
     Args:
-        generator: a copy of its weights is kept, as they are now.
-        draw: how.
-        rule: guidance in place of the draw's.
+        generator: its present weights are copied.
+        draw: settings of the draw.
+        rule: guidance that replaces the draw's.
 
     Raises:
-        BadInput: more tokens to keep than there are, an unknown guidance, or no compiler.
+        BadInput: more tokens to keep than there are, an unknown guidance, Gumbel noise for a head that draws no codes,
+            or no compiler.
     """
 
     def __init__(self, generator: Generator, draw: Draw | None = None, rule: Guidance | None = None) -> None:
         self.draw = draw = Draw() if draw is None else draw
         check_keep(generator, draw.keep)
+        if draw.noise == "gumbel" and generator.causal and generator.output.noise_shape != generator.id_shape[1:]:
+            raise BadInput(
+                f"{type(generator.output).__name__} draws a token in a way of its own: leave Gumbel noise out."
+            )
         self.rule = guidance_of(draw) if rule is None else rule
         self.reveal = reveal_for(generator, draw)
+        if draw.precision == "bfloat16":
+            warn_of_bfloat16(next(generator.parameters()).device)
         self.original = generator
         self.generator = for_inference(generator, draw.precision)
         if draw.compiled:
             self.generator.blocks = nn.ModuleList(map(CompiledBlock, self.generator.blocks))
-        self.others: dict[Generator, Generator] = {}  # networks of branches -> made ready
+        self.others: dict[Generator, Generator] = {}  # network of a branch -> its prepared copy
         self.loop: TokenLoop | None = None
         self.made_for: Any = None
         self.windows: WindowLoop | None = None
@@ -56,27 +64,27 @@ class Sampler:
         given_mask: Tensor | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Draws the tokens of a batch.
+        """Draw the tokens of a batch.
 
         Args:
             labels: (B,) int64 in [0, C].
-            indices: of the images in the whole set, default 0..B-1: with the seed they decide the random numbers.
-            given: ids of the first tokens, (B, n) or (B, n, S), that stand in place of the drawn ones if `given_mask`
-                (B, n) is true (None: everywhere). Every token is drawn all the same, so the others keep their random
+            indices: positions of the images in the whole set, default 0..B-1: with the seed they decide the random
                 numbers.
+            given: ids of the first tokens, (B, n) or (B, n, S), that replace the drawn ones if `given_mask` (B, n) is
+                true (None: everywhere). Every token is drawn anyway, so the others keep their random numbers.
             on_step: called with the step's number after each step.
 
         Returns:
             ids (B, N) int64, or (B, keep); with a last axis of S if a token has sub-codes.
 
         Raises:
-            BadInput: a label outside [0, C], another number of indices than of labels, or a branch of guidance that
+            BadInput: a label outside [0, C], different numbers of indices and labels, or a branch of guidance that
                 does not fit.
         """
         if indices is not None and len(indices) != len(labels):
             raise BadInput(f"There are {len(labels)} labels and {len(indices)} indices: give as many.")
         if given is None and given_mask is not None:
-            raise BadInput("given_mask says which of the given tokens count: give them too.")
+            raise BadInput("given_mask selects among the given tokens: give them too.")
         self.check_labels(labels)
         if not len(labels):
             device = self.generator.embeddings.weight.device
@@ -94,8 +102,7 @@ class Sampler:
             loop.given[:, :first] = given
             loop.given_mask[:, :first] = True if given_mask is None else given_mask
             loop.given_mask[:, first:] = False
-        shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
-        return loop.run(branches, image_uniforms(self.draw.seed, indices, *shape), on_step, self.draw.keep)
+        return loop.run(branches, self._noise(indices), on_step, self.draw.keep)
 
     def _canvas(
         self,
@@ -105,7 +112,7 @@ class Sampler:
         given_mask: Tensor | None,
         on_step: Callable[[int], None] | None,
     ) -> Canvas:
-        """All places masked but those that are given."""
+        """A canvas with every place masked except the given ones."""
         if any(branch.value_weights is not None or branch.sources is not None for branch in branches):
             raise BadInput(f"{type(self.rule).__name__} changes a cache, which masked generation does not have.")
         generator, device = self.generator, branches[0].labels.device
@@ -121,7 +128,7 @@ class Sampler:
         return Canvas(generator, self.rule, branches, symbols, draw.seed, indices, draw.temperature, on_step)
 
     def check_labels(self, labels: Tensor) -> None:
-        """Raises BadInput for a label outside 0..C."""
+        """Raise BadInput for a label outside 0..C."""
         classes = self.generator.num_classes
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
             raise BadInput(f"labels must lie in 0..{classes} ({classes} = no class).")
@@ -130,39 +137,54 @@ class Sampler:
     def stream(
         self, images: Iterable[tuple[int, int]], rows: int, on_step: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """Draws images by windows: `rows` at a time, and a finished row takes the next image.
+        """Draw images by windows: `rows` at a time, and a finished row takes the next image.
 
         Args:
             images: (index in the whole set, label) of each.
-            on_step: called with a number whenever as many tokens are drawn as there are rows.
+            on_step: called with a running number, once per `rows` drawn tokens.
 
         Yields:
-            number of the image in `images`, and its ids (N,) or (N, S), or the first `keep`, as they are finished.
+            number of the image in `images`, and its ids (N,) or (N, S), or the first `keep`, in the order of finishing.
 
         Raises:
-            BadInput: guidance that windows do not know.
+            BadInput: guidance that does not work with windows.
         """
-        shape = (self.generator.num_tokens, *self.generator.output.noise_shape)
 
         def job(number: int, index: int, label: int) -> Job:
             self.check_labels(torch.tensor([label]))
-            uniforms = image_uniforms(self.draw.seed, [index], *shape)
-            return Job(number, self.branches(torch.tensor([label]), [index]), uniforms)
+            return Job(number, self.branches(torch.tensor([label]), [index]), self._noise([index]))
 
         jobs = (job(number, *image) for number, image in enumerate(images))
         first = next(jobs, None)
         if first is None:
             return
         if self.windows is None or self.windows.rows != rows:
-            self.windows = None  # the old buffers go before the new ones come
+            self.windows = None  # frees the old buffers before the new ones are allocated
             draw, dtype = self.draw, PRECISION[self.draw.precision]
             self.windows = WindowLoop(
-                self.generator, self.rule, first.branches, rows, draw.window, draw.temperature, dtype, draw.keep
+                self.generator,
+                self.rule,
+                first.branches,
+                rows,
+                draw.window,
+                draw.temperature,
+                dtype,
+                draw.keep,
+                self._noise_type,
             )
         yield from self.windows.run(chain([first], jobs), on_step)
 
+    def _noise(self, indices: Sequence[int]) -> Tensor:
+        """(B, N, ...) random numbers that decide the draws of these images."""
+        numbers = image_keys if self.draw.noise == "gumbel" else image_uniforms
+        return numbers(self.draw.seed, indices, self.generator.num_tokens, *self.generator.output.noise_shape)
+
+    @property
+    def _noise_type(self) -> torch.dtype | None:
+        return torch.int64 if self.draw.noise == "gumbel" else None
+
     def branches(self, labels: Tensor, indices: Sequence[int]) -> list[Branch]:
-        """What guidance computes for these images, every network made ready for inference."""
+        """Guidance's branches for these images, every network prepared for inference."""
         labels = labels.to(self.generator.embeddings.weight.device)
         branches = self.rule.branches(self.generator, labels, self.draw.seed, indices)
         return [replace(branch, generator=self._network(branch.generator)) for branch in branches]
@@ -175,7 +197,7 @@ class Sampler:
         return self.others[network]
 
     def ready(self, branches: Sequence[Branch], forced: bool = False) -> TokenLoop:
-        """The loop for such a batch: that of the batch before if it was of the same size and kind."""
+        """The loop for such a batch; reused if the previous batch had the same size and kind."""
         kinds = [
             (
                 len(branch.labels),
@@ -188,9 +210,11 @@ class Sampler:
         ]
         wanted: Any = (kinds, forced)
         if self.loop is None or self.made_for != wanted:
-            self.loop = None  # the old buffers go before the new ones come
+            self.loop = None  # frees the old buffers before the new ones are allocated
             dtype = PRECISION[self.draw.precision]
-            self.loop = TokenLoop(self.generator, self.rule, branches, self.draw.temperature, dtype, forced)
+            self.loop = TokenLoop(
+                self.generator, self.rule, branches, self.draw.temperature, dtype, forced, self._noise_type
+            )
             self.made_for = wanted
         return self.loop
 
@@ -209,24 +233,24 @@ def generate(
     keep: int | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """Draws token ids.
+    """Draw token ids.
 
     Args:
         generator: in eval mode.
         labels: (B,) int64 in [0, C].
-        guidance: scale, 0 for none, or a `Guidance`; None for what the generator's card recommends (no guidance if
-            there is no card).
-        power: of power-cosine guidance; None for the card's (1 if there is none).
+        guidance: scale, 0 for none, or a `Guidance`; None for the scale in the generator's card (no guidance without a
+            card).
+        power: power of power-cosine guidance; None for the card's (1 if there is none).
         temperature: logits are divided by it.
         seed: with `indices` it decides each image's random numbers.
-        indices: of the images in the whole set, default 0..B-1: image i is the same in any batch on a CPU. On a GPU
-            another batch size rounds otherwise, so that now and then another token is drawn.
+        indices: positions of the images in the whole set, default 0..B-1: image i is the same in any batch on a CPU.
+            On a GPU another batch size rounds differently, so that now and then another token is drawn.
         on_step: called with the step's number after each step.
         schedule: how the scale depends on the position: a name (`SCHEDULES`) or a class path; None for the card's,
             else power-cosine.
-        precision: of the weights of the linear layers.
-        keep: stop after so many tokens, which are the first of the whole sequence; None for all.
-        compiled: blocks are compiled at the first steps, which takes seconds and rounds differently.
+        precision: precision of the linear layers' weights.
+        keep: draw only this many first tokens; None for all.
+        compiled: compile the blocks at the first steps, which takes seconds and rounds differently.
 
     Returns:
         ids (B, N) int64, or (B, keep); with a last axis of S if a token has sub-codes.
@@ -255,6 +279,6 @@ def generate(
 
 
 def check_keep(generator: Generator, keep: int | None) -> None:
-    """Raises BadInput for a number of first tokens that the generator does not draw."""
+    """Raise BadInput for a number of first tokens that the generator does not draw."""
     if keep is not None and not 1 <= keep <= generator.num_tokens:
         raise BadInput(f"The generator draws {generator.num_tokens} tokens; it cannot keep {keep}.")

@@ -1,4 +1,4 @@
-"""Guidance: which sequences a generator computes for an image, and how their logits become one."""
+"""Guidance: which sequences a generator computes for an image, and how their logits are combined."""
 
 import inspect
 import math
@@ -18,18 +18,18 @@ from alitok.models.generator import Generator
 
 @dataclass(kw_only=True)
 class Branch:
-    """A sequence that is computed beside the others of an image, on the same tokens.
+    """One of the sequences computed for an image; all have the same tokens.
 
     Attributes:
         labels: (B,) in [0, C].
-        generator: which network computes it; None for the one that is sampled. Another one must draw the same tokens
-            with a head that has logits.
+        generator: the network that computes it; None for the one that is sampled. A different one must draw the same
+            tokens with a head that has logits.
         condition: (B, N, width) or (B, 1, width), added to what the generator reads at each position; None for nothing.
-        sources: (B, N) int64: position p keeps the cached key and value of position sources[:, p] <= p. A position that
-            is a source keeps its own. None if all keep their own.
+        sources: (B, N) int64: position p stores the cached key and value of position sources[:, p] <= p. A position
+            that is a source stores its own. None if each stores its own.
         value_weights: (B, N) confidences of the first branch, 0 for tokens still to come -> (B, N) factors on the
-            tokens' values in the next step; None for 1. The label's value counts in full. A function of its argument
-            alone: a captured step keeps the one of the first batch.
+            tokens' values in the next step; None for 1. The label's value counts in full. It must depend on its
+            argument only: a captured step keeps the function of the first batch.
     """
 
     labels: Tensor
@@ -40,29 +40,29 @@ class Branch:
 
 
 class Guidance:
-    """Which branches an image has, and how their logits become one. This default is no guidance: one branch.
+    """Which branches an image has, and how their logits are combined. This default is no guidance: one branch.
 
-    A rule keeps nothing of a batch: a step that is captured on a GPU would read it after the next batch has replaced
-    it. What differs from image to image goes into a branch, whose tensors are copied to where the step reads them.
+    A rule stores nothing of a batch: a step captured on a GPU would read it after the next batch has replaced it. Put
+    what differs from image to image into a branch, whose tensors are copied to where the step reads them.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "__call__" in cls.__dict__:  # so rules were written for version 0.1
+        if "__call__" in cls.__dict__:  # rules for version 0.1 did
             raise BadInput(f"{cls.__name__} defines __call__, which nothing calls: a Guidance defines `combine`.")
 
     def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
         """The branches of B images, the same number and kind for every batch.
 
         Args:
-            generator: the one that is sampled, made ready for inference.
+            generator: the one that is sampled, prepared for inference.
             labels: (B,) on its device.
-            seed, indices: of the images, for what a branch draws at random.
+            seed, indices: decide the random numbers of a branch.
         """
         return [Branch(labels=labels)]
 
     def combine(self, logits: Sequence[Tensor], positions: Tensor, steps: int) -> Tensor:
-        """Logits (n, V), or (n, S, V), of each branch -> those that are drawn from.
+        """Combine each branch's logits (n, V), or (n, S, V), into the logits to draw from.
 
         Args:
             positions: (n,) or (1,) int64, each row's position among the `steps` tokens, on their device.
@@ -91,7 +91,7 @@ class PowerCosine(Schedule):
     """s = 1 + (scale - 1)(1 - cos(pi (position / steps)^power)) / 2 (AliTok; MDT's schedule).
 
     Args:
-        scale: of the last steps; the first step has scale 1.
+        scale: scale of the last steps; the first step has scale 1.
         power: above 1 keeps guidance weak for longer.
     """
 
@@ -127,9 +127,9 @@ class Linear(Schedule):
 class SoftCFG(PowerCosine):
     """Power-cosine guidance whose unconditional branch trusts confident tokens less (SoftCFG, ICLR 2026).
 
-    In the unconditional branch the value of token i counts 1 - p_i / sum of p_j over the tokens before the step (step
-    normalization: the weights taken away add up to one token); p_i is the largest conditional probability when token i
-    was drawn. The class token's value counts in full.
+    In the unconditional branch the value of token i has the weight 1 - p_i / sum of p_j over the tokens before the step
+    (step normalization: the weights taken away add up to one token); p_i is the largest conditional probability when
+    token i was drawn. The class token's value counts in full.
     """
 
     def branches(self, generator: Generator, labels: Tensor, seed: int, indices: Sequence[int]) -> list[Branch]:
@@ -148,7 +148,7 @@ class BySubCode(Guidance):
     """A rule for each of a token's sub-codes (WeTok: constant scales of 1.75, 1.8, 2 and 2), for logits (n, S, V).
 
     Args:
-        rules: S of them; all must have the branches of the first.
+        rules: S rules; all must have the branches of the first.
     """
 
     rules: Sequence[Guidance]
@@ -171,10 +171,10 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def guidance_of(draw: Draw) -> Guidance:
-    """Builds the draw's guidance: its schedule by name, class path or class block.
+    """Build the draw's guidance: its schedule by name, class path or class block.
 
-    The class gets the draw's scale and power if it takes them and the block does not set them. A scale of 0 is no
-    guidance, unless the class does not take the draw's scale.
+    The class gets the draw's scale and power if it takes them and the block does not set them. A scale of 0 then means
+    no guidance.
 
     Raises:
         BadInput: an unknown name, or a class that is no `Guidance`.
@@ -194,7 +194,7 @@ def guidance_of(draw: Draw) -> Guidance:
 
 
 def guidance_class(name: str) -> type[Guidance]:
-    """The class of a name in `SCHEDULES`, or of a class path."""
+    """The class that a name in `SCHEDULES` or a class path stands for."""
     if name in SCHEDULES:
         return SCHEDULES[name]
     if "." not in name:

@@ -1,4 +1,4 @@
-"""From labels to pictures: tokens drawn in batches and decoded."""
+"""From labels to pictures: draws tokens in batches and decodes them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,8 +14,8 @@ from alitok.sampling.weights import PRECISION, for_inference
 
 CPU_BATCH = 32
 LARGEST_BATCH = 512  # images: more do not make a GPU faster
-STEP_OF_BATCH = 64  # so that a little more or less free memory does not change the batch, and with it the images
-SHARE_OF_MEMORY = 0.8  # the rest is for what the allocator and the kernels keep for themselves
+STEP_OF_BATCH = 64  # so that a small change in free memory does not change the batch, and with it the images
+SHARE_OF_MEMORY = 0.8  # the allocator and the kernels need the rest
 
 Batch = tuple[list[int], Tensor, Tensor]
 
@@ -29,13 +29,14 @@ def sample_images(
     batch: int = 50,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Batch]:
-    """Draws and decodes images, a batch at a time.
+    """Draw and decode images, a batch at a time.
 
     Args:
-        labels: of each image, in [0, C].
-        draw: how; None for what the generator's card recommends.
-        indices: of the images in the whole set (default 0, 1, ...); with the seed they decide the random numbers.
-        batch: images drawn together.
+        labels: label of each image, in [0, C].
+        draw: settings of the draw; None for those that the generator's card recommends.
+        indices: positions of the images in the whole set (default 0, 1, ...); with the seed they decide the random
+            numbers.
+        batch: number of images drawn together.
         on_step: called with the step's number after each step of a batch.
 
     Yields:
@@ -51,10 +52,10 @@ def sample_images(
 
 
 class ImageSampler:
-    """A generator and a tokenizer made ready to draw any number of batches.
+    """A generator and a tokenizer, prepared to draw any number of batches.
 
-    On a GPU a batch is decoded on a stream of its own, beside the tokens of the next one, and handed over after those
-    are under way. The decoder stays in float32.
+    On a GPU a batch is decoded on a separate stream while the tokens of the next one are drawn, and yielded only after
+    those are queued. The decoder stays in float32.
     """
 
     def __init__(self, generator: Generator, tokenizer: Tokenizer, draw: Draw) -> None:
@@ -68,12 +69,12 @@ class ImageSampler:
         on_step: Callable[[int], None] | None = None,
         size: int = 0,
     ) -> Iterator[Batch]:
-        """Yields as `sample_images`.
+        """Yield as `sample_images`.
 
         Args:
-            batches: (indices, labels) of each.
-            on_step: as `Sampler.sample`.
-            size: on a GPU smaller batches are filled up to this, so that one captured step serves all.
+            batches: (indices, labels) of each batch.
+            on_step: as for `Sampler.sample`.
+            size: on a GPU smaller batches are padded to this, so that one captured step serves all.
         """
         if self.window > 1:
             yield from self._by_windows(batches, on_step, size)
@@ -106,7 +107,7 @@ class ImageSampler:
         on_step: Callable[[int], None] | None,
         size: int,
     ) -> Iterator[Batch]:
-        """As `sample`. Rows go on with images of the next batches, so a batch is handed over when it is whole."""
+        """As `sample`. Rows continue with images of the next batches; a batch is yielded when it is complete."""
         wanted = [(list(indices), list(labels)) for indices, labels in batches if len(indices)]
         images = [pair for indices, labels in wanted for pair in zip(indices, labels, strict=True)]
         rows = min(len(images), size or max((len(indices) for indices, _ in wanted), default=0))
@@ -133,7 +134,7 @@ class ImageSampler:
 
 
 def _handed_over(batch: Batch, decoded: torch.cuda.Event, device: torch.device) -> Batch:
-    """Makes the present stream wait until this batch is decoded; the next one may still be."""
+    """Make the current stream wait until this batch is decoded, without waiting for the next one."""
     present = torch.cuda.current_stream(device)
     present.wait_event(decoded)
     batch[2].record_stream(present)
@@ -141,9 +142,9 @@ def _handed_over(batch: Batch, decoded: torch.cuda.Event, device: torch.device) 
 
 
 def largest_batch(generator: Generator, tokenizer: Tokenizer, draw: Draw, free_bytes: int | None) -> int:
-    """Images that are drawn together: the most that fit into the free memory of a GPU; `CPU_BATCH` if it is None.
+    """The largest batch that fits into the free memory of a GPU; `CPU_BATCH` if that is None.
 
-    At most `LARGEST_BATCH`, and a multiple of `STEP_OF_BATCH` if as many fit. Counted for each image: the cache, logits
+    At most `LARGEST_BATCH`, and a multiple of `STEP_OF_BATCH` if that many fit. Per image it counts the cache, logits
     in float32 and float64, and the decoder's activations.
     """
     if free_bytes is None:
@@ -152,7 +153,7 @@ def largest_batch(generator: Generator, tokenizer: Tokenizer, draw: Draw, free_b
     rows = len(guidance_of(draw).branches(generator, label, draw.seed, [0]))
     tokens = generator.num_tokens
     width = generator.heads * generator.head_dim
-    at_once = draw.window if generator.causal else tokens  # places whose logits are there at a time
+    at_once = draw.window if generator.causal else tokens  # places whose logits exist at the same time
     cache = rows * len(generator.blocks) * 2 * tokens * width * PRECISION[draw.precision].itemsize * generator.causal
     logits = at_once * generator.codebook_size * generator.sub_codes * (rows * 3 * 4 + 3 * 8)
     widest = max(layer.out_features for layer in tokenizer.decoder.modules() if isinstance(layer, nn.Linear))

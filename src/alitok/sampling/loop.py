@@ -17,7 +17,7 @@ from alitok.sampling.graphs import Graphs
 from alitok.sampling.guidance import Branch, Guidance
 
 # How often the cache grows per sequence. Fewer growth steps read more empty slots; more steps copy the cache more often
-# and, on a GPU, each needs a CUDA graph of its own.
+# and, on a GPU, need one CUDA graph each.
 LAYOUTS = {"cpu": 16, "cuda": 8}
 
 
@@ -25,9 +25,9 @@ class Lane:
     """The branches that one network computes: rows of one batch over one cache.
 
     Args:
-        generator: as `for_inference` made it.
-        branches: of the first batch; later ones must be of the same number and kind.
-        dtype: of the cache.
+        generator: the result of `for_inference`.
+        branches: branches of the first batch; later batches must have the same number and kind.
+        dtype: dtype of the cache.
     """
 
     def __init__(self, generator: Generator, branches: Sequence[Branch], dtype: torch.dtype) -> None:
@@ -48,7 +48,7 @@ class Lane:
             self.cache.sources = torch.arange(steps, device=device).repeat(rows, 1)
 
     def start(self, branches: Sequence[Branch]) -> None:
-        """Takes the labels, conditions and sources of a new batch."""
+        """Take the labels, conditions and sources of a new batch."""
         self.x.copy_(self.generator.embed_labels(torch.cat([branch.labels for branch in branches])))
         self.value_weights = [branch.value_weights for branch in branches]
         for index, branch in enumerate(branches):
@@ -72,24 +72,25 @@ class Lane:
         return self.generator.step(x, position, self.cache)[:, 0]
 
     def feed(self, token: Tensor) -> None:
-        """Makes the token (B, 1) or (B, 1, S) the next input of every branch."""
+        """Make the token (B, 1) or (B, 1, S) the next input of every branch."""
         repeats = (len(self.value_weights), *[1] * (token.ndim - 1))
         self.x.copy_(self.generator.embed_tokens(token.repeat(repeats)))
 
 
 class TokenLoop:
-    """One batch of sequences while they are drawn: every buffer a step needs, allocated once and used for many batches.
+    """Draws one batch of sequences; its buffers are allocated once and serve many batches.
 
     On a GPU a step is captured as a CUDA graph (one for each layout of the cache) that contains the networks, guidance
     and drawing.
 
     Args:
-        generator: as `for_inference` made it.
-        rule: guidance.
-        branches: of the first batch, with their generators made ready.
+        generator: the result of `for_inference`.
+        rule: guidance: it names the branches of an image (e.g. its label and "no class") and combines their logits.
+        branches: branches of the first batch, with prepared generators.
         temperature: logits are divided by it.
-        dtype: of the cache.
+        dtype: dtype of the cache.
         forced: tokens may be given.
+        noise: dtype of the numbers that decide the draws.
 
     Raises:
         BadInput: a branch of another network that does not draw the same tokens, or one whose head has no logits.
@@ -103,6 +104,7 @@ class TokenLoop:
         temperature: float,
         dtype: torch.dtype,
         forced: bool = False,
+        noise: torch.dtype | None = None,
     ) -> None:
         self.generator, self.rule, self.temperature, self.forced = generator, rule, temperature, forced
         self.networks = [branch.generator or generator for branch in branches]
@@ -116,9 +118,8 @@ class TokenLoop:
         self.batch, steps = len(branches[0].labels), generator.num_tokens
         self.confident = any(branch.value_weights for branch in branches)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.uniforms = torch.zeros(
-            self.batch, steps, *generator.output.noise_shape, dtype=widest_float(device), device=device
-        )
+        noise = noise or widest_float(device)
+        self.noise = torch.zeros(self.batch, steps, *generator.output.noise_shape, dtype=noise, device=device)
         self.confidence = torch.zeros(self.batch, steps, device=device)
         self.ids = torch.zeros(self.batch, *generator.id_shape, dtype=torch.int64, device=device)
         self.given = torch.zeros_like(self.ids) if forced else None
@@ -134,21 +135,21 @@ class TokenLoop:
         return self.lanes[self.generator].cache
 
     def resize(self, length: int) -> None:
-        """Makes room for `length` positions in every cache."""
+        """Make room for `length` positions in every cache."""
         for lane in self.lanes.values():
             lane.cache.resize(length)
 
     def run(
         self,
         branches: Sequence[Branch],
-        uniforms: Tensor,
+        noise: Tensor,
         on_step: Callable[[int], None] | None = None,
         keep: int | None = None,
     ) -> Tensor:
-        """ids (B, N) of the branches' images, or the first `keep`; `uniforms` (B, N, ...) decide the draws."""
+        """Draw ids (B, N), or the first `keep`; the random numbers `noise` (B, N, ...) decide the draws."""
         for network, lane in self.lanes.items():
             lane.start(self._of(network, branches))
-        self.uniforms.copy_(uniforms.to(self.uniforms.dtype))  # on the CPU: the device may lack float64
+        self.noise.copy_(noise.to(self.noise.dtype))  # on the CPU: the device may lack float64
         self.position.zero_()
         self.confidence.zero_()
         steps = self.generator.num_tokens
@@ -167,13 +168,13 @@ class TokenLoop:
         return self.ids[:, :keep].clone()
 
     def advance(self) -> None:
-        """Draws the token at `self.position` and moves on, all on the device: nothing here waits for it."""
+        """Draw the token at `self.position` and advance. Nothing here waits for the device."""
         hidden = {network: lane.hidden(self.position, self.confidence) for network, lane in self.lanes.items()}
         own = hidden.pop(self.generator)
         others = {network: network.output(state).float() for network, state in hidden.items()}
 
         def guide(logits: Tensor) -> Tensor:
-            """Logits (rows, ...) of the generator's own branches -> (B, ...) by the guidance of this position."""
+            """Logits (rows, ...) of the generator's own branches -> (B, ...) after guidance at this position."""
             rows = {self.generator: logits, **others}
             parts = {network: iter(rows[network].split(self.batch)) for network in rows}
             branches = [next(parts[network]) for network in self.networks]
@@ -182,8 +183,8 @@ class TokenLoop:
                 self.confidence.index_copy_(1, self.position, confidence.prod(1, keepdim=True))  # over sub-codes
             return self.rule.combine(branches, self.position, self.generator.num_tokens)
 
-        uniform = self.uniforms.index_select(1, self.position)[:, 0]
-        token = self.generator.output.draw(own, uniform, guide, self.temperature)[:, None]
+        noise = self.noise.index_select(1, self.position)[:, 0]
+        token = self.generator.output.draw(own, noise, guide, self.temperature)[:, None]
         if self.given is not None:
             mask = self.given_mask.index_select(1, self.position).view(-1, *[1] * (token.ndim - 1))
             token = torch.where(mask, self.given.index_select(1, self.position), token)
@@ -194,7 +195,7 @@ class TokenLoop:
 
 
 def kernel_for(generator: Generator, dtype: torch.dtype, length: int = 1) -> str:
-    """The kernel of a decoding step of `length` tokens: plain if blocks are compiled, which fuse it themselves."""
+    """The kernel of a decoding step of `length` tokens: plain if blocks are compiled, since the compiler fuses it."""
     if any(isinstance(block, CompiledBlock) for block in generator.blocks):
         return "plain"
     device = generator.embeddings.weight.device
@@ -208,21 +209,21 @@ def kernel_for(generator: Generator, dtype: torch.dtype, length: int = 1) -> str
 
 @cache
 def works_on(device: torch.device, head_dim: int, dtype: torch.dtype, length: int) -> bool:
-    """Whether Triton's kernel gives what the plain products give on this GPU; says so once if it does not."""
+    """Whether Triton's kernel agrees with the plain products on this GPU; warns once if not."""
     from alitok.sampling.decode_kernel import agrees
 
     try:
         if right := agrees(device, head_dim, dtype, length, room=max(70, 2 * length)):
             return right
         reason = "its numbers differ from the plain products'"
-    except Exception as error:  # of the compiler or the driver, of any kind: the plain products take over
+    except Exception as error:  # the compiler or the driver may raise anything: the plain products take over
         reason = f"{type(error).__name__}: {error}"
     print(f"alitok: the Triton kernel of decoding is not used: {reason[:200]}", file=sys.stderr)
     return False
 
 
 def check_other(network: Generator, generator: Generator) -> None:
-    """Raises BadInput if a branch's own network cannot stand beside the generator that is sampled."""
+    """Raise BadInput if a branch's own network does not fit the generator that is sampled."""
     if (network.id_shape, network.codebook_size) != (generator.id_shape, generator.codebook_size):
         raise BadInput(
             f"Guidance takes a branch from a generator of {network.id_shape} ids of {network.codebook_size} codes; the"

@@ -23,8 +23,8 @@ class Canvas:
     Attributes:
         generator: the one that is sampled, with `token_logits`.
         symbols: (B, N) int64, ids of the known tokens and V for the masked ones.
-        indices: of the images in the whole set; with the seed they decide the random numbers.
-        on_step: called with a step's number after it.
+        indices: positions of the images in the whole set; with the seed they decide the random numbers.
+        on_step: called with the step's number after each step.
     """
 
     generator: Any
@@ -37,7 +37,7 @@ class Canvas:
     on_step: Callable[[int], None] | None = None
 
     def logits(self, symbols: Tensor, step: int, steps: int) -> Tensor:
-        """(B, N, V) of all places after guidance, whose scale depends on the share of the steps that is done."""
+        """Logits (B, N, V) of all places after guidance, whose scale depends on the share of steps done."""
         position = send(torch.tensor([step]), symbols.device)
         parts = []
         for branch in self.branches:
@@ -51,28 +51,30 @@ class Canvas:
 
 
 class Reveal:
-    """An order and number of steps in which masked tokens become known.
+    """An order and a number of steps in which masked tokens are drawn.
 
     Attributes:
-        steps: how many.
+        steps: number of steps.
     """
 
     steps: int
 
     def __call__(self, canvas: Canvas) -> Tensor:
-        """ids (B, N). Draws depend on the canvas' seed and indices alone; known symbols stay."""
+        """Return ids (B, N). Draws depend only on the canvas's seed and indices; known symbols stay."""
         raise NotImplementedError
 
 
 def reveal_for(generator: Generator, draw: Draw) -> Reveal | None:
-    """As `reveal_of`, for all of a draw.
+    """`reveal_of` for a draw's sampler.
 
     Raises:
-        BadInput: the draw has what only drawing token by token knows.
+        BadInput: as `reveal_of`, or the draw has a setting that needs drawing token by token.
     """
     reveal = reveal_of(generator, draw.sampler)
-    if reveal is not None and (draw.keep is not None or draw.window > 1 or draw.compiled):
-        raise BadInput(f"{type(generator).__name__} draws many tokens in a step: leave out keep, window and compile.")
+    if reveal is not None and (draw.keep is not None or draw.window > 1 or draw.compiled or draw.noise == "gumbel"):
+        raise BadInput(
+            f"{type(generator).__name__} draws many tokens in a step: leave out keep, window, compile and Gumbel noise."
+        )
     return reveal
 
 

@@ -1,7 +1,7 @@
-"""Sets of samples on disk: what decides them, drawing that is shared over processes, and that survives a kill.
+"""Sets of samples on disk: their settings, and drawing that processes share and that resumes after a kill.
 
-What is drawn lies in a hidden folder beside the output (`.samples.npz.partial`), with the settings that decide the
-images; the output appears when all of them are there.
+Drawn images are stored in a hidden folder next to the output (`.samples.npz.partial`), with the settings that decide
+them; the output appears when all images are drawn.
 """
 
 import os
@@ -34,22 +34,22 @@ from alitok.sampling.guidance import guidance_of
 from alitok.sampling.images import ImageSampler, largest_batch
 from alitok.sampling.reveal import reveal_for
 
-# What an output that is called so cannot be: a folder.
+# An output with one of these suffixes cannot be a folder.
 FILE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy", ".zip", ".json")
 # Settings that do not decide the images.
 NOT_DECIDING = ("name", "class_names", "drawn_with", "alitok")
 
 
 class SampleSet:
-    """`count` images on their way into an .npz (`arr_0`), a folder of PNG or a .png grid.
+    """`count` images that are written as an .npz (`arr_0`), a folder of PNG or a .png grid.
 
     Args:
-        out: the output; its suffix says which.
-        settings: all that decides the images, ready for JSON; written beside the images as `samples.json`, inside the
-            folder or in the place of the suffix. Not for a grid.
+        out: the output; its suffix decides the format.
+        settings: everything that decides the images, ready for JSON; written as `samples.json` inside the folder, or
+            as `NAME.json` next to `NAME.npz`. Not written for a grid.
 
     Raises:
-        BadInput: a suffix of something else, or an output that may not be replaced.
+        BadInput: an unsuitable suffix, or an output that may not be replaced.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -68,10 +68,10 @@ class SampleSet:
         if self.kind != "folder" and out.is_dir():
             raise BadInput(f"--out {out} is a folder; name another file.")
         if self.kind == "npz" and self.sidecar.exists() and "num_classes" not in (read_settings(self.sidecar) or {}):
-            raise BadInput(f"--out {out} would replace {self.sidecar}, which tells of no samples; name another.")
+            raise BadInput(f"--out {out} would replace {self.sidecar}, which describes no samples; name another.")
 
     def done(self) -> bool:
-        """Whether the output is there already, of the same settings."""
+        """Whether the output exists already, with the same settings."""
         return (
             self.kind != "grid"
             and self.out.exists()
@@ -79,13 +79,13 @@ class SampleSet:
         )
 
     def start(self, drawn_with: dict[str, Any] | None = None) -> None:
-        """Makes the hidden folder, or takes up the one that is there. For one process.
+        """Make the hidden folder, or resume from the existing one. For one process.
 
         Args:
-            drawn_with: `batch` and `device` of what comes now; the settings keep all that a set was drawn with.
+            drawn_with: `batch` and `device` of this run; the settings list those of every run.
 
         Raises:
-            BadInput: it holds images of other settings, or the place cannot be written.
+            BadInput: the folder holds images of other settings, or cannot be written.
         """
         self.work.begin()
         held = self.work.held() or {}
@@ -100,16 +100,16 @@ class SampleSet:
             )
 
     def drawn(self) -> list[int]:
-        """Indices of the images that are in the hidden folder, in order."""
+        """Indices of the images in the hidden folder."""
         indices = [index for run, _ in run_files(self.partial, ".npy") for index in run]
         return indices + sorted(int(file.stem) for file in self.partial.glob("[0-9]*.png"))
 
     def missing(self, batch: int) -> list[range]:
-        """What is still to be drawn, as runs of at most `batch` consecutive indices."""
+        """Indices still to be drawn, as runs of at most `batch` consecutive ones."""
         return missing_runs(self.drawn(), self.count, batch)
 
     def write(self, start: int, images: Tensor) -> None:
-        """Keeps images start, start + 1, ...: uint8 (B, 3, H, W)."""
+        """Store images start, start + 1, ...: uint8 (B, 3, H, W)."""
         if self.kind == "folder":
             from torchvision.io import encode_png
 
@@ -121,11 +121,11 @@ class SampleSet:
                 list(savers.map(save, range(start, start + len(images)), images.cpu()))
             return
         with atomic_file(self.partial / f"{run_name(range(start, start + len(images)))}.npy") as temporary:
-            # contiguous where the images are: `save` would go through the strides byte by byte
+            # contiguous on the images' device: `save` would walk the strides byte by byte
             np.save(temporary, images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def finish(self, grid: Callable[[Tensor], None] | None = None) -> None:
-        """Puts the output in its place and clears up. For one process, when nothing is missing.
+        """Write the output and remove the hidden folder. For one process, when nothing is missing.
 
         Args:
             grid: saves a grid of uint8 images (count, 3, H, W).
@@ -142,7 +142,7 @@ class SampleSet:
             self.partial.replace(self.out)
             return
         if self.kind == "npz":
-            self.sidecar.unlink(missing_ok=True)  # never beside images of which it does not tell
+            self.sidecar.unlink(missing_ok=True)  # never next to images that it does not describe
             self._write_npz()
             with atomic_file(self.sidecar) as temporary:
                 shutil.copyfile(self.partial / SIDECAR, temporary)
@@ -151,13 +151,13 @@ class SampleSet:
         shutil.rmtree(self.partial)
 
     def _arrays(self) -> Iterator[Any]:
-        """Images 0 .. count - 1, uint8 (M, H, W, 3) at a time; none twice, whatever was drawn twice."""
+        """Images 0 .. count - 1 as uint8 arrays (M, H, W, 3); each once, even if it was drawn twice."""
         for file, skip in once(run_files(self.partial, ".npy")):
             yield np.load(file)[skip:]
 
     def _write_npz(self) -> None:
-        """Shard after shard into the archive, so that 50,000 images need no memory of their own."""
-        whole = self.partial / "whole.npz"  # in the hidden folder, where the half of it that a kill leaves is found
+        """Write shard after shard into the archive, so that 50,000 images need not fit into memory."""
+        whole = self.partial / "whole.npz"  # in the hidden folder, which is cleaned up after a kill
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, self.size, self.size, 3)}
         with (
             atomic_file(whole) as temporary,
@@ -174,7 +174,7 @@ CYCLING = "cycling"
 
 
 def class_names(generator: Generator) -> list[str]:
-    """Names of the generator's classes, their numbers where the card has none."""
+    """Names of the generator's classes; their numbers if the card has none."""
     return generator.card.get("class_names") or [str(index) for index in range(generator.num_classes)]
 
 
@@ -186,18 +186,18 @@ def set_settings(
     count: int,
     classes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """All that decides a set of images, as it is written beside them.
+    """Everything that decides a set of images, as it is written next to them.
 
     Args:
-        names: of the generator and of the tokenizer.
-        classes: of each image; None = cycling through all.
+        names: names of the generator and the tokenizer.
+        classes: class of each image; None = cycling through all.
 
     Raises:
         BadInput: an unknown schedule.
     """
     guidance_of(draw)
     reveal = reveal_for(generator, draw)
-    if reveal is not None and draw.sampler is None:  # its own, whose defaults may change
+    if reveal is not None and draw.sampler is None:  # the generator's, whose defaults may change
         own = {"class_path": generator.sampler, "init_args": vars(reveal)}
         draw = replace(draw, sampler=own)
     known = class_names(generator)
@@ -207,7 +207,7 @@ def set_settings(
         "tokenizer": {
             "name": names[1],
             "digest": tokenizer.card["digest"],
-            "decoder": module_digest(tokenizer.decoder),  # the digest before it is that of encoder and codes
+            "decoder": module_digest(tokenizer.decoder),  # the digest above covers encoder and codes only
         },
         **draw.record(),
         "classes": CYCLING if classes is None else list(classes),
@@ -227,16 +227,16 @@ def draw_set(
     batch: int | None = None,
     grid: Callable[[Tensor], None] | None = None,
 ) -> bool:
-    """Draws the images of `settings` (of `set_settings`) to `out`, each process its share. A collective.
+    """Draw the images of `settings` (from `set_settings`) to `out`, each process its share. A collective.
 
-    What an earlier run of the same settings left is kept; a batch is saved while the next is drawn.
+    Resumes an earlier run with the same settings; saves a batch while the next is drawn.
 
     Args:
         batch: images drawn together; None = the most that fit.
-        grid: as `SampleSet.finish`.
+        grid: as for `SampleSet.finish`.
 
     Returns:
-        False where the set was there already.
+        False if the set existed already.
 
     Raises:
         BadInput: as `SampleSet`, on every process.
@@ -275,7 +275,7 @@ def draw_set(
 
 
 def common_batch(generator: Generator, tokenizer: Tokenizer, draw: Draw) -> int:
-    """The most images that fit on every process, equal on each, as the shares are cut by it. A collective."""
+    """The largest batch that fits on every process; the same on each, since the shares depend on it. A collective."""
     device = generator.embeddings.weight.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     most = largest_batch(generator, tokenizer, draw, free)

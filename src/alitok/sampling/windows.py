@@ -1,12 +1,12 @@
-"""Several tokens a pass, with the ids that drawing one after another gives.
+"""Draws several tokens per pass, with the same ids as drawing one token at a time.
 
 A token is a function of its logits and of random numbers that belong to its image and position. So each pass reads the
-last token and L - 1 drafts, and draws all L places. The first draw is right, and so is every further one whose inputs
-turned out right. The other draws are the drafts of the next pass (predictive sampling: Wiggers & Hoogeboom 2020, arXiv
+last token and L - 1 drafts, and draws all L places. The first draw is right, and so is every later one whose inputs
+are right. The other draws are the drafts of the next pass (predictive sampling: Wiggers & Hoogeboom 2020, arXiv
 2002.09928).
 
-Products of L rows round differently from those of one row. So now and then a draw that lies on the edge of two tokens
-takes the other one, and the tokens after it are others too.
+Products of L rows round differently from those of one row. So now and then a draw at the edge between two tokens takes
+the other one, and the tokens after it change too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from alitok.sampling.graphs import Graphs
 from alitok.sampling.guidance import Branch, Guidance
 from alitok.sampling.loop import LAYOUTS, check_other, kernel_for
 
-# Passes between two looks at how far the rows are; each look waits for the device.
+# Passes between two checks of the rows' progress; each check waits for the device.
 LOOK = {"cpu": 1, "cuda": 8}
 
 
@@ -32,20 +32,18 @@ class Job:
     """An image to be drawn.
 
     Attributes:
-        name: what the caller calls it.
-        branches: of guidance, one row each.
-        uniforms: (1, N, ...) random numbers that decide its draws.
+        name: the caller's number for it.
+        branches: branches of guidance, one row each.
+        noise: (1, N, ...) random numbers that decide its draws.
     """
 
     name: int
     branches: list[Branch]
-    uniforms: Tensor
+    noise: Tensor
 
 
 class WindowLane:
-    """The branches that one network computes, as `loop.Lane`, for windows: B rows of each branch, one branch after the
-    other.
-    """
+    """`loop.Lane` for windows: the branches that one network computes, B rows of the first branch, then of the next."""
 
     def __init__(
         self, generator: Generator, branches: Sequence[Branch], rows: int, dtype: torch.dtype, window: int
@@ -62,7 +60,7 @@ class WindowLane:
         self.condition = torch.zeros(self.count * rows, length, width, device=device) if length else None
 
     def put(self, row: int, branches: Sequence[Branch]) -> None:
-        """Takes an image into a row, and forgets what an earlier one left: masked entries still count as 0 x NaN."""
+        """Put an image into a row and clear the earlier one's cache: masked entries still count as 0 x NaN."""
         for index, branch in enumerate(branches):
             place = index * self.rows + row
             for stored in (self.cache.keys, self.cache.values):
@@ -72,7 +70,7 @@ class WindowLane:
                 self.condition[place] = 0.0 if branch.condition is None else branch.condition[0]
 
     def hidden(self, before: Tensor, places: Tensor) -> Tensor:
-        """Hidden states (rows * L, width) of every branch at the places (B, L), after the tokens `before` them."""
+        """Hidden states (rows * L, width) of every branch at the places (B, L), whose preceding tokens are `before`."""
         repeat = (self.count, *[1] * (before.ndim - 1))
         tokens, places = self.generator.embed_tokens(before.repeat(repeat)), places.repeat(self.count, 1)
         x = torch.where(places[..., None] == 0, self.label, tokens)
@@ -84,25 +82,25 @@ class WindowLane:
 
 
 class WindowLoop:
-    """Rows of images that advance on their own; a finished row takes the next image.
+    """Draws images in rows that advance independently; a finished row takes the next image.
 
     Args:
-        generator: as `for_inference` made it.
+        generator: the result of `for_inference`.
         rule: guidance.
-        branches: of any image, with their generators made ready.
-        rows: B, images drawn together.
-        window: L.
+        branches: branches of any image, with prepared generators.
+        rows: B, number of images drawn together.
+        window: L, number of places drawn per pass.
         temperature: logits are divided by it.
-        dtype: of the cache.
-        keep: stop after so many tokens.
+        dtype: dtype of the cache.
+        keep: draw only this many first tokens.
+        noise: dtype of the numbers that decide the draws.
 
     Attributes:
-        passes: of the networks, each for all rows.
-        tried, accepted: (N,) drafts of each place that were read while it was the first unknown one, and that were
-            right.
+        passes: number of passes of the networks, each over all rows.
+        tried, accepted: (N,) number of drafts per place that were tested after right inputs, and that were right.
 
     Raises:
-        BadInput: guidance that needs the final tokens before a place, which drafts are not.
+        BadInput: guidance that needs the final tokens before a place instead of drafts.
     """
 
     def __init__(
@@ -115,6 +113,7 @@ class WindowLoop:
         temperature: float,
         dtype: torch.dtype,
         keep: int | None = None,
+        noise: torch.dtype | None = None,
     ) -> None:
         if any(branch.value_weights is not None or branch.sources is not None for branch in branches):
             raise BadInput(
@@ -135,7 +134,7 @@ class WindowLoop:
         self.window = min(window, self.steps)
         total = generator.num_tokens
         shape = (rows, total, *generator.output.noise_shape)
-        self.uniforms = torch.zeros(shape, dtype=widest_float(device), device=device)
+        self.noise = torch.zeros(shape, dtype=noise or widest_float(device), device=device)
         self.ids = torch.zeros(rows, *generator.id_shape, dtype=torch.int64, device=device)
         self.next = torch.full((rows,), self.steps, device=device)  # the place that each row draws next
         self.reached = torch.zeros(rows, dtype=torch.int64, device=device)  # how many places have been drawn at all
@@ -148,13 +147,13 @@ class WindowLoop:
         return [branch for branch, own in zip(branches, self.networks, strict=True) if own is network]
 
     def run(self, jobs: Iterable[Job], on_step: Callable[[int], None] | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Draws all images.
+        """Draw all images.
 
         Args:
-            on_step: called with a number whenever as many tokens are drawn as there are rows.
+            on_step: called with a running number, once per B drawn tokens.
 
         Yields:
-            name and ids (N,) or (N, S) of each image, or its first `keep`, as they are finished.
+            name and ids (N,) or (N, S) of each image, or its first `keep`, in the order of finishing.
         """
         queue, names = iter(jobs), [-1] * self.rows
         look, told = LOOK.get(self.device.type, 1), 0
@@ -192,7 +191,7 @@ class WindowLoop:
                     self.graphs.run(0, self.advance)
 
     def _make_room(self, length: int) -> None:
-        """Lets the cache grow with the farthest row: on a CPU each pass reads all of its length."""
+        """Grow the cache with the farthest row: on a CPU each pass reads its whole length."""
         part = -(-self.steps // LAYOUTS["cpu"])
         wanted = self.steps if self.device.type == "cuda" else min(self.steps, -(-length // part) * part)
         for lane in self.lanes.values():
@@ -202,16 +201,16 @@ class WindowLoop:
     def _put(self, row: int, job: Job) -> None:
         for network, lane in self.lanes.items():
             lane.put(row, self._of(network, job.branches))
-        self.uniforms[row] = job.uniforms[0].to(self.uniforms.dtype)
+        self.noise[row] = job.noise[0].to(self.noise.dtype)
         self.ids[row], self.next[row], self.reached[row] = 0, 0, 0
 
     def advance(self) -> None:
-        """One pass over all rows. Nothing here waits for the device. Finished rows repeat their beginning."""
+        """Run one pass over all rows. Nothing here waits for the device. Finished rows repeat their start."""
         unfinished = self.next < self.steps
         start = torch.where(unfinished, self.next.clamp(max=self.steps - self.window), 0)
         places = start[:, None] + self.offsets  # (B, L)
         known, fresh = places < self.next[:, None], places >= self.reached[:, None]
-        # A place that no pass has drawn yet begins with the token above it.
+        # The first draft of a place is the token above it.
         above = (places - self.generator.columns).clamp(min=0)
         above = torch.minimum(above, (self.reached[:, None] - 1).clamp(min=0))
         drafts = _where(fresh, in_order(self.ids, above), in_order(self.ids, places))
@@ -227,8 +226,8 @@ class WindowLoop:
             parts = {network: iter(rows[network].split(len(flat))) for network in rows}
             return self.rule.combine([next(parts[own]) for own in self.networks], flat, self.generator.num_tokens)
 
-        uniforms = in_order(self.uniforms, places).flatten(0, 1)
-        drawn = self.generator.output.draw(own, uniforms, guide, self.temperature)
+        noise = in_order(self.noise, places).flatten(0, 1)
+        drawn = self.generator.output.draw(own, noise, guide, self.temperature)
         drawn = _where(known, drafts, drawn.unflatten(0, places.shape))
         right = (drawn == drafts).view(*places.shape, -1).all(2)  # (B, L)
         right[:, -1] = False  # the last draw was no input of this pass

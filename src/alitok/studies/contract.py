@@ -1,6 +1,6 @@
-"""The contract of an idea, checked on its YAML: what every other part of the project relies on.
+"""Checks an idea's YAML against the contract that the rest of the project relies on.
 
-It builds at full size. Small, it trains, resumes exactly and leaves an artifact. The ids and the gradient of a step are
+The idea builds at full size. Made small, it trains, resumes exactly and saves an artifact. The gradient of a step is
 the same for one process, two micro-batches, DDP and FSDP2. A generator's cached step equals its forward pass.
 """
 
@@ -31,36 +31,36 @@ from alitok.training.base import TrainingModule
 from alitok.training.checkpoint import AtomicCheckpointIO
 from alitok.training.parallel import FSDP2
 
-TOLERANCE = 1e-5  # of a gradient's norm
+TOLERANCE = 1e-5  # relative to the gradient's norm
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule of the contract: what it says, and what broke it (None: nothing did)."""
+    """One rule of the contract, and what broke it (None: it holds)."""
 
     rule: str
     fault: str | None
 
 
 def findings(stack: Sequence[str | Path], folder: Path, overrides: Sequence[str] = ()) -> Iterator[Finding]:
-    """Checks rule after rule, as far as the rules before let it; strategies are `strategy_findings`.
+    """Check the rules one by one, except those of `strategy_findings`.
 
     Args:
-        stack: files as `compose_run` takes them.
-        folder: empty; for runs.
+        stack: files for `compose_run`.
+        folder: empty folder for runs.
     """
     yield from _tried("it builds at full size", lambda: _full_size(compose_run(stack, overrides)))
     config = small(compose_run(stack, [*overrides, "--define.run", str(folder)]))
     for rule, check in (
         ("it trains three steps and resumes to the same weights", _resumes),
         ("its artifact holds the model alone and gives the same outputs", _artifact),
-        ("what it says it can do holds", _capabilities),
+        ("what it states it can do holds", _capabilities),
     ):
         yield from _tried(rule, lambda check=check: check(copy.deepcopy(config), folder))  # type: ignore[misc]
 
 
 def all_findings(stack: Sequence[str | Path], folder: Path, overrides: Sequence[str] = ()) -> Iterator[Finding]:
-    """Every rule, the strategies' last; what cannot be checked after a broken rule is left out."""
+    """Check every rule, those of strategies last and only if no other rule is broken."""
     broken = False
     for finding in findings(stack, folder, overrides):
         broken |= finding.fault is not None
@@ -79,7 +79,7 @@ def all_findings(stack: Sequence[str | Path], folder: Path, overrides: Sequence[
 def _tried(rule: str, check: Callable[[], None]) -> Iterator[Finding]:
     try:
         check()
-    except Exception as error:  # whatever an idea raises is what is wrong with it
+    except Exception as error:  # any error of an idea is a finding
         text = " ".join(str(error).split()) or "it failed"
         yield Finding(rule, f"{type(error).__name__}: {text[:300]}")
     else:
@@ -97,7 +97,7 @@ def _full_size(config: Mapping[str, Any]) -> None:
 
 
 def _trained(config: Mapping[str, Any], folder: Path, steps: int, start: Path | None = None) -> tuple[Any, Path]:
-    """The module after so many steps, and its checkpoint."""
+    """The module after this many steps, and its checkpoint."""
     module, data = _made(config)
     trainer = _trainer(steps)
     trainer.fit(module, datamodule=data, ckpt_path=None if start is None else str(start))
@@ -150,7 +150,7 @@ def _artifact(config: dict[str, Any], folder: Path) -> None:
 
 
 def _outputs(model: Any) -> Tensor:
-    """What a model gives for fixed inputs."""
+    """A model's output for fixed inputs."""
     if isinstance(model, Tokenizer):
         return model.decode(model.encode(_pictures(model, 2)), seed=3)
     return generate(model, torch.tensor([0, 1]), guidance=2.0, seed=3)
@@ -175,7 +175,7 @@ def _capabilities(config: dict[str, Any], folder: Path) -> None:
 
 
 def _stirred(module: TrainingModule) -> None:
-    """Small noise on all weights: what starts at zero would hide faults."""
+    """Add small noise to all weights: weights that start at zero would hide faults."""
     for name, parameter in module.named_parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=stream("stirred", name))
 
@@ -238,7 +238,7 @@ def _check_generator(model: Generator) -> None:
 
 
 def gradient(config: Mapping[str, Any], micro: int | None, strategy: Any = "auto", devices: int = 1) -> dict[str, Any]:
-    """The gradient of the first step before the optimizer, by name, and the ids of the tokenizer, if it has any."""
+    """The gradient of the first step before the optimizer, by name, and the step's ids."""
     config = copy.deepcopy(dict(config))
     config["data"]["init_args"]["micro_batch"] = micro
     module, data = _made(config)
@@ -253,14 +253,13 @@ def gradient(config: Mapping[str, Any], micro: int | None, strategy: Any = "auto
 
     module.on_before_optimizer_step = keep  # type: ignore[method-assign]
     _trainer(1, strategy, devices).fit(module, datamodule=data)
-    found["ids"] = [part.cpu() for part in module.record.ids]
     return found
 
 
 def compare(whole: Mapping[str, Any], other: Mapping[str, Any], what: str) -> Finding:
     """Whether two gradients of one step agree."""
     rule = f"the gradient with {what} is that of one batch"
-    names = sorted(name for name in whole.keys() | other.keys() if name != "ids")
+    names = sorted(whole.keys() | other.keys())
     absent = [name for name in names if name not in whole or name not in other]
     if absent:
         return Finding(rule, f"{absent[0]} has a gradient in one of both only")
@@ -279,7 +278,7 @@ def micro_batch_finding(config: Mapping[str, Any]) -> tuple[dict[str, Any], Find
 
 
 def couples_images(config: Mapping[str, Any]) -> bool:
-    """Whether an image's gradient depends on the others of its micro-batch: by a loss term, or by batch norm."""
+    """Whether an image's gradient depends on the others in its micro-batch, by a loss term or by batch norm."""
     module, _ = _made(config)
     coupled = any(term.whole_batch for term in module.terms.values())
     return coupled or any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
@@ -306,7 +305,7 @@ def strategy_findings(
 
 
 def _of_one_process(number: int, jobs: Sequence[tuple[str, Mapping[str, Any]]], out: str) -> None:
-    """The gradients of each job under both strategies, written by the first process."""
+    """Compute the gradients of each job under both strategies; the first process writes them."""
     for name, config in jobs:
         result: Any
         try:
@@ -314,7 +313,7 @@ def _of_one_process(number: int, jobs: Sequence[tuple[str, Mapping[str, Any]]], 
                 "DDP": gradient(config, None, DDPStrategy(process_group_backend="gloo"), 2),
                 "FSDP2": gradient(config, None, FSDP2("gloo"), 2),
             }
-        except Exception as error:  # whatever an idea raises is what is wrong with it
+        except Exception as error:  # any error of an idea is a finding
             result = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if number == 0:
             torch.save(result, Path(out) / f"{name}.pt")

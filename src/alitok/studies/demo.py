@@ -1,4 +1,4 @@
-"""The whole line on embedded data: two tokenizer stages, token cache, generator, samples, report."""
+"""The whole pipeline on built-in data: two tokenizer stages, token cache, generator, samples, report."""
 
 import json
 import time
@@ -24,19 +24,19 @@ def demo(
     precision: str = "auto",
     minutes: float | None = None,
 ) -> None:
-    """Runs the line, or what of it is missing.
+    """Run the parts of the pipeline that are missing.
 
     Args:
-        out: where all of it goes.
-        configs: folder of the three YAML files, and of features.yaml, if it is there, laid over the tokenizer's.
-        images: in the token cache.
-        samples: that are measured.
-        classifier_steps: of the measuring network.
-        precision: of training; "auto" = the faster one here.
-        minutes: for all of it, see `planned`.
+        out: folder for all output.
+        configs: folder of the three YAML files; features.yaml, if there, is laid over the tokenizer's.
+        images: number of images in the token cache.
+        samples: number of measured samples.
+        classifier_steps: training steps of the measuring network.
+        precision: training precision; "auto" = the faster one here.
+        minutes: time for everything, see `planned`.
 
     Raises:
-        BadInput: a configuration that is not valid, or another command at work in the folder.
+        BadInput: an invalid configuration, or another command is running in the folder.
     """
     import torch
 
@@ -48,7 +48,7 @@ def demo(
     from alitok.training.launch import run as launch
 
     files = {"stage1": "tokenizer-stage1", "stage2": "tokenizer-stage2", "generator": "generator"}
-    # composed before the minutes of the first step
+    # composed first, so that errors show before anything is trained
     features = configs / "features.yaml"
     stages = {}
     for stage, name in files.items():
@@ -61,15 +61,18 @@ def demo(
         plan = planned(out, stages, minutes, precision, device, sizes)
         print(
             f"Demo in {out}: {plan.precision}, {torch.get_num_threads()} threads, {plan.share:.0%} of the recipe's"
-            f" steps, about {sum(plan.seconds.values()) / 60:.0f} minutes in all.",
+            f" steps, about {sum(plan.seconds.values()) / 60:.0f} minutes in all"
+            + (f"; compiled: {', '.join(plan.compiled)}." if plan.compiled else "."),
             flush=True,
         )
         if plan.share == FLOOR:
             print(
                 f"Fewer steps would give no pictures, so this takes longer than {plan.minutes:g} minutes.", flush=True
             )
-        for config in stages.values():
+        for stage, config in stages.items():
             config["trainer"]["precision"] = plan.precision
+            if stage in plan.compiled:
+                config["model"]["init_args"]["compile_blocks"] = True
             cut(config, plan.share)
 
         clock = Clock(out / "seconds.json", plan)
@@ -94,7 +97,7 @@ def demo(
 
 
 class Clock:
-    """Seconds of each step, kept in a file so that an interrupted demo still reports them all."""
+    """Seconds of each step, stored in a file so that an interrupted demo still reports all of them."""
 
     def __init__(self, file: Path, plan: "Plan") -> None:
         self.file, self.plan = file, plan
@@ -115,7 +118,7 @@ class Clock:
 
 
 def classifier(folder: Path, steps: int) -> None:
-    """Trains the small classifier that stands in for Inception; done when its folder is there."""
+    """Train the small classifier that replaces Inception, unless its folder exists."""
     from alitok.data.reading import read_all
     from alitok.data.shapes import Shapes
     from alitok.evaluation.classifier import train_and_save
@@ -127,7 +130,7 @@ def classifier(folder: Path, steps: int) -> None:
 
 
 def cache_tokens(out: Path, images: int) -> None:
-    """The ten-crop token cache of the training pictures, made with stage 1's encoder and codebook."""
+    """Write the ten-crop token cache of the training pictures with stage 1's encoder and codebook, unless it exists."""
     from alitok.artifacts.folder import load_tokenizer
     from alitok.data.encoding import tokenize
     from alitok.data.shapes import Shapes
@@ -139,7 +142,7 @@ def cache_tokens(out: Path, images: int) -> None:
 
 
 def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
-    """Samples, measures, and the page; always made anew."""
+    """Draw samples, measure, and write the page, even if they exist already."""
     import resource
 
     import torch
@@ -169,7 +172,7 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
     size, names = stages[0].image_size, generator.card["class_names"]
     extractor = open_extractor(str(out / "classifier"), "cpu")
 
-    # Two sets of pictures that no stage has seen: one to measure against, one to say how far real is from real.
+    # Two sets of pictures that no stage has seen: the reference, and one for the distance of real from real.
     held_out, _ = read_all(Shapes("val", size, count=count, seed=0), size)
     others, other_labels = read_all(Shapes("val", size, count=count, seed=1), size)
     reference, real = FeatureStatistics(extractor.num_features), FeatureStatistics(extractor.num_features)
@@ -197,7 +200,8 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
     generation = GenerationMetrics(extractor, reference)
     labels = [index % len(names) for index in range(count)]
     samples: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    first_ids, agreed = [], 0
+    taken: dict[str, list[str]] = {name: [] for name in names}  # the classifier's class of each sample
+    first_ids = []
     batch = 100
     with counter("Sampling", -(-count // batch) * generator.num_tokens) as advance:
         for indices, ids, images in sample_images(
@@ -210,14 +214,14 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
         ):
             pixels = to_uint8(images)
             generation.update(pixels)
-            wanted = torch.tensor([labels[index] for index in indices])
-            agreed += int((extractor(pixels).probabilities.argmax(1) == wanted).sum())
+            found = extractor(pixels).probabilities.argmax(1).tolist()
             first_ids.append(ids)
-            for index, image in zip(indices, images, strict=True):
+            for index, image, number in zip(indices, images, found, strict=True):
                 samples[names[labels[index]]].append(image)
+                taken[names[labels[index]]].append(names[number])
     results = generation.compute()
     numbers |= {
-        "class_agreement": agreed / count,
+        "class_agreement": sum(found.count(name) for name, found in taken.items()) / count,
         "class_agreement_real": correct / count,
         "fid": results["fid"],
         "fid_real": frechet_distance(reference, real),
@@ -243,6 +247,7 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
         stage1=copies[0],
         stage2=copies[1],
         samples=few,
+        taken=taken,
         forming=[(names[labels[i]], *forming(stages[0], stages[1], ids[i])) for i in range(min(5, count))],
         curves={
             "Stage 1: causal decoder": read_curves(out / "stage1"),
@@ -264,6 +269,10 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
             "Versions": versions(),
         },
         next_steps=[
+            (
+                "Look at the tokens in a browser and change them (docs/app.md; it needs pip install 'alitok[app]').",
+                app_command(out),
+            ),
             ("Draw more of two classes.", sample_command(out, "star,heart")),
             ("Send your own pictures through the tokenizer.", reconstruct_command(out)),
             (
@@ -285,13 +294,17 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
 
 
 def steps_in_words(plan: "Plan") -> str:
-    """How much of the recipe was trained, and what a longer run gives."""
+    """How much of the recipe was trained, and the result of a longer run."""
     words = f"{plan.share:.0%} of the recipe's"
     if plan.minutes is not None:
         words += f", for {plan.minutes:g} minutes here"
     if plan.share < 1:
         words += "; on a faster machine all of them gave samples of which 93 % show the class asked for (--minutes 0)"
     return words
+
+
+def app_command(out: Path) -> str:
+    return f"alitok app --generator {out}/generator/artifact --tokenizer {out}/stage2/artifact {out}/stage1/artifact"
 
 
 def sample_command(out: Path, classes: str) -> str:
@@ -309,13 +322,13 @@ def reconstruct_command(out: Path) -> str:
 
 
 def forming(stage1: Any, stage2: Any, ids: Any) -> tuple[list[int], Any]:
-    """A picture token by token: what the first k ids (N,) fix.
+    """Frames of a picture that forms token by token, from ids (N,).
 
-    Stage 1's decoder is causal, so each patch is final as soon as its token is there; until then it is grey. The first
-    tokens are the prefix: they show, by their own head, the first row. The last frame is stage 2's decoding.
+    Stage 1's decoder is causal, so each patch is final as soon as its token is known; until then it is gray. The first
+    tokens are the prefix, whose head shows the first row. The last frame is stage 2's decoding.
 
     Returns:
-        numbers of tokens, and frames (T, 3, H, W).
+        T token counts, and frames (T, 3, H, W).
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The search of `alitok tune-guidance`: features of every setting on disk, FID with its uncertainty, new settings."""
+"""The search of `alitok tune-guidance`: stores features of every setting, computes FID with errors, refines."""
 
 import argparse
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +27,8 @@ from alitok.sampling.guidance import PowerCosine, guidance_class
 from alitok.sampling.images import ImageSampler
 from alitok.sampling.sets import NOT_DECIDING, common_batch, set_settings
 
-GROUPS = 10  # of the jackknife
-# Settings of a search that may change from one run to the next in the same folder.
+GROUPS = 10  # groups of the jackknife
+# Settings of a search that may differ between runs in the same folder.
 FREE = ("count", "guidance", "power", "schedule")
 
 Setting = tuple[float, float]  # scale, power
@@ -36,7 +36,7 @@ Setting = tuple[float, float]  # scale, power
 
 @dataclass(frozen=True)
 class Result:
-    """FID of a setting with its standard error; `behind` = FID minus the best one's, with that of the difference."""
+    """FID of a setting with its standard error; `behind` = FID minus the best FID, with the error of the difference."""
 
     scale: float
     power: float | None
@@ -48,7 +48,7 @@ class Result:
 
 
 class Search:
-    """Scales and powers over one generator, tokenizer, reference and extractor.
+    """Searches scales and powers for one generator, tokenizer, reference and extractor.
 
     Raises:
         BadInput: anything that cannot be read or does not fit, or a folder that belongs to another search.
@@ -71,6 +71,7 @@ class Search:
             precision=args.precision,
             compiled=args.compile,
             window=args.window,
+            noise=args.noise,
         )
         names = (Path(args.generator).name, Path(args.tokenizer).name)
         settings = set_settings(self.generator, self.tokenizer, names, draw, args.count)
@@ -92,7 +93,7 @@ class Search:
         return reference
 
     def run(self) -> list[Result]:
-        """All settings, the best first; a collective."""
+        """Results of all settings, the best first. A collective."""
         grid = [(scale, power) for scale in self.args.scales for power in (self.args.powers if self.has_power else [1])]
         known: dict[Setting, list[float]] = {}
         self._measure(grid, known)
@@ -101,7 +102,7 @@ class Search:
         return self._results(known)
 
     def _around(self, best: Setting, known: dict[Setting, list[float]]) -> list[Setting]:
-        """Halfway (by ratio) from the best setting to its neighbours, or as far again where there is none."""
+        """Settings halfway (by ratio) between the best one and its neighbors; beyond the grid, a step further out."""
         new = []
         for axis in range(2 if self.has_power else 1):
             line = sorted({setting[axis] for setting in known})
@@ -117,7 +118,7 @@ class Search:
         return new
 
     def _measure(self, wanted: list[Setting], known: dict[Setting, list[float]]) -> None:
-        """Adds the FIDs of settings: of all images, then without each group in turn."""
+        """Add the FIDs of settings: FID of all images, then without each group in turn."""
         for scale, power in wanted:
             if (scale, power) in known:
                 continue
@@ -196,7 +197,7 @@ def jackknife_error(left_out: list[float]) -> float:
 
 
 def report(results: list[Result], search: Search, path: Path) -> None:
-    """The table, and the JSON: `settings`, `count`, `best`, `undecided` (within two errors of it), `results`."""
+    """Print the table and write the JSON: `settings`, `best`, `undecided` (within two errors of it), `results`, ..."""
     best = results[0]
     near = [result for result in results[1:] if result.behind < 2 * result.behind_error]
     content: dict[str, Any] = {

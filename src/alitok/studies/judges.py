@@ -1,4 +1,4 @@
-"""What a trial measures of its generators or tokenizers, in addition to the numbers of their cards."""
+"""A trial's measures of generators or tokenizers, in addition to the numbers in their cards."""
 
 import math
 import time
@@ -23,7 +23,7 @@ from alitok.data.reading import read_all
 from alitok.data.sources import open_source
 from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.extractors import open_extractor
-from alitok.evaluation.fid import FeatureStatistics, frechet_parts
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance, frechet_parts
 from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.tokens import TokenAccuracy
 from alitok.reports.runs import read_json
@@ -33,11 +33,11 @@ from alitok.studies.features import measure_features
 from alitok.studies.probe import probe
 
 FILE = "measures.json"  # in the run's folder, where `compare` and `trial` find it
-REPLACED = 0.1  # of the tokens that a generator reads, for its accuracy in a noisy context
+REPLACED = 0.1  # share of a generator's input tokens replaced, for its accuracy in a noisy context
 REFERENCE_PICTURES = 10_000
-# of tokenizers
-TRAIN, VAL = 10_000, 2_000  # pictures: for the probes to learn from, and for every measure
-WIDTH, DEPTH = 128, 4  # of the small generator that learns the tokens
+# For tokenizers.
+TRAIN, VAL = 10_000, 2_000  # pictures to train the probes, and pictures for every measure
+WIDTH, DEPTH = 128, 4  # size of the small generator that learns the tokens
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Judging:
         extractor: anything `open_extractor` takes.
         data: spec of the real pictures; generators are compared with their training split.
         tokenizer: artifact that decodes the samples of generators; None for tokenizers.
-        samples: for each FID of generators, classes cycling.
-        guidance: scales of generators, 0 for none; a FID for each.
+        samples: number of samples per FID of generators, with cycling classes.
+        guidance: guidance scales for generators, 0 for none; one FID per scale.
         batch: images drawn or reconstructed together.
-        probe_steps: of the small generator that learns the tokens of tokenizers.
+        probe_steps: training steps of the small generator that learns a tokenizer's tokens; 0 = no such generator.
     """
 
     extractor: str
@@ -75,11 +75,11 @@ class Judge:
         }
 
     def measure(self, config: Mapping[str, Any], root: Path) -> None:
-        """Writes the measures of a run, if they are not there already.
+        """Write the measures of a run, unless they exist already.
 
         Args:
-            config: the run's.
-            root: its folder, with its artifact.
+            config: the run's configuration.
+            root: the run's folder, with its artifact.
 
         Raises:
             BadInput: a measure is not finite.
@@ -97,7 +97,7 @@ class Judge:
 
 
 class GeneratorJudge(Judge):
-    """Measures generators that were trained on the same tokens, all by the same pictures, seeds and scales."""
+    """Measures generators trained on the same tokens, all with the same pictures, seeds and scales."""
 
     def __init__(self, judging: Judging, device: torch.device) -> None:
         super().__init__(judging, device)
@@ -107,16 +107,21 @@ class GeneratorJudge(Judge):
         size = self.tokenizer.image_size
         source = open_source(judging.data, "train", size=size, count=REFERENCE_PICTURES)
         self.reference = FeatureStatistics(self.extractor.num_features)
+        # The same pictures through the tokenizer: the distance to these is the generator's alone.
+        self.decoded = FeatureStatistics(self.extractor.num_features)
         images, _ = read_all(source, size)
-        for part in images.split(500):
-            self.reference.update(self.extractor(part).pooled)
-        self.codes = CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
-        # as many pictures as samples, of all classes: sources may be in the order of their classes
-        self.compared = min(judging.samples, len(images))
-        some = images[torch.arange(self.compared) * len(images) // self.compared]
+        encoded = []
         with torch.inference_mode():
-            for part in some.split(judging.batch):
-                self.codes.update(self.tokenizer.encode(part.to(device).float() / 255))
+            for indices in torch.arange(len(images)).split(judging.batch):
+                part = images[indices]
+                self.reference.update(self.extractor(part).pooled)
+                encoded.append(self.tokenizer.encode(part.to(device).float() / 255))
+                decoded = self.tokenizer.decode(encoded[-1], indices=indices.tolist())
+                self.decoded.update(self.extractor(to_uint8(decoded)).pooled)
+        self.codes = CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
+        # as many pictures as samples, evenly spaced: sources may be sorted by class
+        self.compared = min(judging.samples, len(images))
+        self.codes.update(torch.cat(encoded)[torch.arange(self.compared) * len(images) // self.compared])
 
     def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
         generator = load_generator(artifact, self.device)
@@ -132,12 +137,12 @@ class GeneratorJudge(Judge):
 
     @staticmethod
     def _draw(generator: Any, scale: float) -> Draw:
-        """By the card, but for the scale; a scale of 0 turns any rule off."""
+        """The card's draw with this scale; a scale of 0 turns any rule off."""
         return Draw.chosen(generator.card, guidance=scale, seed=0)
 
     @torch.inference_mode()
     def _noisy_accuracy(self, config: Mapping[str, Any], generator: Any) -> dict[str, float]:
-        """Accuracy and nats on the run's validation split, with a tenth of the tokens that are read replaced."""
+        """Accuracy and nats on the run's validation split, with a tenth of the input tokens replaced."""
         if not generator.output.has_logits:
             return {}
         data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
@@ -157,9 +162,9 @@ class GeneratorJudge(Judge):
         return {"noisy_token_accuracy": found["token_accuracy"], "noisy_token_nats": found["token_nats"]}
 
     def _fid(self, generator: Any, scale: float) -> dict[str, float]:
-        """FID and its parts, CHD, images a second, and the share of samples that show their class.
+        """FID to pictures, its parts, FID to decoded pictures, CHD, images per second, share of samples of their class.
 
-        The share is there if the extractor knows the classes.
+        The share is included if the extractor has the generator's classes.
         """
         judging, right, seconds = self.judging, 0, 0.0
         statistics = FeatureStatistics(self.extractor.num_features)
@@ -184,20 +189,21 @@ class GeneratorJudge(Judge):
                     right += int((features.probabilities.argmax(1).cpu() == wanted).sum())
                 began = time.perf_counter()
         found = frechet_parts(statistics, self.reference, f"gfid_{scale:g}")
+        found[f"gfid_{scale:g}_decoded"] = frechet_distance(statistics, self.decoded)
         found |= {f"chd_{scale:g}": codes.distance(self.codes), f"images_a_second_{scale:g}": judging.samples / seconds}
         return found | ({f"class_agreement_{scale:g}": right / judging.samples} if knows else {})
 
 
 class TokenizerJudge(Judge):
-    """Measures tokenizers by the same pictures, extractor and probes."""
+    """Measures tokenizers, all with the same pictures, extractor and probes."""
 
     def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
         tokenizer = load_tokenizer(artifact, self.device)
-        return {**self._pictures(tokenizer), **self._probe(tokenizer)}
+        return self._pictures(tokenizer) | (self._probe(tokenizer) if self.judging.probe_steps else {})
 
     @torch.inference_mode()
     def _pictures(self, tokenizer: Any) -> dict[str, float]:
-        """rFID and its parts, and what linear probes and changed pictures say of features and ids."""
+        """Reconstruction metrics, rFID and its parts, and the measures of `measure_features`."""
         size = tokenizer.image_size
         train = read_all(open_source(self.judging.data, "train", size=size, count=TRAIN), size)
         val = read_all(open_source(self.judging.data, "val", size=size, count=VAL), size)
@@ -210,7 +216,7 @@ class TokenizerJudge(Judge):
         return {**metrics.compute(), **found, **measure_features(tokenizer, train, val)}
 
     def _probe(self, tokenizer: Any) -> dict[str, float]:
-        """What a small generator learns of the tokens: `probe_accuracy`, `probe_nats` a token and a picture."""
+        """Train a small generator on the tokens: `probe_accuracy`, `probe_nats` per token and per picture, usage."""
         size = tokenizer.image_size
         with TemporaryDirectory(prefix="alitok-trial-") as folder:
             train = open_source(self.judging.data, "train", size=size, count=TRAIN)

@@ -1,4 +1,4 @@
-"""What a rung of the ladder is measured by: one classifier's features, the same pictures, samples and seeds for all."""
+"""The ladder's measures: one classifier's features, and the same pictures, samples and seeds for all rungs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 BATCH = 100
 REFERENCE_PICTURES = 10_000
 CLASSIFIER_WIDTH = 48
-# Guidance is chosen on samples of a seed of its own, so that the number reported is no luckiest of several.
+# Guidance is chosen on samples of another seed, so that the reported number is not the luckiest of several.
 TUNING_SEED, SEED = 1, 0
 
 
 class Judge:
-    """The measures of one ladder; the classifier and its statistics are made once and kept in its folder.
+    """The measures of one ladder; the classifier and its statistics are made once and stored in its folder.
 
     Args:
         image_size: height and width of the pictures.
-        rows: of patches, each with a token.
+        rows: rows of patches, each with a token.
 
     Attributes:
-        facts: what the results say of the measures: the classifier with its accuracy, counts, floor of the FID.
+        facts: facts about the measures for the results: settings, classifier with its accuracy, floor of the FID.
     """
 
     def __init__(self, settings: Settings, out: Path, image_size: int, rows: int) -> None:
@@ -54,7 +54,7 @@ class Judge:
         held_out = open_source(settings.data, "val", size=image_size, count=settings.pictures)
         self.images, self.labels = read_all(held_out, image_size)
         self.class_names = held_out.class_names
-        # mixed, since folders come sorted by class and the first pictures are shown
+        # shuffled, since folders are sorted by class and the first pictures are shown
         order = torch.randperm(len(self.images), generator=stream("ladder pictures"))
         self.images, self.labels = self.images[order], self.labels[order]
         if not (out / "classifier").is_dir():
@@ -85,7 +85,7 @@ class Judge:
         }
 
     def _features(self, images: Tensor, labels: Tensor | None = None) -> tuple[FeatureStatistics, float | None]:
-        """Statistics of uint8 images, and the share that the classifier gets right where labels are given."""
+        """Statistics of uint8 images, and, if labels are given, the share that the classifier gets right."""
         statistics, right = FeatureStatistics(self.extractor.num_features), 0
         for index, part in enumerate(images.split(500)):
             features = self.extractor(part)
@@ -97,11 +97,11 @@ class Judge:
     def measure(
         self, tokenizer_path: Path, generator_path: Path, folder: Path, tokens: Path
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The row of one rung, without its name and cost, and details beside it.
+        """The row of one rung, without its name and cost, and its details.
 
         Args:
-            folder: where pictures of the rung go.
-            tokens: token cache that the generator was trained on.
+            folder: folder for the rung's pictures.
+            tokens: token cache on which the generator was trained.
         """
         tokenizer = load_tokenizer(tokenizer_path, self.device)
         generator = load_generator(generator_path, self.device)
@@ -133,7 +133,7 @@ class Judge:
     def _tokens_and_pictures(
         self, tokenizer: "Tokenizer", generator: "Generator"
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fidelity, codebook and predictability on the held-out pictures."""
+        """Fidelity, codebook usage and predictability on the held-out pictures."""
         metrics = ReconstructionMetrics(self.extractor)
         codes = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)
         accuracy = TokenAccuracy(tokenizer.num_tokens)
@@ -162,7 +162,7 @@ class Judge:
 
     @torch.inference_mode()
     def _first_tokens(self, tokenizer: "Tokenizer", path: Path) -> dict[str, Any]:
-        """PSNR of pictures decoded from their first k tokens, the rest replaced by the mean code; and a grid."""
+        """PSNR of pictures decoded from their first k tokens, the rest replaced by the mean code; saves a grid."""
         pixels = self.images[:200].to(self.device).float() / 255
         latents = tokenizer.quantizer.lookup(tokenizer.encode(pixels))
         mean = latents.mean(dim=(0, 1))
@@ -180,10 +180,10 @@ class Judge:
 
     @torch.inference_mode()
     def _reach(self, tokenizer: "Tokenizer") -> dict[str, Any]:
-        """Where a token acts: the change of the picture when its code is replaced by the mean code.
+        """Where a token acts: the change in the picture when its code is replaced by the mean code.
 
-        Shares of the squared change that fall on the token's own patch, on patches before and after it, means over the
-        rows^2 image tokens; and for the tokens in front, on the first row of patches.
+        Shares of the squared change on the token's own patch and on patches before and after it, averaged over the
+        rows^2 image tokens; for the prefix tokens, the share on the first row of patches.
         """
         rows = self.rows
         pixels = self.images[:100].to(self.device).float() / 255
@@ -227,7 +227,7 @@ class Judge:
         return metrics.compute()
 
     def _sample_grid(self, tokenizer: "Tokenizer", generator: "Generator", guidance: float, path: Path) -> None:
-        """Eight samples of each of the first ten classes: without guidance above, with it below."""
+        """Save a grid of eight samples for each of the first ten classes: four without guidance above four with it."""
         names = self.class_names[:10]
         labels = [label for _ in range(4) for label in range(len(names))]
         rows = [

@@ -1,4 +1,4 @@
-"""The ladder's results: JSON for programs, a table in Markdown, a figure, and the rungs' pictures side by side."""
+"""The ladder's results: JSON, a Markdown table, a figure, and the rungs' pictures side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from alitok.reports.provenance import command, machine
 from alitok.reports.runs import read_json, spread
 from alitok.studies.ladder_settings import LADDER
 
-# key of a row -> head of its column, how it is written, factor
+# key of a row -> head of its column, format, factor
 COLUMNS: dict[str, tuple[str, str, float]] = {
     "psnr": ("PSNR (dB)", ".2f", 1),
     "rfid": ("rFID", ".3f", 1),
@@ -24,7 +24,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 }
 PANELS = ("ar_accuracy", "ar_loss", "gfid", "gfid_guided", "rfid", "psnr")
 ROW_KEYS = ("variant", "seed", *COLUMNS)
-# a rung's picture -> what the sheet of all rungs says of it
+# a rung's picture -> its caption on the sheet of all rungs
 SHEETS = {
     "first-tokens": "Decoded from the first k tokens, the others replaced by the mean code",
     "samples": "Samples: four rows without guidance, four at the best scale",
@@ -32,10 +32,10 @@ SHEETS = {
 
 
 def write_results(out: Path, path: Path, facts: Mapping[str, Any]) -> None:
-    """Gathers the rows in the ladder's folder into PATH.json, PATH.md, PATH.png and a sheet PATH-NAME.png a picture.
+    """Gather the rows in the ladder's folder into PATH.json, PATH.md, PATH.png and one sheet PATH-NAME.png per picture.
 
     Args:
-        facts: of the measures, see `Judge`.
+        facts: facts about the measures, see `Judge`.
     """
     rows, details = [], {}
     for variant in LADDER:
@@ -62,7 +62,7 @@ def by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
 
 
 def markdown(content: Mapping[str, Any], name: str) -> str:
-    """The table, mean and standard deviation over seeds, with what is behind it."""
+    """The table of mean and standard deviation over seeds, with notes on how it was measured."""
     heads = ["rung", "seeds", *(head for head, _, _ in COLUMNS.values())]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for variant, rows in by_variant(content["rows"]).items():
@@ -92,7 +92,7 @@ def markdown(content: Mapping[str, Any], name: str) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A panel a number with a dot a seed, and accuracy by position of the first seeds; PNG."""
+    """Draw a PNG: one panel per number with a dot per seed, and accuracy by position for the first seeds."""
     from matplotlib.figure import Figure
 
     groups = by_variant(rows)
@@ -122,7 +122,7 @@ def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Mapping[str, A
 
 
 def draw_sheet(pictures: Mapping[str, Path], title: str, path: Path) -> None:
-    """The rungs' own pictures side by side, each under the name of its rung; PNG."""
+    """Draw a PNG of the rungs' pictures side by side, each under its rung's name."""
     from matplotlib.figure import Figure
     from PIL import Image
 

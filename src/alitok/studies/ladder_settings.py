@@ -1,4 +1,4 @@
-"""What the ladder is: its rungs, the order of work, and the settings that all rungs share."""
+"""The ladder's rungs, the order of work, and the settings that all rungs share."""
 
 import argparse
 import hashlib
@@ -18,15 +18,15 @@ LADDER: dict[str, tuple[str, ...]] = {
     "two-stage": ("causal", "prefix", "auxiliary", "two-stage"),
     "causal-encoder": ("causal-encoder",),
 }
-# Rungs that are repeated for every seed; the others have the first only.
+# Rungs that are trained with every seed; the others with the first only.
 REPEATED = ("bidirectional", "causal", "auxiliary", "two-stage")
-# The second stage has the first stage, tokens and generator of this rung.
+# The second stage uses this rung's first stage, tokens and generator.
 STAGE1_OF_TWO = "auxiliary"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all rungs of a ladder share; written to OUT/settings.json, and a second start must have the same."""
+    """The settings that all rungs share; written to OUT/settings.json. A later start must have the same."""
 
     data: str
     define: dict[str, str]
@@ -64,10 +64,10 @@ def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
 
 
 def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
-    """The ladder's settings. `--precision auto` takes that of an earlier start.
+    """The ladder's settings. `--precision auto` takes the precision of an earlier start.
 
     Raises:
-        BadInput: they make no sense.
+        BadInput: a setting is invalid.
     """
     from alitok.common.hardware import faster_precision
     from alitok.common.work import read_settings
@@ -103,7 +103,7 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
 
 
 def begin(out: Path, settings: Settings) -> None:
-    """Writes the settings, or refuses those of another ladder. For one process, which is alone in the folder.
+    """Write the settings, or check that they match the stored ones. For one process, alone in the folder.
 
     Raises:
         BadInput: the folder holds a ladder with other settings, or something else.
@@ -129,10 +129,10 @@ def files_digest(configs: Path) -> str:
 
 
 def defined(configs: Path, settings: Settings) -> dict[str, Any]:
-    """The `define` blocks of tokenizer and generator together, as set.
+    """The merged `define` blocks of tokenizer and generator, with --set applied.
 
     Raises:
-        BadInput: a key that neither knows, or a value that some rung cannot be built with.
+        BadInput: an unknown key, or a value with which some rung cannot be built.
     """
     import torch
 
@@ -154,7 +154,7 @@ def defined(configs: Path, settings: Settings) -> dict[str, Any]:
 
 
 def sets(files: list[Path], settings: Settings) -> list[str]:
-    """The overrides of --set that concern these files."""
+    """The overrides of --set whose keys these files define."""
     from alitok.config import load_yaml
 
     known = {key for file in files for key in load_yaml(file).get("define", {})}

@@ -1,4 +1,4 @@
-"""The league: many ideas, each against its base over the same seeds, and one table of their differences."""
+"""The league: compares many ideas with their bases over the same seeds, in one table of differences."""
 
 import copy
 import hashlib
@@ -15,30 +15,33 @@ from alitok.artifacts.folder import class_paths
 from alitok.common.build import import_class
 from alitok.common.ends import alone_in
 from alitok.common.errors import BadInput
-from alitok.common.files import sha256, write_json
+from alitok.common.files import write_json
+from alitok.common.source import code_digest
 from alitok.config import compose_run, load_yaml
 from alitok.reports.differences import BASE
 from alitok.reports.league import Family, Idea, write_page
 from alitok.reports.provenance import command, machine
 from alitok.reports.runs import open_runs, read_json, training_seconds
 from alitok.studies.judges import GeneratorJudge, Judge, Judging, TokenizerJudge
-from alitok.studies.trial import cost_of, measures, plan
+from alitok.studies.trial import cost_of, measures, plan, trains_tokenizer
 from alitok.training.launch import total_steps
 
-UNTIMED = 0.3  # of the machine's peak, until a run has been timed here
+# Width and seed of the classifiers: one measures, some ideas learn from the features of the other.
+CLASSIFIERS = {"classifier": (24, 0), "teacher": (32, 1)}
+UNTIMED = 0.3  # assumed share of the machine's peak, until a run has been timed here
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class League:
-    """What `experiments/league/league.yaml` says.
+    """The content of `experiments/league/league.yaml`.
 
     Attributes:
-        seeds: of every idea and base.
-        classifier_steps: of the network whose features the distances compare.
-        samples: of a gFID.
-        probe_steps: of the small generator that learns a tokenizer's tokens.
+        seeds: seeds of every idea and base.
+        classifier_steps: training steps of the classifiers.
+        samples: number of samples per gFID.
+        probe_steps: training steps of the small generator that learns a tokenizer's tokens.
     """
 
     seeds: list[int]
@@ -49,10 +52,10 @@ class League:
 
     @classmethod
     def load(cls, path: Path) -> "League":
-        """Reads the file; paths in it count from its folder.
+        """Read the file; its paths are relative to its folder.
 
         Raises:
-            BadInput: keys that are missing or not known.
+            BadInput: missing or unknown keys.
         """
         content = load_yaml(path)
         families = {}
@@ -76,7 +79,7 @@ def _map(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _near(path: Path, files: Sequence[str]) -> list[str]:
-    """Files named from the folder of another."""
+    """Resolve files relative to the folder of another file."""
     if not isinstance(files, list):
         raise BadInput(f"{path.name}: files are a list, not {files!r}.")
     return [os.path.normpath(path.parent / file) for file in files]
@@ -96,7 +99,7 @@ def _filled(kind: Any, content: Mapping[str, Any], where: str) -> Any:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the league. Its folder carries the digest, so a run of another configuration is another folder."""
+    """One run of the league. Its folder's name has the digest, so another configuration has another folder."""
 
     family: str
     name: str
@@ -109,82 +112,95 @@ class Entry:
         return Path(self.config["trainer"]["default_root_dir"])
 
     def is_row(self, row: Row) -> bool:
-        """Whether a row is of this run, whatever its digest."""
+        """Whether a row belongs to this run, with any digest."""
         return (row["family"], row["name"], row["seed"]) == (self.family, self.name, self.seed)
 
 
 def entries_of(league: League, data: str, out: Path) -> Iterator[Entry]:
-    """Every run, in the order of the file; each idea comes after the base's runs.
+    """Every run, in the order of the file; each idea follows the base's run with its seed.
 
     Raises:
         BadInput: a configuration that does not compose, or an idea that changes nothing.
     """
     settings = (league.classifier_steps, league.samples, league.probe_steps)
+
+    def entry_of(name: str, called: str, seed: int, config: dict[str, Any]) -> Entry:
+        digest = digest_of(config, out, *settings)
+        root = out / name / called / f"seed-{seed}-{digest}"
+        return Entry(name, called, seed, _moved(config, config["trainer"]["default_root_dir"], str(root)), digest)
+
     for name, family in league.families.items():
         given = _words(family.overrides)
-        if family.tokenizer is None:
+        if family.tokenizer is not None:
+            given += ["--define.run", str(tokenizer_of(family, data, out)[0])]
+        if trains_tokenizer(compose_run(family.base)):
             given += ["--define.source", data]
         else:
-            folder, _ = tokenizer_of(family, name, data, out)
-            given += ["--define.cache", f"{folder}/tokens", "--define.tokenizer", f"{folder}/stage1/artifact"]
-        done = set()
-        for idea, entry in family.ideas.items():
-            for run, seed, config in plan(family.base, [",".join(entry.files)], [], league.seeds, out / name, given):
-                called = run if run == BASE else idea
-                if (called, seed) in done:
-                    continue
-                done.add((called, seed))
-                digest = digest_of(config, out, *settings)
-                config["trainer"]["default_root_dir"] = str(out / name / called / f"seed-{seed}-{digest}")
-                yield Entry(name, called, seed, config, digest)
+            given += ["--define.tokenizer", "${define.run}/stage1/artifact"]
+        teacher = str(_classifier("teacher", league, family, data, out))
+        bases: dict[int, str] = {}  # seed -> folder
+        for idea, what in family.ideas.items():
+            for seed in league.seeds:
+                if seed not in bases:
+                    ((_, _, config),) = plan(family.base, [], [], [seed], out / name, given)
+                    base = entry_of(name, BASE, seed, config)
+                    bases[seed] = str(base.root)
+                    yield base
+                own = [
+                    word.replace("{base}", bases[seed]).replace("{teacher}", teacher)
+                    for word in _words(what.overrides or {})
+                ]
+                _, (_, _, config) = plan(family.base, [",".join(what.files)], [], [seed], out / name, [*given, *own])
+                yield entry_of(name, idea, seed, config)
 
 
-def tokenizer_of(family: Family, name: str, data: str, out: Path) -> tuple[Path, dict[str, Any]]:
-    """Where the tokenizer of a family of generators and its tokens are, and its configuration."""
+def tokenizer_of(family: Family, data: str, out: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the configuration of the tokenizer that a family starts from."""
     assert family.tokenizer is not None
     given = [*_words(family.tokenizer_overrides or {}), "--define.source", data]
-    folder = out / name / f"tokenizer-{digest_of(compose_run(family.tokenizer, given), out)}"
+    folder = out / f"tokenizer-{digest_of(compose_run(family.tokenizer, given), out)}"
     return folder, compose_run(family.tokenizer, [*given, "--define.run", str(folder)])
 
 
 def _words(overrides: Mapping[str, Any]) -> list[str]:
-    return [word for key, value in overrides.items() for word in (f"--{key}", json.dumps(value))]
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in overrides.items()}
+    return [word for key, text in texts.items() for word in (f"--{key}", text)]
 
 
 def digest_of(config: Mapping[str, Any], out: Path, *settings: Any) -> str:
-    """Of what decides a run: its configuration, in whatever folder, the sources of its classes, and the settings."""
+    """A digest of what decides a run: configuration without its folder, sources of its classes, and settings."""
     decisive = {key: config["trainer"].get(key) for key in ("precision", "max_steps")}
-    parts = _placed([config["model"], config["data"], decisive, settings], str(out))
+    parts = _moved([config["model"], config["data"], decisive, settings], str(out), "OUT")
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name in sorted(set(class_paths(config["model"]))):
         file = inspect.getsourcefile(import_class(name))
-        digest.update(f"{name} {sha256(file) if file else ''}".encode())
+        digest.update(f"{name} {code_digest(file) if file else ''}".encode())
     return digest.hexdigest()[:12]
 
 
-def _placed(value: Any, out: str) -> Any:
-    """With OUT in place of the folder in all paths."""
+def _moved(value: Any, folder: str, to: str) -> Any:
+    """Replace the folder in all paths that are it or lie in it."""
     if isinstance(value, Mapping):
-        return {key: _placed(item, out) for key, item in value.items()}
+        return {key: _moved(item, folder, to) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_placed(item, out) for item in value]
-    return "OUT" + value.removeprefix(out) if isinstance(value, str) and value.startswith(f"{out}/") else value
+        return [_moved(item, folder, to) for item in value]
+    return to + value.removeprefix(folder) if isinstance(value, str) and f"{value}/".startswith(f"{folder}/") else value
 
 
 def run_league(
     league: League, data: str, out: Path, results: Path, hours: float, renew: bool, only: Sequence[str] | None = None
 ) -> list[str]:
-    """Trains and measures what is missing, and writes `results`.json, .md and .png after every run.
+    """Train and measure what is missing; write `results`.json, .md and .png after every run.
 
     Args:
-        data: spec of the pictures.
-        out: where the runs are.
-        hours: no run but the first begins that would end after so many.
-        renew: train again what has rows of another configuration or source; else these rows are marked stale.
+        data: data spec of the pictures.
+        out: folder of the runs.
+        hours: budget; a run starts only if it should end within it, except the first.
+        renew: retrain runs whose rows come from another configuration or source; else these rows are marked stale.
         only: names of ideas; None for all.
 
     Returns:
-        what was left undone, a sentence each.
+        one sentence for each failed, remaining or stale group of runs.
     """
     kept = results.with_suffix(".json")
     with alone_in(out):
@@ -192,7 +208,7 @@ def run_league(
 
         def write() -> None:
             write_json(kept, {"rows": rows, "command": command(), "machine": machine()})
-            write_page(league.families, rows, results)
+            write_page(league.families, rows, results, [f"Made by `{command()}`.", f"Machine: {machine()}."])
 
         entries = list(entries_of(league, data, out))
         for entry in entries:
@@ -200,7 +216,7 @@ def run_league(
                 row["stale"] = row["digest"] != entry.digest
         write()
         wanted = [entry for entry in entries if only is None or entry.name in (BASE, *only)]
-        if only is not None:  # no base without an idea
+        if only is not None:  # families without a chosen idea are dropped
             families = {entry.family for entry in wanted if entry.name != BASE}
             wanted = [entry for entry in wanted if entry.family in families]
         costs: dict[tuple[str, str], dict[str, float]] = {}
@@ -245,7 +261,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of an earlier start, if there are any.
 
     Raises:
-        BadInput: the file is another one.
+        BadInput: the file is no league's.
     """
     content = read_json(path) if path.is_file() else {"rows": []}
     if not isinstance(content.get("rows"), list) or not all(
@@ -257,7 +273,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def row_of(entry: Entry, judge: Judge) -> Row:
-    """Trains and measures one run; `failed` is the sentence if it cannot be finished, e.g. because it diverges."""
+    """Train and measure one run; `failed` is the error's sentence if it cannot finish, e.g. because it diverges."""
     from alitok.training.launch import run as launch
 
     row = {"family": entry.family, "name": entry.name, "seed": entry.seed, "digest": entry.digest, "stale": False}
@@ -271,54 +287,69 @@ def row_of(entry: Entry, judge: Judge) -> Row:
 
 
 def judge_of(league: League, name: str, data: str, out: Path) -> Judge:
-    """What measures a family; trains the classifier and the tokenizer of a family of generators if they are missing."""
+    """The judge of a family. Trains what it needs if missing: classifiers, and the tokenizer that it starts from."""
     from alitok.common.devices import pick_device
+    from alitok.training.launch import run as launch
 
     family, device = league.families[name], pick_device("auto")
-    if family.tokenizer is None:
-        config, artifact = compose_run(family.base), None
-    else:
-        folder, config = tokenizer_of(family, name, data, out)
-        artifact = str(folder / "stage1" / "artifact")
-        print(f"{name}: the tokenizer and its tokens", flush=True)
-        _train_tokenizer(config, data, folder)
-    size, steps = int(config["data"]["init_args"]["image_size"]), league.classifier_steps
-    classifier = out / f"classifier-{hashlib.sha256(f'{data} {size} {steps}'.encode()).hexdigest()[:12]}"
-    if not classifier.exists():
-        _train_classifier(data, size, steps, classifier, device)
-    judging = Judging(str(classifier), data, artifact, league.samples, probe_steps=league.probe_steps)
-    return (TokenizerJudge if artifact is None else GeneratorJudge)(judging, device)
+    config, artifact = compose_run(family.base), None
+    tokenizers = trains_tokenizer(config)
+    if family.tokenizer is not None:
+        folder, config = tokenizer_of(family, data, out)
+        print(f"{name}: the tokenizer", flush=True)
+        launch("fit", config)
+        if not tokenizers:
+            artifact = str(folder / "stage1" / "artifact")
+            _tokenize(artifact, data, folder / "tokens")
+    for kind in ["classifier", "teacher"] if "{teacher}" in str(family.ideas) else ["classifier"]:
+        if not (place := _classifier(kind, league, family, data, out)).exists():
+            print(f"{place}: a classifier of the pictures", flush=True)
+            _train_classifier(data, _image_size(family), league.classifier_steps, place, device, *CLASSIFIERS[kind])
+    # decoders of one tokenizer share its tokens, so the tokens are not probed
+    probe_steps = league.probe_steps if family.tokenizer is None else 0
+    classifier = str(_classifier("classifier", league, family, data, out))
+    judging = Judging(classifier, data, artifact, league.samples, probe_steps=probe_steps)
+    return (TokenizerJudge if tokenizers else GeneratorJudge)(judging, device)
 
 
-def _train_tokenizer(config: dict[str, Any], data: str, folder: Path) -> None:
+def _tokenize(artifact: str, data: str, cache: Path) -> None:
     from alitok.artifacts.folder import load_tokenizer
     from alitok.common.devices import pick_device
     from alitok.data.encoding import is_finished, job, tokenize
     from alitok.data.sources import open_source
-    from alitok.training.launch import run as launch
 
-    launch("fit", config)
-    tokenizer = load_tokenizer(folder / "stage1" / "artifact", pick_device("auto"))
+    tokenizer = load_tokenizer(artifact, pick_device("auto"))
     source = open_source(data, "train", size=tokenizer.image_size)
-    if not is_finished(folder / "tokens", job(tokenizer, source, "center", "32-true"), source):
-        tokenize(tokenizer, source, folder / "tokens", crops="center", precision="32-true")
+    if not is_finished(cache, job(tokenizer, source, "center", "32-true"), source):
+        tokenize(tokenizer, source, cache, crops="center", precision="32-true")
 
 
-def _train_classifier(data: str, size: int, steps: int, folder: Path, device: Any) -> None:
+def _image_size(family: Family) -> int:
+    return int(compose_run(family.tokenizer or family.base)["data"]["init_args"]["image_size"])
+
+
+def _classifier(kind: str, league: League, family: Family, data: str, out: Path) -> Path:
+    """The folder of a classifier of the family's pictures."""
+    decisive = f"{data} {_image_size(family)} {league.classifier_steps}"
+    return out / f"{kind}-{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"
+
+
+def _train_classifier(data: str, size: int, steps: int, folder: Path, device: Any, width: int, seed: int) -> None:
     from alitok.data.reading import read_all
     from alitok.data.sources import open_source
     from alitok.evaluation.classifier import train_and_save
 
     source = open_source(data, "train", size=size)
     images, labels = read_all(source, size)
-    train_and_save(images, labels, len(source.class_names), folder, steps, 24, device)
+    train_and_save(images, labels, len(source.class_names), folder, steps, width, device, seed=seed)
 
 
 def pace_of(rows: Sequence[Row]) -> float:
-    """FLOPs a second, measuring included, of the rows; without any, a share of what matrix products reach."""
+    """FLOP/s of the rows, including measuring; without rows, a share of the rate of matrix products."""
     from alitok.common.hardware import measure_cpu
 
     timed = [row for row in rows if row["seconds"]]
     if timed:
         return float(sum(row["flops"] for row in timed) / sum(row["wall"] for row in timed))
-    return UNTIMED * measure_cpu().rate("bfloat16")
+    cpu = measure_cpu()
+    return UNTIMED * max(cpu.half, cpu.single)

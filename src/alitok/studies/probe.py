@@ -1,4 +1,4 @@
-"""How predictable tokens are: their entropies, and what a small generator learns of them in a stated budget."""
+"""How predictable tokens are: their entropies, and the accuracy of a small generator after a given budget."""
 
 import math
 import time
@@ -30,19 +30,19 @@ def probe(
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measures the tokens of a cache.
+    """Measure the tokens of a cache.
 
     Args:
-        cache: token cache folder; 5 % of it are held out where there is no `val_cache`.
-        steps, batch: budget of the small generator.
-        width, depth: its size; heads of 32 channels.
-        prefix: tokens in front of the grid, all of them where there is none (latents); None = what is over after the
-            largest square.
-        images, held_out: at most so many to learn from, and to judge by.
+        cache: token cache folder; 5 % of it are held out if there is no `val_cache`.
+        steps, batch: training budget of the small generator.
+        width, depth: its size; heads have 32 channels.
+        prefix: number of prefix tokens before the square token grid; all of them if there is no grid; None = what
+            remains after the largest square.
+        images, held_out: largest numbers of images to train on and to measure.
 
     Returns:
-        What `alitok probe --json` writes; entropies and losses in nats. Where tokens have sub-codes, their accuracy is
-        the share of sub-codes, and entropies and losses of a token are the sums of theirs.
+        What `alitok probe --json` writes; entropies and losses in nats. If tokens have sub-codes, accuracy is the share
+        of right sub-codes, and a token's entropies and losses are sums over its sub-codes.
 
     Raises:
         BadInput: no readable cache, or a prefix that leaves no square grid.
@@ -101,10 +101,10 @@ def probe(
 
 
 def layout(num_tokens: int, prefix: int | None) -> tuple[int, int]:
-    """(K, side) with K + side^2 = N tokens; the largest square where no prefix is given, none where it is all.
+    """(K, side) with K + side^2 = N tokens; the largest square if no prefix is given, none if the prefix is N.
 
     Raises:
-        BadInput: what the prefix leaves is no square.
+        BadInput: the tokens after the prefix form no square.
     """
     if prefix == num_tokens:
         return num_tokens, 0
@@ -116,14 +116,14 @@ def layout(num_tokens: int, prefix: int | None) -> tuple[int, int]:
 
 
 def gather(cache: "TokenCache", images: "Tensor") -> "Tensor":
-    """Ids (B, N) or (B, N, S) of the view that is measured."""
+    """Ids (B, N) or (B, N, S) of the measured view."""
     import torch
 
     return cache.gather(images, torch.full_like(images, cache.evaluation_view))
 
 
 def highest_id(cache: "TokenCache", val_cache: str | Path | None) -> int:
-    """The largest id in any view, where no metadata tells the size of the codebook."""
+    """The largest id in any view, for a cache without the size of its codebook."""
     import torch
 
     from alitok.data.token_cache import TokenCache
@@ -140,12 +140,13 @@ def highest_id(cache: "TokenCache", val_cache: str | Path | None) -> int:
 
 
 def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) -> dict[str, Any]:
-    """Usage, perplexity and entropies (nats) of one view of the images, all positions together.
+    """Usage, perplexity and entropies (nats) of one view of the images, over all positions.
 
-    `entropy` is of a token alone, `entropy_given_class` given its image's class; both are plug-in estimates, which lie
-    low where tokens are few, plus the correction (m - 1) / 2n for m codes seen in n tokens (Miller 1955), which is
-    given as `entropy_bias` and `entropy_given_class_bias`. `entropy_given_position` likewise. Of sub-codes, usage and
-    perplexity are means, and entropies sums: a token's own entropy is lower where its sub-codes depend on one another.
+    `entropy` is a token's entropy, `entropy_given_class` that given its image's class, `entropy_given_position` that
+    given its position. Each is a plug-in estimate, which is too low for few tokens, plus the correction (m - 1) / 2n
+    for m codes seen in n tokens (Miller 1955); the first two corrections are also returned, with the suffix `_bias`.
+    With sub-codes, usage and perplexity are means and entropies are sums; the sum exceeds a token's entropy if its
+    sub-codes depend on one another.
     """
     import torch
 
@@ -179,7 +180,7 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
 
 
 def count_codes(ids: "Tensor", codebook_size: int) -> "Tensor":
-    """How often each code occurs in each column: ids (..., M) -> (M, V)."""
+    """Count each code in each column: ids (..., M) -> (M, V)."""
     import torch
 
     columns = ids.shape[-1]
@@ -194,7 +195,7 @@ def summed_entropy(counts: "Tensor") -> tuple[float, float]:
 
 
 def plug_in_entropy(counts: "Tensor") -> tuple[float, float]:
-    """Entropy (nats) of the frequencies of counts (V,), and what Miller's correction adds to it."""
+    """Entropy (nats) of the frequencies of counts (V,), and Miller's correction."""
     import torch
 
     total = float(counts.sum())
@@ -214,7 +215,7 @@ def train_generator(
     seed: int,
     device: str,
 ) -> Any:
-    """The small generator after its budget, in eval mode: the training step of `alitok fit`, nothing written."""
+    """Train the small generator with the training step of `alitok fit`; writes nothing. Returned in eval mode."""
     import torch
 
     from alitok.callbacks.progress import Progress
@@ -226,9 +227,9 @@ def train_generator(
 
     quiet()
     place = pick_device(device)
-    kind = "generator.Generator" if sub_codes == 1 else "sub_code_generator.SubCodeGenerator"
+    kind = "models.generator.Generator" if sub_codes == 1 else "ideas.shared.sub_codes.SubCodeGenerator"
     block = {
-        "class_path": f"alitok.models.{kind}",
+        "class_path": f"alitok.{kind}",
         "init_args": {
             **({} if sub_codes == 1 else {"sub_codes": sub_codes}),
             "codebook_size": codebook_size,
@@ -258,7 +259,7 @@ def train_generator(
 
 
 def judge(generator: Any, cache: "TokenCache", images: "Tensor") -> Any:
-    """`TokenAccuracy` of a generator on the measured view of some images of a cache."""
+    """`TokenAccuracy` of a generator on the measured view of some of a cache's images."""
     import torch
 
     from alitok.evaluation.tokens import TokenAccuracy

@@ -1,4 +1,4 @@
-"""Two processes on this machine, as `torchrun` starts them, to check what is distributed."""
+"""Starts two processes on this machine, as `torchrun` would, to check distributed code."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ def free_port() -> int:
 
 
 def two_processes(work: Callable[..., None], *arguments: Any) -> None:
-    """Calls `work(rank, *arguments)`, a function of a module, in two processes; fails where one of them does."""
+    """Call `work(rank, *arguments)`, a module's function, in two processes; fails if one of them fails."""
     mp.spawn(_enter, args=(free_port(), work, arguments), nprocs=2)
 
 
@@ -34,8 +34,8 @@ def _enter(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any
         "TORCHELASTIC_RUN_ID": "test",
         "OMP_NUM_THREADS": "1",
     }
-    # which Lightning reads when it is imported: here, before the environment is set
+    # Lightning reads the rank when it is imported, which was before the environment is set
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     work(rank, *arguments)
-    torch.distributed.barrier()  # a process that ends while the other still talks to it may abort
+    torch.distributed.barrier()  # a process may abort if the other ends during communication
     torch.distributed.destroy_process_group()

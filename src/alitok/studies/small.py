@@ -1,4 +1,4 @@
-"""Stacks of configurations made small, so that they train in seconds, with all that they begin with."""
+"""Makes stacks of configurations small, so that they train in seconds, and prepares their inputs."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def stacks(idea: Path) -> list[Stack]:
     """Files to compose for each base that the idea's first line names: `# over: FILE ...`.
 
     Raises:
-        BadInput: there is no such line, or a file that is not there.
+        BadInput: there is no such line, or a file is missing.
     """
     first = idea.read_text("utf-8", errors="replace").splitlines()[:1]
     if not first or not re.match(r"#\s*over:", first[0]):
@@ -44,7 +44,7 @@ def _named(word: str, idea: Path) -> Path:
     for place in (experiments_folder() / word, experiments_folder().parent / word, idea.parent / word):
         if place.is_file():
             return place.resolve()
-    raise BadInput(f"{idea} is laid over {word}, which is neither in experiments/ nor beside it.")
+    raise BadInput(f"{idea} is laid over {word}, which is neither in experiments/ nor next to it.")
 
 
 def small(config: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _standing_in(block: Any) -> Any:
 
 
 def prepare(config: Mapping[str, Any]) -> None:
-    """Puts in place what the small run begins with: artifacts of the stages before, and a token cache."""
+    """Create the inputs of the small run: artifacts of earlier stages, and a token cache."""
     arguments, data = config["model"]["init_args"], config["data"]["init_args"]
     digest = "d" * 64
     parts = {"start_from": "generator" if "generator" in arguments else "tokenizer", "reference": "generator"}
@@ -91,7 +91,7 @@ def prepare(config: Mapping[str, Any]) -> None:
     guidance = arguments.get("schedule")
     if isinstance(guidance, dict) and "checkpoint" in (guidance.get("init_args") or {}):
         _put(guidance["init_args"]["checkpoint"], arguments["generator"], "generator")
-    if isinstance(arguments.get("tokenizer"), str):  # a generator's, for terms that read its codes
+    if isinstance(arguments.get("tokenizer"), str):  # in a generator's run, for terms that read the tokenizer's codes
         made = compose_run([experiments_folder() / "demo" / "tokenizer-stage2.yaml"])["model"]["init_args"]["tokenizer"]
         digest = _put(arguments["tokenizer"], _reduced(made), "tokenizer")
     if data.get("cache") is not None and not Path(data["cache"]).exists():
@@ -118,7 +118,7 @@ def random_ids(shape: tuple[int, ...], images: int, codes: int) -> np.ndarray[An
 
 
 def write_ids(folder: Path, ids: np.ndarray[Any, Any], model: Any, **job: Any) -> None:
-    """A token cache of ids (images, views, N, ...) of a model's codes, labels cycling."""
+    """Write a token cache of ids (images, views, N, ...) with cycling labels."""
     job = {"digest": "d" * 64, "recipe": {}, "precision": "32", "source": "none", **job}
     names = [f"class {number}" for number in range(10)]
     shards = TokenShards(folder, job, len(ids), codebook_size=model.codebook_size, class_names=names)
@@ -128,7 +128,7 @@ def write_ids(folder: Path, ids: np.ndarray[Any, Any], model: Any, **job: Any) -
 
 
 def _put(folder: str, block: Mapping[str, Any], kind: str) -> str:
-    """Leaves a random artifact there, if none is; returns its digest."""
+    """Save a random artifact if there is none; return its digest."""
     torch.manual_seed(1)
     if not Path(folder).exists():
         save_artifact(folder, block, build(block), {"kind": kind})

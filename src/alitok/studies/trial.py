@@ -1,8 +1,8 @@
-"""Ideas against their base: all are trained over the same seeds and measured in the same way."""
+"""Compares ideas with their base: all are trained with the same seeds and measured in the same way."""
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,13 @@ def plan(
     out: Path,
     overrides: Sequence[str],
 ) -> list[Plan]:
-    """Every run, so that what does not compose is said before anything is trained.
+    """Compose every run before any is trained, so that errors show early.
 
     Args:
         base: configuration files.
-        ideas: "FILE,...", laid over the base together.
-        sweeps: "KEY=A,B,..."; each value is an idea by itself.
-        overrides: --key value, of base and ideas alike; a key that only some have changes these.
+        ideas: "FILE,...", files laid over the base together.
+        sweeps: "KEY=A,B,..."; each value is a separate idea.
+        overrides: --key value for base and ideas; a key that only some have applies to these.
 
     Raises:
         BadInput: a configuration that does not compose, two ideas of one name, or an idea that changes nothing.
@@ -81,7 +81,7 @@ def plan(
 
 
 def measure_the_end(config: dict[str, Any]) -> None:
-    """Where validations would miss the last step, there is one only, at the end."""
+    """If the validations would miss the last step, validate only once, at the end."""
     from alitok.training.launch import total_steps
 
     total, trainer = total_steps(config), config["trainer"]
@@ -89,16 +89,16 @@ def measure_the_end(config: dict[str, Any]) -> None:
         trainer["val_check_interval"] = total
 
 
-def trains_tokenizers(plans: Sequence[Plan]) -> bool:
-    """Whether the runs are tokenizers; else they are generators."""
-    return "tokenizer" in plans[0][2]["model"]["init_args"]
+def trains_tokenizer(config: Mapping[str, Any]) -> bool:
+    """Whether the run trains a tokenizer; else it trains a generator."""
+    return "tokenizer" in config["model"]["init_args"]
 
 
 def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None) -> tuple[str, list[str]]:
-    """Trains and measures what is missing; writes trial.json, trial.md and compare.html into `out`.
+    """Train and measure what is missing; write trial.json, trial.md and compare.html into `out`.
 
     Returns:
-        the tables in Markdown, and what the page could not show.
+        the tables in Markdown, and one sentence for each thing that the page could not show.
     """
     from alitok.reports.comparison import write_page
     from alitok.reports.provenance import command, machine
@@ -135,7 +135,7 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
 
 
 def check_same(config: dict[str, Any]) -> None:
-    """Raises BadInput if the run in the configuration's folder was trained with another one."""
+    """Raise BadInput if the run in the configuration's folder was trained with another configuration."""
     from alitok.training.changes import check_changes
 
     root = Path(config["trainer"]["default_root_dir"])
@@ -144,18 +144,18 @@ def check_same(config: dict[str, Any]) -> None:
 
 
 def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
-    """Measures the finished runs that are not measured yet."""
+    """Measure the finished runs that are not measured yet."""
     from alitok.common.devices import pick_device
     from alitok.studies.judges import GeneratorJudge, TokenizerJudge
 
-    judge = (TokenizerJudge if trains_tokenizers(plans) else GeneratorJudge)(judging, pick_device("auto"))
+    judge = (TokenizerJudge if trains_tokenizer(plans[0][2]) else GeneratorJudge)(judging, pick_device("auto"))
     for number, (name, seed, config) in enumerate(plans, start=1):
         print(f"{number} of {len(plans)}: measuring {name}, seed {seed}", flush=True)
         judge.measure(config, Path(config["trainer"]["default_root_dir"]))
 
 
 def cost_of(config: dict[str, Any]) -> dict[str, float]:
-    """`parameters` of the model that is trained, and `flops_a_step` of the global batch."""
+    """`parameters` of the trained model, and `flops_a_step` over the global batch."""
     from alitok.profiling.cost import cost
     from alitok.profiling.record import layout_of
 
@@ -164,5 +164,5 @@ def cost_of(config: dict[str, Any]) -> dict[str, float]:
 
 
 def measures(run: "Run") -> dict[str, float]:
-    """What the run's card measures, without the name of its part."""
+    """The run's numbers, without the name of the part in their keys."""
     return {key.rpartition(": ")[2]: value for key, value in run.numbers.items()}

@@ -1,1 +1,1 @@
-"""LightningModules (thin), the phase schedule, optimizer groups."""
+"""LightningModules, the training step, the schedule of phases, optimizer groups."""

@@ -1,4 +1,4 @@
-"""A trainer for runs inside of a command: it leaves nothing behind."""
+"""A trainer for runs inside a command, which writes no files."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from lightning import Trainer
 
 
 def bare_trainer(steps: int, **arguments: Any) -> Trainer:
-    """Lightning's trainer without logs, checkpoints, bars and validation.
+    """Lightning's trainer without logs, checkpoints, progress bars and validation.
 
     Args:
-        steps: of the run.
-        arguments: of `Trainer`, which go before these.
+        steps: steps of the run.
+        arguments: other arguments of `Trainer`, which override these.
     """
     bare: dict[str, Any] = {
         "max_steps": steps,

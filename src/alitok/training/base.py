@@ -1,4 +1,4 @@
-"""What all LightningModules share: schedule, logs, validation means, and what a checkpoint says of its run."""
+"""The base of all LightningModules: schedule, logs, validation means, and the run's record in checkpoints."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alitok.artifacts.folder import check_weights
 from alitok.common.build import build_a
-from alitok.common.devices import float32_products
+from alitok.common.devices import float32_products, warn_of_bfloat16
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.training.records import StepRecord, Window
@@ -26,30 +26,31 @@ log = logging.getLogger("alitok")
 class TrainingModule(L.LightningModule):
     """Base of the stages: schedule, seeds, micro-batches, strategy, learning rate.
 
-    A loader's batch is this process's share of one global batch, and every batch ends in exactly one optimizer step, so
-    `trainer.global_step` counts batches, and checkpoints fall between global batches. What is random in a step (dropped
-    classes, bottlenecks, random anchors) depends on seed, step and place in the global batch alone. Dropout is the
-    exception: it draws from torch's own generator, which is seeded for each micro-batch by seed, step and first place.
+    A loader's batch is this process's share of one global batch, and every batch ends in exactly one optimizer step.
+    Therefore `trainer.global_step` counts batches, and checkpoints are written between global batches. Random numbers
+    in a step (dropped classes, bottlenecks, random anchors) depend only on seed, step and place in the global batch.
+    Dropout is the exception: it draws from torch's own generator, which is seeded for each micro-batch by seed, step
+    and first place.
 
-    A step whose loss or gradient is not finite changes nothing, neither weights nor moments nor the codebook; the
-    `Health` callback says so and decides what follows.
+    A step whose loss or gradient is not finite changes nothing: no weights, moments or codebook. The `Health` callback
+    reports it and decides whether to stop.
 
     Args:
-        phases: the schedule, by name (see `Schedule`).
+        phases: name -> arguments of a phase (see `Schedule`).
         warmup_steps: updates over which the learning rate rises from 0.
-        weight_decay, betas: of AdamW.
+        weight_decay, betas: arguments of AdamW.
         clip: largest norm of the gradient; None for no clipping.
-        seed: of everything random in a step.
+        seed: seed of all random numbers in a step.
         activation_checkpointing: transformer blocks compute their activations again in the backward pass, which takes
-            a third more time and far less memory, and changes nothing else.
-        compile_blocks: transformer blocks are compiled (`torch.compile`): faster, above all on a GPU, with other
-            rounding and other random numbers in dropout. "auto" = on a GPU if there is a compiler; blocks that do not
-            compile run as they are.
+            a third more time and much less memory, and changes nothing else.
+        compile_blocks: transformer blocks are compiled (`torch.compile`): faster, mainly on a GPU, but with different
+            rounding and different random numbers in dropout. "auto" = on a GPU if there is a compiler; blocks that do
+            not compile run uncompiled.
         tf32: on a GPU float32 products in a step round their factors to ten bits, at six times the speed. The search
             for the nearest code does not.
 
     Attributes:
-        kind: of artifact that it trains, "tokenizer" or "generator".
+        kind: kind of artifact that it trains, "tokenizer" or "generator".
     """
 
     kind: str
@@ -77,8 +78,8 @@ class TrainingModule(L.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
         self.tf32 = tf32
-        self.configuration: dict[str, Any] = {}  # of the run; kept in its checkpoints
-        self.parents: dict[str, str] = {}  # digests of the artifacts that the run builds on, by name
+        self.configuration: dict[str, Any] = {}  # the run's configuration, saved in checkpoints
+        self.parents: dict[str, str] = {}  # digests of the artifacts from which the run starts, by name
         self.heads = nn.ModuleDict()  # trained parts of the loss terms; not part of the artifact
         self.parallel = False  # `parallelize` has run
         self.batch_ended = 0.0
@@ -87,19 +88,23 @@ class TrainingModule(L.LightningModule):
 
     @property
     def model(self) -> nn.Module:
-        """What is trained: the tokenizer or the generator."""
+        """The trained model: the tokenizer or the generator."""
         raise NotImplementedError
 
     def extra_modules(self) -> dict[str, Any]:
-        """Modules, with their class blocks, that go into the artifact beside the model."""
+        """Other modules with class blocks to write into the artifact."""
         return {}
 
     def player(self, moment: Moment) -> Player:
-        """Whose turn it is, and what the turn trains."""
+        """The player of this step."""
         raise NotImplementedError
 
+    def on_fit_start(self) -> None:
+        if str(self.trainer.precision).startswith("bf16"):
+            warn_of_bfloat16(self.device)
+
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        # a CPU has no TF32: "high" would mean something else there
+        # not on a CPU, where "high" does not mean TF32
         with float32_products(self.tf32) if self.device.type == "cuda" else nullcontext():
             self.record = optimizer_step(self, batch)
         self._log(self.record)
@@ -111,7 +116,7 @@ class TrainingModule(L.LightningModule):
         return every > 0 and (step + 1) % every == 0
 
     def report(self, values: Mapping[str, Tensor | float]) -> None:
-        """Puts values into this step's row of the logs (Lightning's `log` would repeat them in all later rows)."""
+        """Adds values to this step's row of the logs. (Lightning's `log` would repeat them in all later rows.)"""
         self._row.update(values)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -120,7 +125,7 @@ class TrainingModule(L.LightningModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(row, self.record.step)
             self._row = {}
-        self.batch_ended = time.perf_counter()  # after the callbacks; what follows is waiting for the next batch
+        self.batch_ended = time.perf_counter()  # after the callbacks: from here on the step waits for the next batch
 
     def _log(self, record: StepRecord) -> None:
         """Adds the step to the means since the last row of the logs; writes a row if one is due."""
@@ -162,10 +167,10 @@ class TrainingModule(L.LightningModule):
         checkpoint["dropout_by"] = first_places(self.trainer) if dropout else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Holds the checkpoint against the model.
+        """Checks that the checkpoint fits the model, and warns if dropout will differ.
 
         Raises:
-            BadInput: its weights do not fit, or the run's parents (tokenizer, stage 1) are not the same.
+            BadInput: its weights do not fit, or the run's parents (tokenizer, stage 1) differ.
         """
         check_weights(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
         if self.trainer.state.fn == "fit":
@@ -173,7 +178,7 @@ class TrainingModule(L.LightningModule):
                 if self.parents.get(name) != digest:
                     raise BadInput(
                         f"The run began with {name} {digest[:12]}, which is now {str(self.parents.get(name))[:12]}:"
-                        " give it back, or train anew in another folder."
+                        " give it back, or train again in another folder."
                     )
             before, now = checkpoint.get("dropout_by"), first_places(self.trainer)
             if before not in (None, now) and self.global_rank == 0:
@@ -186,7 +191,7 @@ class TrainingModule(L.LightningModule):
 
 
 def build_with_block(block: Mapping[str, Any]) -> nn.Module:
-    """A model of its class block, with the block as `module.block`: the artifact is written with it."""
+    """Builds a model from its class block, and keeps the block as `module.block` for the artifact."""
     module: nn.Module = build_a(nn.Module, block)
     module.block = dict(block)  # type: ignore[assignment]
     return module

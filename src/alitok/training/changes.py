@@ -1,4 +1,4 @@
-"""What differs between the configuration that a run began with and the one it goes on with."""
+"""Compares the configuration of a checkpoint with the one that continues the run."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,8 +7,8 @@ from typing import Any
 from alitok.common.build import present
 from alitok.common.errors import BadInput
 
-# Keys, without `init_args`, that change how fast, where and how visibly a run computes, not what. Dropout alone depends
-# on micro-batches, and the training module warns of that: only it knows how many devices there are.
+# Keys, without `init_args`, that do not change what a run trains. Only dropout depends on micro-batches; the training
+# module warns of that, because only it has the number of devices.
 HARMLESS = (
     r"trainer\.(?!callbacks\.average).*",
     r"data\.(num_workers|micro_batch|val_count)",
@@ -18,29 +18,35 @@ IGNORED = ("define", "ckpt_path")
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key (without `init_args`) -> (before, now), of the keys that differ; None where there is none."""
+    """Dotted key (without `init_args`) -> (before, now), for the keys that differ; None for a missing value."""
     old, new = (dict(_leaves(present(config))) for config in (before, now))
     keys = [*old, *(key for key in new if key not in old)]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
 def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: bool, checkpoint: str) -> list[str]:
-    """Lines that announce what has changed since the checkpoint was written.
+    """Lines that announce the changes since the checkpoint was written.
 
     Args:
-        allow: announce also what changes the course of training.
+        allow: accept changes of what the run trains.
 
     Raises:
-        BadInput: something that does has changed, and `allow` is false; names every such key.
+        BadInput: such a change, if `allow` is false; the message names every such key.
     """
     changes = compare(before, now)
-    grave = {key: pair for key, pair in changes.items() if not any(re.fullmatch(form, key) for form in HARMLESS)}
+    grave = grave_changes(changes)
     if grave and not allow:
         raise BadInput(
-            f"This is not the run that {checkpoint} belongs to: {'; '.join(_told(*item) for item in grave.items())}."
+            f"This is not the run that {checkpoint} belongs to: {grave}."
             " Take that back, train in another folder (--define.run), or add --allow-changes."
         )
     return [f"going on with another {_told(*item)}" for item in changes.items()]
+
+
+def grave_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Those results of `compare` that change what a run trains, as text; empty if there are none."""
+    grave = {key: pair for key, pair in changes.items() if not any(re.fullmatch(form, key) for form in HARMLESS)}
+    return "; ".join(_told(*item) for item in grave.items())
 
 
 def _told(key: str, pair: tuple[Any, Any]) -> str:

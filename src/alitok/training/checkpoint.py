@@ -18,17 +18,17 @@ _NAME = re.compile(r"step=(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the place, flushes to the disk and moves over it; reads tensors and plain values only."""
+    """Writes a temporary file, flushes it to the disk and moves it to the path. Reads only tensors and plain values."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises BadInput where the disk is full or the folder cannot be written; an older file there is untouched."""
+        """Raises BadInput if the disk is full or the folder cannot be written. An older file at the path then stays."""
         with atomic_file(path) as temporary:
             save_pickled(checkpoint, temporary)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Raises BadInput for a file that cannot be read."""
+        """Raises BadInput if the file cannot be read."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise BadInput(f"There is no checkpoint {path}.")
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # truncated, no checkpoint, pickled code, ...: torch has no class of its own for these
+    except Exception as error:  # truncated, not a checkpoint, pickled code, ...: torch has no exception class for these
         raise BadInput(f"Checkpoint {path} cannot be read: {first_line(error)}.") from error
 
 
@@ -56,7 +56,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether every byte of a checkpoint is as it was written, by the checksums in the file."""
+    """Whether a checkpoint is undamaged, by the checksums in the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -65,7 +65,7 @@ def is_whole(path: str | Path) -> bool:
 
 
 def leftovers(folder: str | Path) -> Iterator[Path]:
-    """Unfinished files that a killed run has left."""
+    """Unfinished files of a killed run."""
     return Path(folder).glob(".step=*.ckpt.*")
 
 

@@ -1,4 +1,4 @@
-"""The end of a run: what follows its last step, also if the run was stopped in between."""
+"""The end of a run: the work after its last step, even if the run was stopped in between."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from alitok.common.ends import Terminated, sigterm_postponed
 
 
 class Exporter(Callback):
-    """A callback that writes what a run leaves behind, after its last validation.
+    """A callback that writes a run's result after its last validation.
 
     Attributes:
         measured: the step of the newest validation.
@@ -19,21 +19,21 @@ class Exporter(Callback):
     measured: int | None = None
 
     def write(self, trainer: lightning.Trainer) -> None:
-        """Writes it; all processes must call it."""
+        """Writes the result. All processes must call it."""
         raise NotImplementedError
 
 
 class Trainer(lightning.Trainer):
-    """Lightning's trainer, which finishes a run whose last step is done: last validation, pictures, artifact.
+    """Lightning's trainer, with the end of a run after its last step: last validation, pictures, artifact.
 
-    A run that was stopped after its last step is resumed with no step left. Lightning then calls no hook of training,
-    so a callback alone could not finish it.
+    A run may be stopped after its last step. When it is resumed, Lightning calls no hooks of training, so a callback
+    alone could not finish it.
 
     Raises (by fit):
         Terminated: the run was stopped before its last step (`max_time`, early stopping).
     """
 
-    def _run_stage(self) -> Any:  # private; there is no public place between the last step and the teardown
+    def _run_stage(self) -> Any:  # private: there is no public hook between the last step and the teardown
         resumed_at = self.global_step
         with sigterm_postponed():
             results = super()._run_stage()
@@ -55,7 +55,7 @@ class Trainer(lightning.Trainer):
             return
         if export.measured != step:
             validation = self.fit_loop.epoch_loop.val_loop
-            validation.restarting = False  # else it leaves out the batches that the checkpoint counted
+            validation.restarting = False  # else it skips the batches that the checkpoint counted
             self.validating = True
             validation.run()
             self.training = True

@@ -14,7 +14,7 @@ from alitok.common.errors import BadInput
 from alitok.common.random import stream
 from alitok.models.generator import Generator
 from alitok.models.seams import Corruption, Order
-from alitok.training.base import TrainingModule, build_with_block
+from alitok.training.base import TrainingModule, build_with_block, log
 from alitok.training.optimizer import AdamW, adamw, generator_decays
 from alitok.training.parallel import parallelize
 from alitok.training.records import MicroBatch, StepRecord
@@ -31,18 +31,18 @@ class GeneratorTraining(TrainingModule):
         phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32: see
             `TrainingModule`.
         class_dropout: probability that an image's label becomes "no class".
-        guidance, power, schedule, sampling_seed, sampler: what the artifact's card recommends for sampling.
-        losses: loss terms that are added to the head's loss, class blocks by name; their weights are the phases', which
-            call the head's loss "nats".
-        corruptions: what the generator reads in place of the true tokens, class blocks by name, applied in order.
+        guidance, power, schedule, sampling_seed, sampler: recommendations for sampling, for the artifact's card.
+        losses: loss terms in addition to the head's loss, class blocks by name. The phases set their weights, and that
+            of the head's loss under the name "nats".
+        corruptions: changes of the tokens that the generator reads, class blocks by name, applied in order.
         order: class block of the order in which the tokens are written; None for 0..N-1.
         tokenizer: artifact of the tokenizer, for terms that need its codebook.
-        reference: artifact of a frozen generator, for terms that compare with it; in no checkpoint and no artifact.
-        start_from: artifact of a generator; every tensor whose shape fits carries over, and the embeddings of codes if
-            only the classes differ.
+        reference: artifact of a frozen generator, for terms that compare with it; not in checkpoints or artifacts.
+        start_from: artifact of a generator. Every tensor whose shape fits is copied; if only the classes differ, also
+            the embeddings of the codes.
 
     Raises:
-        BadInput: a block of another kind, or an order for a generator that has only one.
+        BadInput: a block's class is of the wrong kind, or `order` is set for a generator that has only one order.
     """
 
     kind = "generator"
@@ -94,7 +94,7 @@ class GeneratorTraining(TrainingModule):
         self.tokenizer_path = tokenizer
         self.start_from = start_from
         self.reference_path = reference
-        self._reference: list[Generator] = []  # in a list, so that it is no part of this module
+        self._reference: list[Generator] = []  # in a list, so that it is not a submodule
 
     @property
     def model(self) -> Generator:
@@ -104,10 +104,10 @@ class GeneratorTraining(TrainingModule):
         parallelize(self, self.generator)
 
     def setup(self, stage: str) -> None:
-        """Holds the generator against the cache it is given.
+        """Sets up terms and generator, and checks that the generator fits the cache.
 
         Raises:
-            BadInput: another number of tokens, codes or classes.
+            BadInput: generator and cache differ in tokens, codes or classes.
         """
         self.terms.setup(self.trainer.strategy.root_device, len(first_places(self.trainer)))
         self._load_reference()
@@ -133,23 +133,26 @@ class GeneratorTraining(TrainingModule):
             raise BadInput(
                 f"The cache's codebook has {cache.codebook_size} codes, the generator's {self.generator.codebook_size}."
             )
-        if len(cache.class_names or []) > self.generator.num_classes:
+        classes, known = len(cache.class_names or []), self.generator.num_classes
+        if classes > known:
             raise BadInput(
-                f"The cache has {len(cache.class_names)} classes, the generator only {self.generator.num_classes}:"
-                f" give it as many (--define.num_classes {len(cache.class_names)})."
+                f"The cache has {classes} classes, the generator only {known}: give it as many"
+                f" (--define.num_classes {classes})."
             )
+        if 0 < classes < known and self.global_rank == 0:
+            log.warning("The cache has %d classes, the generator %d: the last ones learn nothing.", classes, known)
         if cache.digest is not None:
             self.parents["tokenizer"] = cache.digest
         self._use_codebook(cache.digest)
 
     def _use_codebook(self, wanted: str | None) -> None:
-        """Gives the frozen quantizer to the terms that ask for it.
+        """Passes the frozen quantizer to the terms that need it.
 
         Args:
             wanted: digest of the tokenizer that made the cache, if it is known.
 
         Raises:
-            BadInput: no tokenizer is named, or it is not the one whose tokens these are.
+            BadInput: no tokenizer is named, or it did not make the cache.
         """
         asking = [name for name, term in self.terms.items() if term.needs_codebook]
         if not asking:
@@ -173,10 +176,10 @@ class GeneratorTraining(TrainingModule):
             self.terms[name].use_codebook(quantizer.to(self.trainer.strategy.root_device))
 
     def _load_reference(self) -> None:
-        """Reads the frozen generator anew, on a resumed run too.
+        """Loads the frozen generator, which is not in checkpoints.
 
         Raises:
-            BadInput: a term needs one and none is named.
+            BadInput: a term needs it, and none is named or its tokens, codes or classes differ.
         """
         asking = [name for name, term in self.terms.items() if term.needs_reference]
         if not asking:
@@ -194,10 +197,10 @@ class GeneratorTraining(TrainingModule):
         self.parents["reference"] = model.card["digest"]
 
     def _start_from(self, path: str) -> None:
-        """Takes over every tensor that fits. If only the number of classes differs, the rows of the codes carry over.
+        """Copies every tensor that fits. If only the number of classes differs, copies the rows of the codes.
 
         Raises:
-            BadInput: a layer does not fit.
+            BadInput: a layer of the blocks does not fit.
         """
         parent = load_generator(path)
         carried, own = parent.state_dict(), self.generator.state_dict()
@@ -251,7 +254,7 @@ class GeneratorTraining(TrainingModule):
         return (nats.mean() if weight == 1 else weight * nats.mean()) + terms
 
     def _drop_classes(self, batch: dict[str, Tensor], step: int) -> Tensor:
-        """Labels, some of them "no class": which ones depends on seed and position, not on processes."""
+        """Labels, some of them changed to "no class". The choice depends only on seed and position."""
         size = self.trainer.datamodule.global_batch  # type: ignore[attr-defined]
         drawn = send(torch.rand(size, generator=stream(self.seed, "class", step)), batch["label"].device)
         dropped = drawn[batch["position"] - step * size] < self.class_dropout
@@ -266,11 +269,11 @@ class GeneratorTraining(TrainingModule):
 
 
 def outputs_of(generator: Generator, read: Mapping[str, Any], half: bool, labels: Tensor) -> dict[str, Any]:
-    """What loss terms see of a generator.
+    """A generator's outputs for loss terms.
 
     Args:
         read: `ids`, `inputs`, `order` and `step` of `Generator.losses`.
-        half: with autocast, which is off where a term asks again, with other labels.
+        half: run under autocast. Terms run without it, so `with_labels` must switch it on.
     """
     with torch.autocast(labels.device.type, enabled=half):
         outputs: dict[str, Any] = dict(generator.losses(labels=labels, **read))

@@ -1,4 +1,4 @@
-"""What fit, validate and test share: one composed configuration, handed to the Lightning CLI."""
+"""Runs `fit`, `validate` and `test`: passes a composed configuration to the Lightning CLI."""
 
 import argparse
 import itertools
@@ -17,14 +17,14 @@ from alitok.common.ends import Terminated, alone_in
 from alitok.common.errors import BadInput
 from alitok.common.files import check_readable_name, write_text
 from alitok.config import DEFAULTS, compose_run, resolve
-from alitok.training.changes import check_changes
+from alitok.training.changes import check_changes, compare, grave_changes
 
 _runs = itertools.count()
 
 
 def start(verb: str, files: Sequence[str], overrides: Sequence[str], allow_changes: bool = False) -> None:
-    """Composes the configuration and runs it; a finished fit says so, an interrupted one continues."""
-    # Before compose_run, which takes seconds: it imports Lightning.
+    """Composes the configuration and runs it. Reports a finished fit, and continues an interrupted one."""
+    # Checked before compose_run, which imports Lightning and takes seconds.
     early = resolve([DEFAULTS, *files], overrides)
     if not (verb == "fit" and _seems_finished(early)):
         check_weight_files(early)
@@ -35,18 +35,24 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
     """Runs `fit`, `validate` or `test` for a composed configuration.
 
     Args:
-        allow_changes: go on with a run whose configuration is another now.
+        allow_changes: continue a run whose configuration has changed.
         weights_checked: `check_weight_files` has been called.
 
     Raises:
-        BadInput: what the run needs is missing, a checkpoint that does not belong to it, a disk that is full.
+        BadInput: something that the run needs is missing, the checkpoint is of a different run, or the disk is full.
         KeyboardInterrupt: Ctrl-C.
     """
     root = Path(config["trainer"]["default_root_dir"])
     check_readable_name(root)
     total = total_steps(config)
     if verb == "fit" and finished(config, total):
-        _say(f"{artifact_folder(config)} is finished ({total:,} steps); name another folder to train anew.", sys.stdout)
+        kept = root / "config.yaml"
+        other = grave_changes(compare(yaml.safe_load(kept.read_text()), config)) if kept.is_file() else ""
+        with_other = f", with other settings ({other})" if other else ""
+        end = (
+            f"{artifact_folder(config)} is finished ({total:,} steps){with_other}; name another folder to train again."
+        )
+        _say(end, sys.stdout)
         return
     config = {key: value for key, value in config.items() if key != "define"}
     if not weights_checked:
@@ -69,7 +75,7 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
 
 
 def _resume_point(verb: str, given: str | None, root: Path) -> Path | None:
-    """The checkpoint to go on with: the one given, or the newest whole one of the run."""
+    """The checkpoint to continue from: the one given, or the newest whole one of the run."""
     from alitok.training.checkpoint import is_whole, newest
 
     if given not in (None, "last"):
@@ -97,7 +103,7 @@ def _announce_changes(checkpoint: Path, configuration: Mapping[str, Any], allow:
 
 
 def _is_main() -> bool:
-    """Whether this process speaks for all of a launch."""
+    """Whether this is the process of a launch that prints and writes."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -109,7 +115,7 @@ def _say(line: str, stream: Any) -> None:
 
 
 def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Model and data of a run; whatever is missing or does not fit is found before anything is written."""
+    """Builds the model and data of a run, and checks them before anything is written."""
     from lightning import seed_everything
 
     from alitok.artifacts.folder import locate, read_card
@@ -130,7 +136,7 @@ def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Raises BadInput for an interval of no steps, and where Weights & Biases is asked for and not installed."""
+    """Raises BadInput if the interval is below one step, or the Weights & Biases logger is set but not installed."""
     from importlib.util import find_spec
 
     interval = trainer.get("val_check_interval")
@@ -145,7 +151,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def check_weight_files(config: Mapping[str, Any]) -> None:
-    """Raises BadInput for a loss term whose weight file is missing; what else may be wrong is left to `compose`."""
+    """Raises BadInput if the weight file of a loss term is missing. `compose` reports other errors."""
     arguments = _map(_map(config.get("model")).get("init_args"))
     from alitok.losses.terms import LossTerm
 
@@ -160,7 +166,7 @@ def _map(value: Any) -> Mapping[str, Any]:
 
 
 def _seems_finished(config: Mapping[str, Any]) -> bool:
-    """`finished` for a configuration that is not checked yet; what is wrong with it is left to `compose`."""
+    """`finished` for a configuration that is not checked yet. `compose` reports its errors."""
     arguments = _map(_map(config.get("model")).get("init_args"))
     root = _map(config.get("trainer")).get("default_root_dir")
     steps = [_map(phase).get("steps") for phase in _map(arguments.get("phases")).values()]
@@ -170,7 +176,7 @@ def _seems_finished(config: Mapping[str, Any]) -> bool:
 
 
 def total_steps(config: Mapping[str, Any]) -> int:
-    """Steps of the whole schedule, or `trainer.max_steps` where it is given."""
+    """Steps of the whole schedule, or `trainer.max_steps` if it is given."""
     from alitok.training.schedule import Schedule
 
     given = config["trainer"].get("max_steps")
@@ -178,20 +184,20 @@ def total_steps(config: Mapping[str, Any]) -> int:
 
 
 def artifact_folder(config: Mapping[str, Any]) -> Path:
-    """Where a run's artifact goes, by its configuration."""
+    """The folder of a run's artifact."""
     trainer = _map(config.get("trainer"))
     export = _map(_map(trainer.get("callbacks")).get("artifact"))
     return Path(_map(export.get("init_args")).get("folder") or Path(str(trainer["default_root_dir"])) / "artifact")
 
 
 def finished(config: Mapping[str, Any], total: int) -> bool:
-    """Whether the run's artifact holds all its steps."""
+    """Whether the run's artifact exists and has all steps."""
     card = artifact_folder(config) / "card.json"
     return card.is_file() and (json.loads(card.read_text()).get("steps") or 0) >= total
 
 
 def quiet() -> None:
-    """Silences advice that does not hold here (the configuration comes composed, frozen parts are meant), and ads."""
+    """Silences advertisements, and warnings that do not apply here (e.g. about frozen parts)."""
     import logging
     import warnings
 
@@ -222,24 +228,24 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     checkpoints = {"class_path": "alitok.training.checkpoint.AtomicCheckpointIO"}
     trainer["plugins"] = [*trainer.get("plugins", []), checkpoints]
     trainer |= {"max_steps": total, "max_epochs": -1, "use_distributed_sampler": False}
-    trainer["check_val_every_n_epoch"] = None  # an endless loader has one epoch; validation goes by steps
+    trainer["check_val_every_n_epoch"] = None  # an endless loader has one epoch, so validation counts steps
 
-    # Handed over ready-made: their keys are composed and checked, and the CLI's parser would build the class blocks
-    # inside, which the modules want as they are (artifacts are written with them).
+    # Passed as objects: their keys are already checked, and the CLI's parser would build the class blocks inside, which
+    # the modules need as blocks (for the artifacts).
     def ready_module() -> LightningModule:
         return module
 
     def ready_data() -> LightningDataModule:
         return data
 
-    # The parser keeps a class for each factory by name: a second run in this process (the demo has three) needs others.
+    # The parser caches a class per factory name: a second run in this process (the demo has three) needs new names.
     for factory in (ready_module, ready_data):
         factory.__qualname__ = f"{factory.__name__}_{next(_runs)}"
     options = {key: config[key] for key in ("seed_everything", "ckpt_path") if key in config}
 
     class CLI(LightningCLI):
         def instantiate_classes(self) -> None:
-            """Whatever the trainer and its callbacks refuse is the configuration's."""
+            """Turns errors of the trainer and its callbacks into BadInput."""
             try:
                 super().instantiate_classes()
             except Exception as error:  # Lightning and jsonargparse raise many kinds
@@ -257,17 +263,17 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
             )
     except argparse.ArgumentError as error:
         raise BadInput(f"The trainer's configuration is not valid: {_deepest(str(error))}.") from error
-    except SIGTERMException:  # between two batches
+    except SIGTERMException:  # raised between two batches
         raise Terminated from None
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning had switched off
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning had switched it off
         raise error.__context__ from None
 
 
 def _refusal(error: Exception) -> BadInput:
-    """What went wrong while the trainer was built, in one sentence; our own sentence where one is behind it."""
+    """An error of building the trainer as BadInput: the BadInput in its chain of causes if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, BadInput):
@@ -277,12 +283,12 @@ def _refusal(error: Exception) -> BadInput:
 
 
 def _deepest(message: str) -> str:
-    """The innermost complaint of jsonargparse's tree of them."""
+    """The innermost message of jsonargparse's tree of messages."""
     lines = [line.strip(" -") for line in message.splitlines() if not line.lstrip().startswith("Given value")]
     keys = [number for number, line in enumerate(lines) if "Parser key" in line]
     return " ".join(lines[keys[-1] : keys[-1] + 2] if keys else lines[:2]).rstrip(".")
 
 
 def _shallow(block: Mapping[str, Any]) -> Any:
-    """The object of a class block; blocks inside are its arguments as they are."""
+    """Builds the object of a class block, but passes blocks in its arguments as blocks."""
     return import_class(block["class_path"])(**(block.get("init_args") or {}))

@@ -13,19 +13,19 @@ from alitok.training.parallel import is_sharded, like, whole_tensor
 
 
 class AdamW(torch.optim.AdamW):
-    """AdamW whose state dict is by parameter name and holds whole tensors, whatever the strategy.
+    """AdamW whose state dict is by parameter name and has whole tensors under every strategy.
 
-    So a checkpoint written by one process, by DDP or by FSDP2 loads under any other. The groups and their settings are
-    those of the configuration and are not stored.
+    A checkpoint from one process, DDP or FSDP2 therefore loads under any of them. Groups and their settings come from
+    the configuration and are not stored.
     """
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(name, parameter) of every parameter that this optimizer moves."""
+        """(name, parameter) of every parameter of this optimizer."""
         for group in self.param_groups:
             yield from zip(group["param_names"], group["params"], strict=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"state": {name: {"step", "exp_avg", "exp_avg_sq"}}}; shards on rank 0 only, but all ranks must call it."""
+        """{"state": {name: {"step", "exp_avg", "exp_avg_sq"}}}. All ranks must call it; only rank 0 gets shards."""
         state: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self.named():
             if parameter in self.state:
@@ -36,10 +36,10 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes on a state dict of this form.
+        """Loads a state dict of this form.
 
         Raises:
-            BadInput: it has state for a parameter that does not train here.
+            BadInput: it has the state of a parameter that does not train here.
         """
         parameters = dict(self.named())
         for name in state_dict["state"]:
@@ -58,18 +58,18 @@ def adamw(
     decays: Callable[[str], bool] = lambda name: True,
     lr_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> AdamW:
-    """AdamW whose learning rate is set at every step by the schedule.
+    """AdamW whose learning rate the training step sets from the schedule.
 
     Args:
         parameters: (name, parameter) pairs.
-        weight_decay: of the parameters that decay.
-        betas: of the moments.
-        decays: whether the parameter of that name decays; by default all do.
-        lr_factor: by which the schedule's learning rate is multiplied for the parameter of that name.
+        weight_decay: weight decay of the parameters that decay.
+        betas: decay of the moments.
+        decays: name -> whether the parameter decays; by default all do.
+        lr_factor: name -> factor on the schedule's learning rate.
     """
     groups: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in parameters:
-        # the fused kernel takes shards or whole tensors, not both at once
+        # a group of the fused kernel has shards or whole tensors, not both
         groups[decays(name), lr_factor(name), is_sharded(parameter)].append((name, parameter))
     return AdamW(
         [
@@ -83,5 +83,5 @@ def adamw(
 
 
 def generator_decays(name: str) -> bool:
-    """The generator's recipe: weights of qkv, proj, w1, w2, w3 and of the output head; no embedding, norm or bias."""
+    """Whether a parameter decays in the generator's recipe: weights of qkv, proj, w1, w2, w3 and the output head."""
     return name.endswith((".qkv.weight", ".proj.weight", ".w1.weight", ".w2.weight", ".w3.weight", "output.weight"))

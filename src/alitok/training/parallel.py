@@ -1,7 +1,7 @@
-"""Parallelism applied from outside: models stay single-device code.
+"""Adds parallelism to models, whose own code is for a single device.
 
-Under DDP every process holds the whole model. Under FSDP2 the transformers are sharded; the quantizer, whose codebook
-is also moved outside of the optimizer, and the discriminator stay whole on every process, like under DDP.
+Under DDP every process has the whole model. Under FSDP2 the transformers are sharded. The discriminator, and the
+quantizer, whose codebook also changes outside the optimizer, stay whole on every process.
 """
 
 import inspect
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -33,13 +33,16 @@ from alitok.models.seams import Part
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's FSDP2 with one shard per device; its checkpoints are whole files of the same form as any other's.
+    """Lightning's FSDP2 with one shard per device. Its checkpoints have the same form as those of other strategies.
 
     Args:
-        process_group_backend: nccl, gloo; None for what fits the device.
+        process_group_backend: nccl or gloo; None for the device's default.
+        reduce_once: reduce gradients only in a step's last micro-batch. Until then each device keeps all gradients in
+            float32, 4 bytes per parameter. False reduces in every micro-batch, for models too large for this.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
+    def __init__(self, process_group_backend: str | None = None, reduce_once: bool = True) -> None:
+        self.reduce_once = reduce_once
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
@@ -55,7 +58,7 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return Strategy.optimizer_state(self, optimizer)  # by name and whole already; see `AdamW`
+        return Strategy.optimizer_state(self, optimizer)  # already by name and whole; see `AdamW`
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
@@ -69,8 +72,24 @@ class FSDP2(ModelParallelStrategy):
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
 
+@contextmanager
+def synced_last(strategy: Strategy, model: nn.Module, last: bool, averaged: bool) -> Iterator[None]:
+    """Inside, a backward pass reduces the model's gradients over the processes only if it is the step's last.
+
+    Args:
+        averaged: whether DDP, if it is the strategy, averages this model's gradients.
+    """
+    if isinstance(strategy, DDPStrategy) and not (last and averaged):
+        with strategy.block_backward_sync():
+            yield
+        return
+    if isinstance(strategy, FSDP2) and isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or not strategy.reduce_once)
+    yield
+
+
 def check_strategy(strategy: Strategy) -> None:
-    """Raises BadInput for a strategy that these modules do not know how to train under."""
+    """Raises BadInput for a strategy that is not supported."""
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
         raise BadInput(
             f"Strategy {type(strategy).__name__} is not supported: lay experiments/strategies/ddp.yaml or fsdp.yaml"
@@ -81,16 +100,16 @@ def check_strategy(strategy: Strategy) -> None:
 def parallelize(
     module: Any, model: nn.Module, replicated: Iterable[nn.Parameter] = (), unused_parameters: bool = False
 ) -> None:
-    """Prepares a LightningModule for its trainer's strategy: compiles, recomputes activations, shards. Once.
+    """Prepares a LightningModule for its trainer's strategy: compiles, recomputes activations, shards. Runs only once.
 
     Args:
         module: the `TrainingModule`.
-        model: what is sharded, and whose gradients DDP averages. The optimizer step averages all other gradients.
+        model: FSDP2 shards it, DDP averages its gradients. The optimizer step averages all other gradients.
         replicated: parameters of the model that stay whole under every strategy.
         unused_parameters: some batches leave parameters without a gradient.
 
     Raises:
-        BadInput: the strategy or precision is not supported, or blocks are to be compiled and there is no compiler.
+        BadInput: the strategy or precision is not supported, or `compile_blocks` is true and there is no compiler.
     """
     if module.parallel:
         return
@@ -110,7 +129,7 @@ def parallelize(
     if isinstance(strategy, FSDP2):
         shard(model, strategy.device_mesh["data_parallel"], precision, replicated)
     elif isinstance(strategy, DDPStrategy):
-        # Buffers are the same on all processes by construction, so DDP need not send them.
+        # Buffers are always the same on all processes, so DDP need not send them.
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         strategy._ddp_kwargs = {"find_unused_parameters": unused_parameters, buffers: False} | strategy._ddp_kwargs
@@ -121,10 +140,10 @@ def parallelize(
 
 @contextmanager
 def children_end_with_this(module: Any) -> Iterator[None]:
-    """If the block fails, ends the processes that Lightning has started for the module's run beside this one.
+    """If the block fails, ends the other processes that Lightning has started for the module's run.
 
-    Lightning does so after Ctrl-C only; else they would wait for this one in a collective until its timeout, with
-    their GPUs' memory.
+    Lightning does so only after Ctrl-C. Otherwise they would wait for this process in a collective until its timeout,
+    and keep their GPUs' memory.
     """
     try:
         yield
@@ -137,7 +156,7 @@ def children_end_with_this(module: Any) -> Iterator[None]:
 
 
 def is_sharded(value: Tensor | nn.Module) -> bool:
-    """Whether a tensor, or any parameter of a module, lies in shards over the processes."""
+    """Whether a tensor, or any parameter of a module, is sharded over the processes."""
     if isinstance(value, nn.Module):
         return any(isinstance(parameter, DTensor) for parameter in value.parameters())
     return isinstance(value, DTensor)
@@ -146,8 +165,8 @@ def is_sharded(value: Tensor | nn.Module) -> bool:
 def shard(module: nn.Module, mesh: Any, precision: str, replicated: Iterable[nn.Parameter] = ()) -> None:
     """Applies FSDP2: a unit for each transformer block, one for the rest.
 
-    With "bf16-mixed" the blocks are gathered in bfloat16 and reduced in float32; the rest (embeddings, positions,
-    heads) stays float32, so that the residual stream is what it is under autocast alone.
+    With "bf16-mixed" the blocks are gathered in bfloat16 and reduced in float32. The rest (embeddings, positions,
+    heads) stays float32, so that the residual stream is the same as under autocast alone.
 
     Args:
         replicated: parameters that stay whole; their gradients are averaged by `average_gradients`.
@@ -156,29 +175,29 @@ def shard(module: nn.Module, mesh: Any, precision: str, replicated: Iterable[nn.
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=half if precision == "bf16-mixed" else policy)
-    # resharded after each forward: the discriminator's turn has no backward that would do it
+    # reshard after each forward: the discriminator's turn has no backward pass that would do it
     fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(replicated), reshard_after_forward=True)
     for entry in module.entries if isinstance(module, Part) else ():
         register_fsdp_forward_method(module, entry)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The transformer blocks: members of every list of modules that is called `blocks`."""
+    """The transformer blocks: members of every `nn.ModuleList` named `blocks`."""
     for name, layer in module.named_modules():
         if name.split(".")[-1] == "blocks" and isinstance(layer, nn.ModuleList):
             yield from layer
 
 
 def compile_blocks(module: nn.Module, or_plain: bool = False) -> None:
-    """Compiles forward and backward pass of each block at its first step; what strategies hook on stays outside.
+    """Compiles the forward and backward pass of each block at its first step, without the hooks of strategies.
 
     Args:
-        or_plain: blocks that do not compile run as they are, and one line says so.
+        or_plain: run blocks that do not compile uncompiled, and print a line.
     """
-    # validation, an uneven last micro-batch and the discriminator's turn each compile a form of their own
+    # validation, an uneven last micro-batch and the discriminator's turn each cause a recompilation
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
     for block in blocks(module):
-        # a bound method, so that a copy of the module gets one of its own
+        # a bound method, so that a deep copy of the module has its own
         block.forward = MethodType(_compiled_or_plain if or_plain else _compiled, block)
 
 
@@ -208,7 +227,7 @@ def _compiled_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def recompute_activations(module: nn.Module) -> None:
-    """Activation checkpointing: the backward pass computes each block's activations again instead of keeping them."""
+    """Activation checkpointing: the backward pass computes each block's activations again, so they are not stored."""
     for block in blocks(module):
         forward: Any = block.forward
         block.forward = MethodType(partial(_recomputed, forward.__func__), block)
@@ -221,26 +240,26 @@ def _recomputed(forward: Callable[..., Any], block: nn.Module, *arguments: Any) 
 
 
 def whole(module: nn.Module) -> nn.Module:
-    """The module itself, or where it is sharded a copy with all its weights; all processes must call it."""
+    """The module itself; if it is sharded, a copy with all its weights. All processes must call it."""
     if not is_sharded(module):
         return module
     state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
     device = next(iter(state.values())).device
     with torch.device(device):
         copy: nn.Module = build(module.block)  # type: ignore[arg-type]
-    copy.to(device)  # buffers that are no weights may be made on the CPU in any case
+    copy.to(device)  # buffers that are not weights may always be made on the CPU
     copy.load_state_dict(state)
     copy.block = module.block
     return copy.train(module.training)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of a sharded one, on the CPU; all processes must call it."""
+    """The tensor itself; if it is sharded, the whole tensor on the CPU. All processes must call it."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of a whole tensor on the parameter's device; in shards where the parameter is and the shapes agree."""
+    """A copy of a whole tensor on the parameter's device, sharded if the parameter is and the shapes agree."""
     value = value.to(parameter.device, copy=True)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
@@ -264,7 +283,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm of all gradients together, (), shards counted over all processes."""
+    """L2 norm of all gradients together, (), with the shards of all processes."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     sharded = [g.to_local() for g in gradients if isinstance(g, DTensor)]
     plain = nn.utils.get_total_norm([g for g in gradients if not isinstance(g, DTensor)])
@@ -275,17 +294,17 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
-    """Scales the gradients, whose norm is `norm`, down to the norm `limit`."""
+    """Scales gradients with the norm `norm` down to the norm `limit`, if it is larger."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     locals_ = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     torch._foreach_mul_(locals_, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def check_replicas(module: nn.Module) -> None:
-    """Compares what every process holds whole, parameters and buffers.
+    """Compares the unsharded parameters and buffers of all processes.
 
     Raises:
-        BadInput: a tensor's bits differ from rank 0's; names it.
+        BadInput: a tensor's bits differ from rank 0's; the message names it.
     """
     if not is_distributed():
         return
@@ -298,12 +317,12 @@ def check_replicas(module: nn.Module) -> None:
         rank, place = differ[0].tolist()
         raise BadInput(
             f"The replicas differ: {list(tensors)[place]} on process {rank} is not that of process 0; the checkpoints"
-            " before this one are good, so look for what makes the processes compute different things and go on."
+            " before this one are good, so look for what makes the processes compute different things, and continue."
         )
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """Sum of a tensor's bits, read as integers, (), int64."""
+    """Sum of a tensor's values, with their bits read as integers, (), int64."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(kinds[flat.element_size()]).sum(dtype=torch.int64)

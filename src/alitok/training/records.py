@@ -1,4 +1,4 @@
-"""What a training step hands around: its micro-batches, what callbacks may know of it, taps and statistics."""
+"""Data of a training step: micro-batches, the record for callbacks, taps and statistics."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ from alitok.common.random import Step
 
 @dataclass
 class MicroBatch:
-    """What one device holds at a time: a part of its share of the global batch.
+    """The part of a process's batch that its device computes at a time.
 
     Attributes:
-        batch: the tensors by name.
-        share: of this process's batch, 0..1.
-        step: of the run, with the places of the part's images in the global batch.
-        last: no other part follows.
+        batch: tensors by name.
+        share: its share of this process's batch, 0..1.
+        step: step of the run, with the places of these images in the global batch.
+        last: it is the last one of the batch.
     """
 
     batch: dict[str, Tensor]
@@ -34,17 +34,17 @@ class MicroBatch:
 
 @dataclass
 class StepRecord:
-    """What callbacks may know of a step; tensors stay on the device, so that nothing waits for them.
+    """A step's record for callbacks. Tensors stay on the device, so that the host does not wait for them.
 
     Attributes:
         step: number of the batch, from 0.
         discriminator: it was the discriminator's turn.
         notes: means over this process's batch, by name.
         parts: (image indices, whether the loss is not finite) of each micro-batch.
-        ids: token ids that the quantizer chose, of each micro-batch.
-        statistics: of each micro-batch, by the name of what takes them in (`Player.updates`); they have `merge`.
-        norm: of the gradient, over all processes.
-        bad: whether the norm or any process's loss is not finite; then the step changes no weight.
+        ids: token ids of each micro-batch.
+        statistics: statistics of each micro-batch, by the name of their update in `Player.updates`; they have `merge`.
+        norm: norm of the gradient, over all processes.
+        bad: whether the norm or any process's loss is not finite; the step then changes no weight.
     """
 
     step: int
@@ -62,20 +62,20 @@ class StepRecord:
 
 
 class Window:
-    """Means of a run's notes since the last row of the logs; steps that changed nothing do not count."""
+    """Means of a run's notes since the last row of the logs, without steps that were not finite."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, record: StepRecord) -> None:
-        """Takes in the notes of a step."""
+        """Adds the notes of a step."""
         good = (~record.bad).float()
         for name, value in record.notes.items():
             total, count = self.sums.get(name, (torch.zeros_like(value), torch.zeros_like(good)))
             self.sums[name] = (total + torch.where(record.bad, 0.0, value), count + good)
 
     def take(self) -> dict[str, Tensor]:
-        """The means over all processes as `train/NAME`, and begins the next row. A collective."""
+        """Returns the means over all processes as `train/NAME`, and begins the next row. A collective."""
         sums = all_sum(torch.stack([torch.stack(pair) for pair in self.sums.values()]))
         means = {f"train/{name}": total / count for name, (total, count) in zip(self.sums, sums, strict=True)}
         self.sums = {}
@@ -83,26 +83,26 @@ class Window:
 
 
 class Means(SimpleNamespace):
-    """Statistics that are means by name, each with its share of the global batch. They merge by adding."""
+    """Sums by name of weighted batch means; `share` is the sum of the weights. They merge by adding."""
 
     def merge(self, other: "Means") -> "Means":
         return Means(**{name: value + vars(other)[name] for name, value in vars(self).items()})
 
 
 class Taps(dict[str, list[Tensor]]):
-    """What modules put out, by path: one tensor for each time that they ran."""
+    """Outputs of modules, by path: one tensor for each forward pass."""
 
     def join(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """The outputs, with those of the modules; each decoding gets what was put out for it."""
+        """Adds the modules' outputs to `outputs` and to each decoding, and returns `outputs`."""
         for number, (_, one) in enumerate([(1.0, outputs), *outputs.get("decodings", [])]):
-            turn = max(0, number - 1)  # the first decoding's outputs are the whole's, too
+            turn = max(0, number - 1)  # `outputs` has those of the first decoding
             one.update({path: seen[min(turn, len(seen) - 1)] for path, seen in self.items() if seen})
         return outputs
 
 
 @contextmanager
 def tapped(model: nn.Module, paths: Iterable[str]) -> Iterator[Taps]:
-    """Within it, what the modules at these paths put out.
+    """Records the outputs of the modules at these paths inside the block.
 
     Raises:
         BadInput: the model has no such module.
@@ -123,7 +123,7 @@ def tapped(model: nn.Module, paths: Iterable[str]) -> Iterator[Taps]:
 
 
 def merge_over_processes(parts: list[Any]) -> Any:
-    """Statistics of all micro-batches and processes, merged in their order, so that every process gets the same."""
+    """Merges the statistics of all micro-batches and processes in order, so that every process gets the same."""
     statistics = reduce(lambda a, b: a.merge(b), parts)
     gathered = {name: all_stack(value) for name, value in vars(statistics).items()}
     ranks = len(next(iter(gathered.values())))

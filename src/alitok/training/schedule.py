@@ -1,4 +1,4 @@
-"""One schedule of phases: how long, at which learning rate, with which losses, and whose turn it is."""
+"""The schedule of phases: their length, learning rate, loss weights, and the turns of generator and discriminator."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ class Phase:
     """One phase of a run.
 
     Attributes:
-        steps: batches; in an adversarial phase half of them are the discriminator's.
+        steps: number of batches; in an adversarial phase half of them are the discriminator's.
         lr: learning rate at the start and at the end, or one number for both.
-        shape: of the way from start to end.
-        weights: loss weights by the term's name; 1 where a term is not named, 0 switches it off.
-        adversarial: batches alternate: one for the generator, the next for the discriminator.
-        quantize: False lets the decoder learn from the latents themselves before the codebook stands between.
-        trainable: parts that train, the rest stay bit-identical; None for the run's own choice.
-        fit: before the first step the quantizer is fitted to the latents of that many global batches.
+        shape: curve from the first rate to the last.
+        weights: loss weights by the term's name; other terms have their own weight (usually 1); 0 switches a term off.
+        adversarial: batches alternate between the tokenizer and the discriminator; both update a codebook's clusters.
+        quantize: False gives the decoder the latents themselves, without the codebook.
+        trainable: parts that train, the others do not change; None for the module's `trainable`.
+        fit: fit the quantizer, before the first step, to the latents of this many global batches.
     """
 
     steps: int
@@ -34,7 +34,7 @@ class Phase:
     fit: int = 0
 
     def updates(self, steps: int) -> int:
-        """Generator updates among the first `steps` batches; an adversarial phase begins with the generator's."""
+        """Updates of the model among the first `steps` batches. In an adversarial phase it has the first turn."""
         return (steps + 1) // 2 if self.adversarial else steps
 
     def rate(self, progress: float) -> float:
@@ -47,7 +47,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a step stands: its phase, the learning rate of its update, and whether it is the discriminator's."""
+    """A step's phase, its learning rate, and whether it is the discriminator's turn."""
 
     name: str
     phase: Phase
@@ -60,11 +60,11 @@ class Schedule:
 
     Args:
         phases: name -> arguments of `Phase`.
-        warmup_steps: updates over which the learning rate rises, factor n / warmup_steps at update n (the first has
-            rate 0); the first phase's curve begins after them. The discriminator's rate has no warm-up.
+        warmup_steps: updates over which the learning rate rises: its factor is n / warmup_steps at update n, from 0 on.
+            The first phase's curve begins after them. The discriminator's rate has no warm-up.
 
     Raises:
-        BadInput: no phases, an unknown key, a phase without steps.
+        BadInput: there are no phases, a key is unknown, or a phase has no steps.
     """
 
     def __init__(self, phases: Mapping[str, Mapping[str, Any]], warmup_steps: int = 0) -> None:
@@ -84,7 +84,7 @@ class Schedule:
         return any(phase.weights.get(term, 1.0) for phase in self.phases.values())
 
     def fits(self, step: int) -> int:
-        """Global batches that the quantizer is fitted to before this step; 0 if it is not."""
+        """Number of global batches for fitting the quantizer before this step; 0 for no fit."""
         first = 0
         for phase in self.phases.values():
             if step == first:
@@ -93,8 +93,8 @@ class Schedule:
         return 0
 
     def at(self, step: int) -> Moment:
-        """The moment of batch `step`, counted from 0; past the end it is the last phase's end."""
-        before = 0  # generator updates in earlier phases: the learning rate moves on these only
+        """The moment of batch `step`, from 0. After the last step it is the last phase's end."""
+        before = 0  # the model's updates in earlier phases: only these change the learning rate
         last = list(self.phases)[-1]
         for name, phase in self.phases.items():
             updates = phase.updates(phase.steps)

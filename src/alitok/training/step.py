@@ -1,7 +1,6 @@
-"""The one optimizer step, for the tokenizer, the discriminator and the generator. Read it from top to bottom."""
+"""The optimizer step of the tokenizer, the discriminator and the generator. Read it from top to bottom."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from alitok.common.distributed import all_sum
 from alitok.common.random import Step, reseed
-from alitok.training.parallel import average_gradients, clip_gradients, gradient_norm
+from alitok.training.parallel import average_gradients, clip_gradients, gradient_norm, synced_last
 from alitok.training.records import MicroBatch, StepRecord, merge_over_processes
 from alitok.training.schedule import Moment
 
@@ -24,14 +23,14 @@ class Player:
     """The model that trains in a step: the tokenizer, its discriminator, or the autoregressive generator.
 
     Attributes:
-        loss: (micro-batch, moment, record) -> scalar. It returns the scalar alone, so that its other tensors are freed
-            before the backward pass.
-        model: what trains.
+        loss: (micro-batch, moment, record) -> scalar, the forward pass and the loss terms. It returns only the scalar,
+            so that its other tensors are freed before the backward pass. See `tokenizer.py` and `generator.py`.
+        model: the model that trains.
         optimizer: Lightning's wrapper of the optimizer of model and heads.
-        updates: name of the record's statistics -> (module, update). `update` takes the statistics of the global batch
-            and changes the module's parameters and buffers in place.
+        updates: name in `StepRecord.statistics` -> (module, update). `update` applies the statistics of the global
+            batch to the module's parameters and buffers in place.
         heads: trained parts of the loss terms.
-        name: of the loss in the logs.
+        name: name of the loss in the logs.
         in_ddp: whether DDP, if it is the strategy, averages this model's gradients in the backward pass.
     """
 
@@ -47,8 +46,7 @@ class Player:
 def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRecord:
     """Trains on this process's share of one global batch. The host never waits for the device in here.
 
-    If a loss or gradient is not finite on any process, the step leaves the weights, the optimizer's state and the
-    statistics as they were.
+    If a loss or gradient is not finite on any process, the step changes no weights, optimizer state or buffers.
     """
     strategy: Any = module.trainer.strategy
     moment = module.schedule.at(module.trainer.global_step)
@@ -61,15 +59,15 @@ def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRe
         record.note(player.name, loss, part.share)
         if "index" in part.batch:
             record.parts.append((part.batch["index"], ~loss.detach().isfinite()))
-        # DDP communicates once, in the backward pass of the last micro-batch.
-        unsynced = strategy.block_backward_sync() if ddp and not (part.last and player.in_ddp) else nullcontext()
+        # DDP and FSDP2 communicate once, in the backward pass of the last micro-batch.
+        synced = synced_last(strategy, player.model, part.last, player.in_ddp)
         # Some parts run in float32 on purpose. Under autocast the backward pass would round their gradients.
-        with unsynced, torch.autocast(module.device.type, enabled=False):
+        with synced, torch.autocast(module.device.type, enabled=False):
             module.manual_backward(loss * part.share)
-        del loss  # and with it the graph
+        del loss  # frees the graph
 
     model, heads = list(player.model.parameters()), list(player.heads.parameters())
-    # DDP has averaged the model's gradients if `in_ddp`; FSDP2 has averaged all shards. The rest is averaged here.
+    # DDP has averaged the model's gradients if `in_ddp`; FSDP2 has averaged all shards. This averages the rest.
     average_gradients(heads if ddp and player.in_ddp else model + heads)
     record.norm = gradient_norm(model + heads)
     nonfinite = torch.stack([~record.norm.isfinite(), *(flag for _, flag in record.parts)]).any()
@@ -90,7 +88,7 @@ def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRe
 
 
 def micro_batches(module: Any, batch: dict[str, Tensor], number: int) -> Iterator[MicroBatch]:
-    """The parts of a batch that one device can hold. Reseeds torch's generators before each.
+    """Splits a batch into parts that fit on the device. Reseeds torch's generators before each.
 
     Dropout draws from torch's generators, so it depends on seed, step and the part's first place in the global batch.
     """
@@ -100,21 +98,21 @@ def micro_batches(module: Any, batch: dict[str, Tensor], number: int) -> Iterato
     for start in range(0, size, limit):
         part = {name: value[start : start + limit] for name, value in batch.items()}
         count, first = len(next(iter(part.values()))), module.global_rank * size + start
-        reseed(module.seed, "step", number, first, 0)  # without the 0 runs of 0.1 would draw others
+        reseed(module.seed, "step", number, first, 0)  # the 0 keeps the random numbers of runs of version 0.1
         places = range(first, first + count)
         step = Step(module.seed, number, module.schedule.total_steps, data.global_batch, places)
         yield MicroBatch(part, count / size, step, start + limit >= size)
 
 
 def first_places(trainer: Any) -> list[int]:
-    """The first place of every micro-batch of every process in the global batch: dropout depends on these."""
+    """The first place in the global batch of every micro-batch of every process. Dropout depends on these."""
     share = trainer.datamodule.global_batch // trainer.world_size
     starts = range(0, share, trainer.datamodule.micro_batch or share)
     return [rank * share + start for rank in range(trainer.world_size) for start in starts]
 
 
 def update_unless(bad: Tensor, module: nn.Module, update: Callable[[Any], None], statistics: Any) -> None:
-    """Runs `update(statistics)`; if `bad` (a bool on the device), the module's tensors get their old values back."""
+    """Runs `update(statistics)`, and restores the module's tensors if `bad` (a bool on the device)."""
     tensors = [*module.parameters(), *module.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
     update(statistics)

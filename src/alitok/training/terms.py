@@ -1,4 +1,4 @@
-"""The loss terms of a run: built from class blocks, weighed by the phase, summed over the decodings."""
+"""The loss terms of a run: built from class blocks, weighted by the phase, summed over the decodings."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ class Terms(dict[str, LossTerm]):
 
     Args:
         blocks: class blocks by name.
-        model: what the terms read.
+        model: the model of the terms' `taps` and heads.
 
     Attributes:
         heads: trained parts of the terms, by the term's name; not part of the artifact.
@@ -41,13 +41,13 @@ class Terms(dict[str, LossTerm]):
                 self.heads[name] = term.head
 
     def setup(self, device: torch.device, parts: int) -> None:
-        """Loads what the terms need.
+        """Sets up the terms.
 
         Args:
-            parts: micro-batches that the global batch is cut into, over all devices.
+            parts: micro-batches of the global batch, over all devices.
 
         Raises:
-            BadInput: a term couples the images of a batch that is cut.
+            BadInput: a term couples the images of a batch that has several parts.
         """
         for name, term in self.items():
             term.setup(device)
@@ -63,11 +63,11 @@ class Terms(dict[str, LossTerm]):
             yield f"heads.{name}", parameter
 
     def tapped(self) -> AbstractContextManager[Taps]:
-        """Records the model outputs that the terms' taps name, inside the block."""
+        """Records the outputs of the modules in the terms' `taps`, inside the block."""
         return tapped(self.model, {path for term in self.values() for path in term.taps})
 
     def loss(self, part: MicroBatch, outputs: Mapping[str, Any], moment: Moment, record: StepRecord) -> Tensor:
-        """Sum over terms and decodings of weight x term, (). Values and statistics go into the record."""
+        """The sum over terms and decodings of weight x term, (). Adds values and statistics to the record."""
         device = next(iter(part.batch.values())).device
         loss = torch.zeros((), device=device)
         for name, term in self.items():
@@ -87,5 +87,5 @@ class Terms(dict[str, LossTerm]):
         return loss
 
     def updates(self) -> dict[str, tuple[nn.Module, Callable[[Any], None]]]:
-        """For `Player.updates`: what takes in each term's statistics."""
+        """Each term's head and update, for `Player.updates`."""
         return {f"losses.{name}": (term.head or nn.Module(), term.update) for name, term in self.items()}

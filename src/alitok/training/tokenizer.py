@@ -1,4 +1,4 @@
-"""Training of the tokenizer: stage 1 and, started from its artifact, stage 2."""
+"""Training of the tokenizer: stage 1, and stage 2, which starts from stage 1's artifact."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -25,21 +25,21 @@ from alitok.training.terms import Terms
 
 
 class TokenizerTraining(TrainingModule):
-    """Both stages of the tokenizer; they differ in configuration only.
+    """Both stages of the tokenizer; they differ only in configuration.
 
     Args:
         tokenizer: class block of the tokenizer.
-        losses: loss terms, class blocks by name; their weights are the phases'.
+        losses: loss terms, class blocks by name; the phases set their weights.
         phases, warmup_steps, weight_decay, betas, clip, seed, activation_checkpointing, compile_blocks, tf32: see
             `TrainingModule`.
-        discriminator: class block; needed where a phase is adversarial.
+        discriminator: class block of the discriminator; required if a phase is adversarial.
         adversarial: class block of the adversarial loss; likewise.
-        start_from: artifact of the stage before; every tensor whose shape fits carries over.
+        start_from: artifact of the stage before; every tensor whose shape fits is copied.
         trainable: parts of the tokenizer that train (stage 2: [decoder]); None for all.
-        codebook_lr: factor on the learning rate for the codebook, so that it follows an encoder that learns fast.
+        codebook_lr: factor on the codebook's learning rate, so that it can follow an encoder that learns fast.
 
     Raises:
-        BadInput: a phase names a loss term or a part that does not exist, or lacks a discriminator.
+        BadInput: a phase names a loss term or a part that does not exist, or there is no discriminator for it.
     """
 
     kind = "tokenizer"
@@ -101,7 +101,7 @@ class TokenizerTraining(TrainingModule):
         return {} if self.discriminator is None else {"discriminator": self.discriminator}
 
     def configure_model(self) -> None:
-        # DDP sees to what has a gradient when it begins: all that any phase trains.
+        # DDP averages the parameters that have a gradient when it begins: those that any phase trains.
         for name, part in self.tokenizer.named_children():
             part.requires_grad_(name in self._ever_trained())
         parallelize(self, self.tokenizer, self.tokenizer.quantizer.parameters(), unused_parameters=True)
@@ -110,14 +110,14 @@ class TokenizerTraining(TrainingModule):
         self.set_trainable(self.schedule.at(self.trainer.global_step).name)
 
     def set_trainable(self, phase: str) -> None:
-        """Lets the phase's parts train; the others are in eval mode and get no gradient."""
+        """Puts the phase's parts in training mode; the others are in eval mode and get no gradient."""
         self.current_parts = self.trainable_of[phase]
         for name, part in self.tokenizer.named_children():
             part.requires_grad_(name in self.current_parts)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "TokenizerTraining":
-        """As `nn.Module.train`, but for the frozen parts."""
+        """As `nn.Module.train`, except that frozen parts stay in eval mode."""
         super().train(mode)
         for name, part in self.tokenizer.named_children():
             part.train(mode and name in self.current_parts)
@@ -136,7 +136,7 @@ class TokenizerTraining(TrainingModule):
             self._check_pairs(pairs.digest)
 
     def _check_pairs(self, digest: str | None) -> None:
-        """Refuses to train on given tokens what they do not reach, or with a codebook that is not theirs."""
+        """Refuses given tokens unless only the decoder trains and the tokens are of this tokenizer."""
         if self._ever_trained() != {"decoder"}:
             raise BadInput(
                 "Given tokens train the decoder alone: set trainable to [decoder] in the model or its phases."
@@ -147,10 +147,10 @@ class TokenizerTraining(TrainingModule):
             )
 
     def _start_from(self, path: str) -> None:
-        """Stage 2's start: encoder, quantizer and all else whose shape fits carry over.
+        """Copies the encoder, the quantizer and every other tensor whose shape fits from the artifact.
 
         Raises:
-            BadInput: encoder or quantizer do not fit, or the discriminator is another one.
+            BadInput: the encoder, the quantizer or the discriminator does not fit.
         """
         parent = load_tokenizer(path)
         carried, own = parent.state_dict(), self.tokenizer.state_dict()
@@ -232,7 +232,7 @@ class TokenizerTraining(TrainingModule):
         return Player(self._tokenizer_loss, self.tokenizer, first, updates | self.terms.updates(), self.heads)
 
     def _outputs(self, part: MicroBatch, moment: Moment, record: StepRecord) -> dict[str, Any]:
-        """The tokenizer's outputs for images, or for the tokens that the batch gives in their place."""
+        """The tokenizer's outputs for images, or for the batch's tokens if it has any."""
         with self.terms.tapped() as seen:
             outputs: dict[str, Any] = self.tokenizer(
                 part.batch["image"], moment.phase.quantize, part.batch.get("tokens"), part.step
@@ -287,8 +287,8 @@ class TokenizerTraining(TrainingModule):
 
 
 def reconstructed(tokenizer: Tokenizer, batch: dict[str, Tensor], outputs: dict[str, Any]) -> dict[str, Tensor]:
-    """What validation measures: "image" float32 and "ids", from the tokenizer's outputs for a batch."""
+    """The outputs for validation, "image" float32 and "ids", from the tokenizer's outputs for a batch."""
     image = outputs["image"]
-    if tokenizer.decoder.generative:  # what it trains on is no reconstruction
+    if tokenizer.decoder.generative:  # `forward` gives no reconstruction
         image = tokenizer.decode(outputs["ids"], indices=batch["index"].tolist())
     return {"image": image.float(), "ids": outputs["ids"]}

@@ -1,1 +1,1 @@
-"""What two or more ideas use."""
+"""Code that two or more ideas use."""

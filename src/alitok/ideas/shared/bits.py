@@ -1,4 +1,4 @@
-"""Binary codes as ids: bit i of an id, from the least significant, is channel i. And the entropy of their bits."""
+"""Binary codes as ids, and the entropy of their bits. Bit i of an id, from the least significant, is channel i."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,16 +13,16 @@ MOST_BITS = 24
 
 
 def check_bits(code_dim: int) -> None:
-    """Raises BadInput for more bits than ids are made for, or none."""
+    """Raise BadInput for fewer than 1 or more than 24 bits."""
     if not 1 <= code_dim <= MOST_BITS:
         raise BadInput(f"Binary codes have 1 to {MOST_BITS} channels, a bit for each, not {code_dim}: set code_dim.")
 
 
 def ids_of(latents: Tensor, bits: int) -> Tensor:
-    """(..., D) -> ids (...): which channels are positive.
+    """(..., D) -> ids (...), whose set bits are the positive channels.
 
     Raises:
-        BadInput: the latents have another number of channels.
+        BadInput: the latents have a wrong number of channels.
     """
     if latents.shape[-1] != bits:
         raise BadInput(
@@ -37,15 +37,15 @@ def bits_of(ids: Tensor, bits: int) -> Tensor:
     return ids[..., None] >> torch.arange(bits, device=ids.device) & 1
 
 
-def bit_entropy(logit: Tensor) -> Tensor:
-    """H of a bit with that logit, in nats, element by element; finite for every logit."""
-    size = logit.abs()
+def bit_entropy(logit: Tensor, scale: float = 1.0) -> Tensor:
+    """Entropy of a bit with the logit `scale * logit`, in nats, elementwise; finite for every logit."""
+    size = scale * logit.abs()  # in this order the backward pass keeps no second copy of the logits
     return F.softplus(-size) + size * torch.sigmoid(-size)
 
 
 @dataclass
 class ShareStatistics:
-    """How much the latents of a set took of each code, or of each bit; sets merge in any grouping and order.
+    """Summed probabilities of each code, or bit, over a set of latents; sets merge in any grouping and order.
 
     Attributes:
         total: (S, V) sum over tokens of p(code | latent), or (D,) of p(bit | latent).

@@ -1,4 +1,4 @@
-"""For loss terms that read the blocks of a decoder at the patches."""
+"""Helper for loss terms that read a decoder's blocks at the patches."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from alitok.models.tokenizer import Tokenizer
 
 
 def decoder_with_blocks(model: nn.Module, reads: str) -> Any:
-    """The decoder of a tokenizer, which has `blocks` and an `at_image` that finds the patches in their outputs.
+    """The tokenizer's decoder, if it has `blocks` and an `at_image` that finds the patches in their outputs.
 
     Args:
-        reads: how the sentence of the error begins, e.g. "Semantic reads a block".
+        reads: start of the error's sentence, e.g. "Semantic reads a block".
 
     Raises:
         BadInput: there is no such decoder.

@@ -1,7 +1,7 @@
-"""Rectified flow for decoders: one convention, laws of the time, tokens by time, and noise by seed and image.
+"""Rectified flow for decoders: time laws, tokens by time, and noise by seed and image.
 
-At time t = 0 there is the image x, at t = 1 noise e: x_t = (1 - t) x + t e. The velocity is e - x, so x = x_t - t v.
-Inside, pixels are (2 image - 1) x scale.
+Time t = 0 is the image x, t = 1 noise e: x_t = (1 - t) x + t e. The velocity is v = e - x, so x = x_t - t v.
+Internally, pixels are (2 image - 1) x scale.
 """
 
 import math
@@ -22,14 +22,14 @@ from alitok.models import seams
 
 
 class TimeLaw(nn.Module):
-    """How training draws t: sigmoid of a normal, uniform, or some images this way and some the other.
+    """Draws t in training: sigmoid of a normal number, uniform, or a mixture of both.
 
-    It has no weights, and is a module because artifacts are made of modules.
+    It has no weights; it is a module because artifacts are made of modules.
 
     Args:
-        mean, std: of the normal (FlexTok: 0, 1).
-        uniform: share of the images whose t is uniform; FlowMo takes 0.1, because without it colors drift.
-        shift: see `shifted`; D-AR takes 2, with `uniform` 1.
+        mean, std: parameters of the normal law (FlexTok: 0, 1).
+        uniform: share of the images whose t is uniform; FlowMo has 0.1, because without it colors drift.
+        shift: see `shifted`; D-AR has 2, with `uniform` 1.
         stratified: the image at place p of a global batch of B has its quantile in [p / B, (p + 1) / B).
 
     Raises:
@@ -50,7 +50,7 @@ class TimeLaw(nn.Module):
         self.stratified = stratified
 
     def at(self, quantile: float) -> float:
-        """t from a number in 0..1, which is uniform in training."""
+        """t for a number in 0..1, which is uniform in training."""
         quantile = min(max(quantile, 1e-7), 1 - 1e-7)
         if quantile < self.uniform:
             return shifted(quantile / self.uniform, self.shift)
@@ -59,7 +59,8 @@ class TimeLaw(nn.Module):
 
     def draw(self, step: Step) -> Tensor:
         """(B,) float32 on the CPU, one for each image of the micro-batch."""
-        numbers = [float(torch.rand((), dtype=torch.float64, generator=step.stream("time", p))) for p in step.places]
+        draws = [torch.rand(1, dtype=torch.float64, generator=step.stream("time", place)) for place in step.places]
+        numbers = torch.cat(draws).tolist()
         if self.stratified:
             numbers = [(place + number) / step.size for place, number in zip(step.places, numbers, strict=True)]
         return torch.tensor([self.at(number) for number in numbers])
@@ -69,22 +70,22 @@ class TokenSchedule(nn.Module):
     """Which tokens a flow sees at which time. It has no weights."""
 
     def visible(self, t: Tensor, total: int) -> Tensor:
-        """Times (B,) -> (B, total), bool."""
+        """Times (B,) -> mask (B, total), bool."""
         raise NotImplementedError
 
 
 class Flow(seams.Decoder):
     """A decoder that integrates a flow from noise to pixels. A subclass defines `condition` and `velocity`.
 
-    What a training step draws depends on seed, step and place; what `decode` draws on the seed and the image's index.
+    Draws in a training step depend on seed, step and place; draws in `decode` on the seed and the image's index.
 
     Args:
         image_size: height and width of the images in pixels.
         code_dim: D, channels of a latent.
-        times: how training draws t.
-        sampler: how `decode` integrates.
-        scale: of the pixels; noise has deviation 1 (D-AR: 0.6).
-        null: share of the images of a training step whose latents become a learned one, for guidance.
+        times: draws t in training.
+        sampler: integrates in `decode`.
+        scale: scale of the pixels; noise has deviation 1 (D-AR: 0.6).
+        null: share of the images in a training step whose latents are replaced by a learned one, for guidance.
 
     Raises:
         BadInput: guidance without a null, or a share outside 0..1.
@@ -114,7 +115,7 @@ class Flow(seams.Decoder):
         self.null_latent = nn.Parameter(torch.randn(code_dim) * 0.02) if null else None
 
     def condition(self, latents: Tensor) -> Any:
-        """(B, k, D) -> what `velocity` takes of them, computed once an image."""
+        """(B, k, D) -> the condition for `velocity`, computed once per image."""
         raise NotImplementedError
 
     def velocity(self, noised: Tensor, t: Tensor, condition: Any) -> Tensor:
@@ -122,7 +123,7 @@ class Flow(seams.Decoder):
         raise NotImplementedError
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
-        """One time of each image; without images, `decode`.
+        """Compute the velocity at one time per image; without images, `decode`.
 
         Returns:
             "velocity" and "velocity_target" (B, 3, H, W), both divided by `scale`; "time" (B,); "image" (B, 3, H, W),
@@ -168,7 +169,7 @@ class Flow(seams.Decoder):
 
 
 class FlowMatching(LossTerm):
-    """Mean squared difference of the velocity and its target, in units of the pixels' scale."""
+    """Mean squared error of the velocity, in units of the pixels' scale."""
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         return F.mse_loss(outputs["velocity"].float(), outputs["velocity_target"].float())

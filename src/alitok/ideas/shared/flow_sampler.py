@@ -1,4 +1,4 @@
-"""How a rectified flow is integrated from noise (t = 1) to an image (t = 0): grid, solver and guidance."""
+"""Integration of a rectified flow from noise (t = 1) to an image (t = 0): time grid, solver and guidance."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,18 +21,18 @@ def shifted(t: float, shift: float) -> float:
 
 
 class FlowSampler(nn.Module):
-    """How a flow is integrated from noise to an image. A decoding takes `steps` passes, four times as many with RK4.
+    """Integrates a flow from noise to an image in `steps` passes, four times as many with RK4.
 
-    It has no weights either.
+    It has no weights; it is a module because artifacts are made of modules.
 
     Args:
-        steps: from t = 1 to t = 0.
-        solver: "euler"; "ab2", Adams and Bashforth's of order 2 (D-AR); "rk4", Runge and Kutta's of order 4.
+        steps: number of steps from t = 1 to t = 0.
+        solver: "euler"; "ab2", Adams-Bashforth of order 2 (D-AR); "rk4", Runge-Kutta of order 4.
         power, shift: the times are shifted(((n - i) / n) ^ power, shift) for i = 0 .. n; FlowMo's power is 4.
-        guidance: g of v = v_u + g (v_c - v_u), with v_u the velocity without tokens; 1 takes one pass in place of two.
-        interval: of the times at which there is guidance (FlowMo: 0.145 to 0.505).
-        projected: FlexTok's form of APG (arXiv 2410.02416): the difference gets a momentum of -0.5, is cut to a norm of
-            2.5 an image, and loses what is parallel to v_c.
+        guidance: g of v = v_u + g (v_c - v_u), with v_u the velocity without tokens; 1 needs one pass, not two.
+        interval: times with guidance (FlowMo: 0.145 to 0.505).
+        projected: FlexTok's form of APG (arXiv 2410.02416): the difference gets a momentum of -0.5, is limited to a
+            norm of 2.5 per image, and loses its part parallel to v_c.
 
     Raises:
         BadInput: no steps, an unknown solver, or a power or shift that is not positive.
@@ -68,10 +68,10 @@ class FlowSampler(nn.Module):
         return [shifted(((self.steps - i) / self.steps) ** self.power, self.shift) for i in range(self.steps + 1)]
 
     def integrate(self, field: Field, noise: Tensor) -> Tensor:
-        """The image at t = 0.
+        """Integrate to the image at t = 0.
 
         Args:
-            field: (x_t, t, whether with the tokens) -> velocity, of x_t's shape.
+            field: (x_t, t, whether tokens are used) -> velocity, of x_t's shape.
             noise: (B, ...) at t = 1.
         """
         x, running = noise, torch.zeros_like(noise)
@@ -92,7 +92,7 @@ class FlowSampler(nn.Module):
             length = following - t  # negative
             v = velocity(x, t)
             slope = v
-            if self.solver == "ab2" and before is not None:  # 1.5 v - 0.5 before, if the steps are equal
+            if self.solver == "ab2" and before is not None:  # 1.5 v - 0.5 previous v, if the steps are equal
                 slope = v + length / (2 * before[1]) * (v - before[0])
             elif self.solver == "rk4":
                 second = velocity(x + length / 2 * v, t + length / 2)
@@ -103,12 +103,12 @@ class FlowSampler(nn.Module):
 
 
 def cut(x: Tensor, norm: float) -> Tensor:
-    """Images (B, ...) whose L2 norm is at most `norm`."""
+    """Scale images (B, ...) so that each has an L2 norm of at most `norm`."""
     return x * (norm / x.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(max=1).view(-1, *[1] * (x.ndim - 1))
 
 
 def orthogonal(x: Tensor, to: Tensor) -> Tensor:
-    """What of each image of x (B, ...) is orthogonal to that of `to`."""
+    """The part of each image of x (B, ...) that is orthogonal to the image of `to`."""
     wide, unit = (y.to(widest_float(x.device)).flatten(1) for y in (x, to))
     unit = F.normalize(unit, dim=1)
     return (wide - (wide * unit).sum(1, keepdim=True) * unit).view_as(x).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Loss terms that hold latents to a frozen encoder's features, place by place."""
+"""Loss terms that align latents with a frozen encoder's features, place by place."""
 
 import math
 
@@ -12,20 +12,20 @@ from alitok.models.tokenizer import Tokenizer
 
 
 class LatentAlignment(TeacherTerm):
-    """Compares what a head makes of each image latent with the teacher's feature at its place.
+    """Compares a head's output for each image latent with the teacher's feature at its place.
 
-    The head trains along and is no part of the artifact.
+    The head trains with the tokenizer and is not in the artifact.
 
     Args:
         teacher: a `Teacher`.
-        channels: of a latent.
-        prefix: latents in front of the square grid.
+        channels: channels of a latent.
+        prefix: number of prefix latents before the square grid.
 
     Attributes:
-        output: of the tokenizer, (B, N, channels), that is compared.
+        output: name of the tokenizer's output, (B, N, channels), that is compared.
 
     Raises:
-        BadInput: `teacher` is no Teacher, or (once attached) the other latents are no square grid.
+        BadInput: `teacher` is no Teacher, or (once attached) the latents after the prefix form no square grid.
     """
 
     output = "latents"

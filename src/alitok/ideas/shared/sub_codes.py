@@ -1,4 +1,4 @@
-"""A generator of tokens with several sub-codes: their embeddings become one, and each has a head of its own."""
+"""A generator of tokens with several sub-codes: their embeddings are combined, and each has its own head."""
 
 from typing import Any, Literal
 
@@ -13,13 +13,13 @@ from alitok.models.transformer import init_weights
 class SubCodeGenerator(Generator):
     """p(token i | class, tokens before i) = product over s of p(sub-code s of token i | the same).
 
-    Given the past a token's sub-codes are predicted independently, by S heads on one hidden state (ELM, arXiv
-    2410.16257); each sub-code has embeddings of its own.
+    Given the past, a token's sub-codes are predicted independently by S heads on one hidden state (ELM, arXiv
+    2410.16257); each sub-code has its own embeddings.
 
     Args:
-        codebook_size: V, of a sub-code.
+        codebook_size: V, number of codes of a sub-code.
         sub_codes: S, 2 or more.
-        combine: how the embeddings of a token's sub-codes become one: their "sum" (WeTok), or a projection of them
+        combine: how the embeddings of a token's sub-codes are combined: their "sum" (WeTok), or a projection of them
             "concatenated" (ELM).
         arguments: the other arguments of `Generator`.
 
@@ -39,7 +39,7 @@ class SubCodeGenerator(Generator):
                 "SubCodeGenerator takes 2 or more sub_codes, and combine sum or concatenated, not"
                 f" {sub_codes} and {combine!r}; for one id a token take alitok.models.generator.Generator."
             )
-        super().__init__(sub_codes * codebook_size, **arguments)  # a row and an output for each code of each sub-code
+        super().__init__(sub_codes * codebook_size, **arguments)  # one row and one output per code of each sub-code
         self.codebook_size = codebook_size
         self.sub_codes = self.output.sub_codes = sub_codes
         self.output.noise_shape = (sub_codes,)

@@ -10,23 +10,23 @@ from alitok.common.errors import BadInput
 from alitok.losses.perceptual import Standardised
 from alitok.losses.terms import LossTerm
 from alitok.networks import dino
-from alitok.networks.classifier import Classifier
-from alitok.networks.frozen import VGG16, Network, load, locate
+from alitok.networks.classifier import CLASSIFIER, Classifier
+from alitok.networks.frozen import VGG16, Network, counting, load, locate
 
 
 class Teacher(Standardised):
-    """A frozen network whose feature map a tokenizer learns to predict. Its images have ImageNet's mean and deviation.
+    """A frozen network whose feature map a tokenizer learns to predict. Images are standardized as in ImageNet.
 
     Attributes:
-        channels: of the map.
-        stride: pixels of an image for each place of the map, along a side.
+        channels: channels of the map.
+        stride: side in pixels of each place of the map.
     """
 
     channels: int
     stride: int
 
     def check(self) -> None:
-        """Raises BadInput if the file that `setup` will read is missing; reads none."""
+        """Raise BadInput if the file that `setup` will read is missing; reads none."""
         raise NotImplementedError
 
     def network(self, device: torch.device | str) -> nn.Module:
@@ -34,13 +34,13 @@ class Teacher(Standardised):
         raise NotImplementedError
 
     def setup(self, device: torch.device | str) -> None:
-        """Loads the network."""
+        """Load the network."""
         super().setup(device)
         self._network = self.network(device)
 
     @torch.no_grad()
     def features(self, images: Tensor, rows: int) -> Tensor:
-        """(B, 3, H, W), RGB in [0, 1] -> (B, rows * rows, channels), after a bicubic resize that gives so many rows."""
+        """(B, 3, H, W), RGB in [0, 1] -> (B, rows * rows, channels), after a bicubic resize that gives these rows."""
         size = (self.stride * rows, self.stride * rows)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
@@ -77,13 +77,13 @@ class Published(Teacher):
 
 
 class DINOv2(Published):
-    """The paper's: patch features of DINOv2-B/14 after its last norm."""
+    """The paper's teacher: patch features of DINOv2-B/14 after its last norm."""
 
     source, channels, stride = DINO, 768, 14
 
 
 class VGG16Map(Published):
-    """VGG16's features after relu4_3; with random weights, a map of what is seen without any training."""
+    """VGG16's features after relu4_3; with random weights, features of an untrained network."""
 
     source, channels, stride = VGG16, 512, 8
 
@@ -94,11 +94,11 @@ class VGG16Map(Published):
 
 
 class ClassifierMap(Teacher):
-    """The last map of a classifier of `alitok train-classifier`. It was trained on labels, so it leaks the class.
+    """The last map of a classifier from `alitok train-classifier`. It was trained on labels, so it leaks the class.
 
     Args:
-        folder: of the classifier.
-        width: of the classifier.
+        folder: folder of the classifier.
+        width: width of the classifier.
     """
 
     stride = 8
@@ -113,6 +113,10 @@ class ClassifierMap(Teacher):
             raise BadInput(f"{self.folder} holds no classifier: make one with `alitok train-classifier`.")
 
     def network(self, device: torch.device | str) -> nn.Module:
+        if counting():
+            own = Network(CLASSIFIER.name, CLASSIFIER.file, lambda: Classifier(1, self.channels // 4))
+            counted: nn.Module = load(own, self.folder, device).get_submodule("body")
+            return counted
         classifier = Classifier.load(self.folder)
         if classifier.num_features != self.channels:
             raise BadInput(

@@ -1,4 +1,4 @@
-"""Is it right? Each answer is yes or no, and a no stops nothing."""
+"""Checks of correctness. Each gives yes or no; after a no the other checks still run."""
 
 import threading
 import warnings
@@ -29,7 +29,7 @@ SHAPE: dict[str, Any] = {"num_classes": 5, "num_prefix": 3, "grid": (4, 4), "wid
 
 
 def small(kind: Callable[..., Any] = Generator, **more: Any) -> Any:
-    """A generator whose output is random too."""
+    """A generator with a random output head too."""
     torch.manual_seed(0)
     generator = kind(codebook_size=64, **SHAPE, **more)
     torch.nn.init.normal_(generator.output.weight, std=0.3)
@@ -40,7 +40,7 @@ def drawn(
     generator: Any, device: Any, batch: int = 5, schedule: str = "power-cosine", precision: str = "float32",
     graphs: bool = True, keep: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Ids (3, batch, N) of three batches one after the other, on the CPU; the later ones come from graphs."""
+    """Ids (3, batch, N) of three consecutive batches, on the CPU; the later ones come from graphs."""
     sampler = Sampler(generator.to(device), Draw(3.0, schedule=schedule, precision=precision, keep=keep))
     labels = torch.arange(batch) % 5
     if not graphs:
@@ -67,7 +67,7 @@ def right(day: Any) -> None:
         ):
             here = {"device": device, **words}
             day.number(f"{name}: by graph = one by one", partial(agree, model, here, {**here, "graphs": False}))
-            if name != "bfloat16":  # which each device rounds its own way
+            if name != "bfloat16":  # each device rounds bfloat16 differently
                 day.number(f"{name}: here = on the CPU", partial(agree, model, here, {**words, "device": "cpu"}))
         day.number("batches of 1, 5, 8 in turn", lambda: batches_in_turn(small(), device))
         day.number("capture while a loader pins memory", lambda: beside_a_loader(device))
@@ -90,7 +90,7 @@ def right(day: Any) -> None:
 
 
 def batches_in_turn(generator: Any, device: Any) -> bool:
-    """One sampler takes other batch sizes and comes back; each image's first token is that of any batch."""
+    """Whether one sampler gives the same ids when batch sizes change, and the same first token in any batch."""
     sampler = Sampler(generator.to(device), Draw(3.0))
     rounds = [[sampler.sample(torch.arange(n) % 5).cpu() for n in (1, 5, 8)] for _ in range(2)]
     same = all(torch.equal(a, b) for a, b in zip(*rounds, strict=True))
@@ -98,7 +98,7 @@ def batches_in_turn(generator: Any, device: Any) -> bool:
 
 
 def beside_a_loader(device: Any) -> bool:
-    """A loader's thread pins memory while a graph is captured."""
+    """Whether ids stay the same while a loader's thread pins memory during a graph's capture."""
     done = threading.Event()
 
     def load() -> None:
@@ -125,7 +125,7 @@ def compiled_agreement(generator: Any, device: Any) -> float:
 
 
 def kernel_bandwidth(device: Any) -> float:
-    """Bytes of keys and values read a second, / 10^12, at position 272 of 273 of one layer."""
+    """TB/s of keys and values read at position 272 of 273, in one layer."""
     from alitok.sampling.decode_kernel import attend
 
     rows, heads, room, dim = 512, 16, 273, 80
@@ -174,7 +174,7 @@ def stage1_resumed(trainer: list[str]) -> bool:
 
 
 def fsdp(run_folder: Path, trainer: list[str]) -> bool:
-    """A random tokenizer, a cache of random tokens, four steps of a generator and a validation with samples."""
+    """Train a generator four steps under FSDP2 on random tokens, with validations that draw samples."""
     from alitok.data.shapes import Shapes
     from alitok.data.token_cache import write_token_cache
     from alitok.training.launch import finished, run
@@ -193,7 +193,7 @@ def fsdp(run_folder: Path, trainer: list[str]) -> bool:
 
 
 class Sync(Callback):
-    """Lets PyTorch warn of each wait for the device in the third step."""
+    """Makes PyTorch warn of each wait for the device in the third step."""
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         torch.cuda.set_sync_debug_mode("warn" if index == 2 else "default")
@@ -203,7 +203,7 @@ class Sync(Callback):
 
 
 def waits(day: Any, trainer: list[str]) -> int:
-    """How many there are in a step of stage 1 with the perceptual terms; says where each is."""
+    """Count the waits in a step of stage 1 with the perceptual terms; report where each is."""
     import lightning as L
 
     from alitok.profiling.bench_machine import Options

@@ -1,8 +1,8 @@
-"""The long look: is it right here, how fast is it, what is near its limit; stage by stage.
+"""The long check, in stages: is everything right on this machine, how fast is it, how near is it to its limits.
 
-Each stage is a process of its own with a limit of its own, so that one that hangs costs its own time only. A stage
-writes STAGE.jsonl into the folder, a line after each number, and STAGE.txt with all that it printed. It needs no data
-and no network. Seven minutes on an H100 or H200; `tiny` is a dry run on anything.
+Each stage is a separate process with its own time limit, so that a stage that hangs costs only its own time. It writes
+STAGE.jsonl into the folder, one line after each number, and its output into STAGE.txt. It needs no data and no network.
+Seven minutes on an H100 or H200; `tiny` is a dry run for any machine.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 from alitok.common.errors import BadInput
 from alitok.common.files import write_text
 
-# Seconds that a stage may take; all of them together are planned to take half of it.
+# Time limits in seconds; the stages together should take half of the sum.
 STAGES = {
     "setup": 60,
     "limits": 60,
@@ -31,11 +31,11 @@ STAGES = {
     "tokenise": 120,
     "rest": 120,
 }
-TINY_LIMIT = 300  # of each stage, on a slow CPU
+TINY_LIMIT = 300  # seconds per stage, on a slow CPU
 
 
 def full(out: Path, device: str, only: Sequence[str] | None = None, tiny: bool = False) -> int:
-    """Runs the stages and prints the table; the exit status."""
+    """Run the stages and print the table; return the exit status."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out} is a file; name a folder.")
     out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def full(out: Path, device: str, only: Sequence[str] | None = None, tiny: bool =
 
 
 def run_stage(stage: str, out: Path, device: str, tiny: bool) -> str:
-    """Runs a stage: "done", "ended with 1" or "stopped after 60 s", and the seconds it took."""
+    """Run a stage; return "done", "ended with 1" or "stopped after 60 s", with its seconds."""
     arguments = f"{stage!r}, {device!r}, {str(out)!r}, {tiny}"
     call = f"from alitok.studies.doctor.stages import Day; raise SystemExit(Day({arguments}).run())"
     (out / f"{stage}.jsonl").unlink(missing_ok=True)
@@ -65,13 +65,13 @@ def run_stage(stage: str, out: Path, device: str, tiny: bool) -> str:
             outcome = f"stopped after {limit} s"
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the stage, or workers that it left
+                os.killpg(process.pid, signal.SIGKILL)  # the stage, or its leftover workers
             process.wait()
     return f"{outcome} ({time.perf_counter() - start:.0f} s)"
 
 
 def show(out: Path, outcomes: dict[str, str]) -> int:
-    """Prints the table; the exit status."""
+    """Print the table; return the exit status."""
     bad = 0
     for stage, outcome in outcomes.items():
         bad += not outcome.startswith("done")
@@ -83,13 +83,13 @@ def show(out: Path, outcomes: dict[str, str]) -> int:
 
 
 def read_lines(out: Path, stage: str) -> list[dict[str, Any]]:
-    """The numbers that a stage has written, in their order."""
+    """The numbers that a stage has written, in order."""
     file = out / f"{stage}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def write_table(out: Path, outcomes: dict[str, str]) -> None:
-    """Writes table.md, of the form of docs/performance.md."""
+    """Write table.md in the form of docs/performance.md."""
     lines = ["| stage | what | value |", "|---|---|---|"]
     for stage in outcomes:
         lines += [f"| {stage} | {entry['name']} | {worded(entry)} |" for entry in read_lines(out, stage)]

@@ -1,4 +1,4 @@
-"""A minute's look at a new machine: what is right, slow, missing or wrong, and what to do about it."""
+"""A one-minute check of a new machine: what is right, slow, missing or wrong, and what to do about it."""
 
 import os
 import platform
@@ -32,17 +32,17 @@ from alitok.studies.processes import free_port
 State = Literal["right", "slow", "missing", "wrong"]
 PACKAGES = ("alitok", "torch", "torchvision", "lightning", "triton", "datasets", "torchmetrics")
 GIB = 2**30
-# FLOPs to train stage 1 at 256 x 256 on one image, forward and backward (`alitok describe`), and the share of the peak
-# that a run is expected to reach.
+# FLOPs to train stage 1 at 256 x 256 on one image, forward and backward (`alitok describe`), and the expected share of
+# the peak.
 STAGE1_FLOPS, REACHED = 0.93e12, 0.4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the look.
+    """One line of the check.
 
     Attributes:
-        found: what there is, or what it gave.
+        found: what was found or measured.
         advice: what to do, if it is not right.
     """
 
@@ -53,10 +53,10 @@ class Finding:
 
 
 def look(device: torch.device, folder: Path) -> Iterator[Finding]:
-    """All checks, one finding after the other. A check that fails is a finding too.
+    """Run all checks, one finding after the other. A check that fails is a finding too.
 
     Args:
-        folder: where runs will be written.
+        folder: future folder of runs.
     """
     machines: list[Machine] = []
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
@@ -73,7 +73,7 @@ def look(device: torch.device, folder: Path) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield from check()
-        except Exception as error:  # of any kind: the user wants to see it
+        except Exception as error:  # any error is a finding
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             yield Finding(name, "wrong", words, "see the error; ALITOK_DEBUG=1 shows where it comes from")
 
@@ -139,7 +139,7 @@ def collectives(device: torch.device) -> Iterator[Finding]:
 
 
 def _exchange(rank: int, count: int, kind: str, port: int, file: str) -> None:
-    """Sums one tensor over all processes, several times; rank 0 writes GB/s."""
+    """Sum one tensor over all processes, several times; rank 0 writes GB/s."""
     device = torch.device(kind, rank) if kind == "cuda" else torch.device("cpu")
     where = f"tcp://127.0.0.1:{port}"
     backend = "nccl" if kind == "cuda" else "gloo"
@@ -199,7 +199,7 @@ def disk(folder: Path) -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    """The published networks that losses and measures look through; a run that names none needs none."""
+    """Whether the files of published networks for losses and measures are here; a run may need none of them."""
     for name, file, folder, origin in (
         ("Inception for FID", INCEPTION_FILE, clean_fid_folder(), INCEPTION_ORIGIN),
         ("Inception for clean-fid", PYTORCH_FILE, hub_checkpoints(), PYTORCH_ORIGIN),
@@ -213,7 +213,7 @@ def weights() -> Iterator[Finding]:
 
 
 def loader(machines: list[Machine]) -> Iterator[Finding]:
-    """Whether processes on all cores decode as many pictures as stage 1 takes."""
+    """Whether processes on all cores decode pictures as fast as stage 1 trains on them."""
     cores = len(os.sched_getaffinity(0))
     with TemporaryDirectory() as folder:
         pictures = write_pictures(Path(folder), 16)
@@ -231,7 +231,7 @@ def loader(machines: list[Machine]) -> Iterator[Finding]:
 
 
 def paths(device: torch.device) -> Iterator[Finding]:
-    """A tiny line through every path: graph = eager = CPU, training and resume, FSDP2 with samples."""
+    """Run every path in tiny: graph = eager = CPU, training and resuming, FSDP2 with samples."""
     with TemporaryDirectory() as folder:
         for stage in ("right", "strategies"):
             outcome = run_stage(stage, Path(folder), str(device), tiny=True)

@@ -1,4 +1,4 @@
-"""The stages, of which each runs in a process of its own. What is measured is what `alitok bench` measures."""
+"""The stages of the long check, each run in a separate process. They measure with the code of `alitok bench`."""
 
 import json
 import math
@@ -34,7 +34,7 @@ from alitok.studies.doctor.checks import right, strategies
 
 
 class Day:
-    """One stage: where it computes, at which size, and where its numbers go."""
+    """One stage: its device, its size, and where its numbers are written."""
 
     def __init__(self, stage: str, device: str, out: str | Path, tiny: bool) -> None:
         self.stage, self.out, self.tiny = stage, Path(out).resolve(), tiny
@@ -46,13 +46,13 @@ class Day:
         self.scratch = self.out / f"{stage}.scratch"
 
     def run(self) -> int:
-        """The exit status: 1 if a number could not be made."""
-        shutil.rmtree(self.scratch, ignore_errors=True)  # of an earlier day
+        """Run the stage; return the exit status, 1 if a number failed."""
+        shutil.rmtree(self.scratch, ignore_errors=True)  # left by an earlier run
         globals()[self.stage](self)
         return int(self.failed)
 
     def say(self, name: str, value: Any, unit: str = "", **notes: Any) -> None:
-        """Writes one number, at once and for good."""
+        """Write one number to the stage's file, synced to disk at once."""
         seconds = round(time.perf_counter() - self.start, 2)
         line = json.dumps({"name": name, "value": value, "unit": unit, **notes, "at_second": seconds})
         print(line, flush=True)
@@ -65,7 +65,7 @@ class Day:
         self.say(name, None, skipped=why)
 
     def number(self, name: str, make: Callable[[], Any], unit: str = "", **notes: Any) -> Any:
-        """Says what `make` gives; if it fails, says that, and the stage goes on. True and False are yes and no."""
+        """Write the result of `make`, with yes and no for True and False; if it fails, record that and continue."""
         try:
             value = make()
         except Exception as error:
@@ -82,7 +82,7 @@ class Day:
         return value
 
     def rate(self, name: str, seconds: Callable[[int], float], batch: int, limit: float | None = None) -> None:
-        """Images a second at a batch, or at half of it if it does not fit; `limit` in the same unit."""
+        """Write images per second at a batch, or at half of it if it does not fit; `limit` in the same unit."""
 
         def make() -> float:
             nonlocal batch
@@ -108,7 +108,7 @@ class Day:
                 self.say(f"{name}: peak memory", notes["gigabytes"], "GB", batch=batch)
 
     def machine(self) -> Machine:
-        """As the stage `limits` measured it, else measured now and briefly."""
+        """The machine that stage `limits` measured, else a brief measurement."""
         file = self.out / "machine.json"
         if not file.is_file():
             return measure_machine(self.device, 0.1)
@@ -179,7 +179,7 @@ def sampling(day: Day) -> None:
 
 
 def profile(day: Day, generator: Any, batch: int) -> int:
-    """The number of kernels (operations on a CPU) of one step; the table goes into profile.txt."""
+    """Count the kernels (operations on a CPU) of one step; writes the table to profile.txt."""
     sampler = Sampler(generator, Draw(3.0, precision="bfloat16"))
     labels = torch.arange(batch) % generator.num_classes
     sampler.sample(labels)
@@ -201,7 +201,7 @@ def profile(day: Day, generator: Any, batch: int) -> int:
 def train(
     day: Day, name: str, options: Options, part: str, size: str | None, batch: int, compiled: bool, tf32: bool = True
 ) -> None:
-    """Images a second of a training step in bf16, and its share of the peak."""
+    """Write images per second of a training step in bf16, and its share of the peak."""
     bench_training.STEPS |= {"cuda": 10, "cpu": 1}
     bench_training.WARM_UP |= {"cpu": 1}
 
@@ -259,7 +259,7 @@ def tokenise(day: Day) -> None:
     few, many = (2, 20) if day.tiny else (256, 2048)
 
     def end_to_end(precision: str) -> float:
-        """Crops a second of what is beyond the first `few` pictures, so that the start does not count."""
+        """Crops per second beyond the first `few` pictures, so that the start is not counted."""
         taken = []
         for count in (few, many):
             source = open_source(str(folder), "train", val_fraction=0.0, count=count)
