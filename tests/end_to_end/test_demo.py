@@ -53,7 +53,7 @@ def test_the_numbers_that_programs_read(demo: Path) -> None:
         "classifier",
         "stage1",
         "stage2",
-        "tokenise",
+        "tokenize",
         "generator",
         "samples and measures",
     }

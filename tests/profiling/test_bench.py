@@ -256,12 +256,12 @@ def test_training_that_does_not_fit_is_a_row_without_a_value(plain_fits: bool, m
         assert all(row.value is not None for row in bench_training.clustering(MACHINE, None))
 
 
-@pytest.mark.parametrize("part", ["tokenising", "evaluation"])
+@pytest.mark.parametrize("part", ["tokenizing", "evaluation"])
 def test_other_rows_that_do_not_fit(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_data, "tokenize" if part == "tokenising" else "measure", no_memory)
+    monkeypatch.setattr(bench_data, "tokenize" if part == "tokenizing" else "measure", no_memory)
     monkeypatch.setattr(bench_data, "RandomInception", lambda device: lambda images: WEIGHT @ WEIGHT)
     monkeypatch.setattr(bench_data, "one_at_a_time", lambda *_: 1.0)
-    assert [row.value for row in getattr(bench_data, part)(options())] == [None] * (2 if part == "tokenising" else 1)
+    assert [row.value for row in getattr(bench_data, part)(options())] == [None] * (2 if part == "tokenizing" else 1)
 
 
 WEIGHT = torch.ones(2, 2)

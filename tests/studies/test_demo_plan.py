@@ -68,7 +68,7 @@ def test_blocks_are_compiled_where_that_is_faster(
     parts = [{name: seconds / plan.share for name, seconds in plan.seconds.items()} for plan in (plain, compiled)]
     assert parts[1]["generator"] == pytest.approx(parts[0]["generator"] / 2, rel=1e-3)
     assert parts[1]["stage1"] == pytest.approx(parts[0]["stage1"], rel=1e-3)
-    assert compiled.seconds["tokenise"] == plain.seconds["tokenise"]
+    assert compiled.seconds["tokenize"] == plain.seconds["tokenize"]
     assert planned(tmp_path / "fast", configs, 12, "auto", CPU, SIZES) == compiled
     assert "compile_blocks" not in configs["generator"]["model"]["init_args"]
     monkeypatch.setattr(demo_plan, "has_compiler", lambda: False)

@@ -1,6 +1,6 @@
 """Measure the speed of the parts, compared with a plain baseline and with this machine's limit.
 
-WHAT is any of sampling, training, tokenising, data, evaluation; the default is all. Models have random weights and data
+WHAT is any of sampling, training, tokenizing, data, evaluation; the default is all. Models have random weights and data
 is made on the spot, so no files are needed. The limits (matrix products, memory bandwidth) are measured first.
 """
 
@@ -16,7 +16,7 @@ from alitok.common.errors import BadInput
 if TYPE_CHECKING:
     from alitok.profiling.bench_machine import Machine, Options, Row
 
-PARTS = ("sampling", "training", "tokenising", "data", "evaluation")
+PARTS = ("sampling", "training", "tokenizing", "data", "evaluation")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,18 +89,18 @@ def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from alitok.common.devices import float32_products
-    from alitok.profiling.bench_data import data, evaluation, tokenising
+    from alitok.profiling.bench_data import data, evaluation, tokenizing
     from alitok.profiling.bench_sampling import sampling
     from alitok.profiling.bench_training import training
 
-    parts = dict(zip(PARTS, (sampling, training, tokenising, data, evaluation), strict=True))
+    parts = dict(zip(PARTS, (sampling, training, tokenizing, data, evaluation), strict=True))
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(names))
         for name in names:
             progress.update(task, description=f"Measuring {name}")
-            if name == "tokenising":
+            if name == "tokenizing":
                 progress.stop()  # it has its own bar, and older versions of rich show only one
             tf32 = options.machine.cuda and name == "sampling"
             with float32_products(tf32=True) if tf32 else nullcontext():

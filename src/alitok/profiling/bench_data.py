@@ -125,8 +125,8 @@ def write_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def tokenising(options: Options) -> Iterator[Row]:
-    """Rows `tokenising-PRECISION`: ten crops of JPEG files encoded as in `alitok tokenize`; baseline: crop by crop."""
+def tokenizing(options: Options) -> Iterator[Row]:
+    """Rows `tokenizing-PRECISION`: ten crops of JPEG files encoded as in `alitok tokenize`; baseline: crop by crop."""
     machine = options.machine
     torch.manual_seed(0)
     tokenizer = build(options.model("tokenizer-stage1")["tokenizer"]).eval().to(machine.device)
@@ -150,7 +150,7 @@ def tokenising(options: Options) -> Iterator[Row]:
             )
             pace = if_it_fits(make)
             yield Row(
-                f"tokenising-{precision}",
+                f"tokenizing-{precision}",
                 None if pace is None else pace.crops / pace.seconds,
                 "crops/s",
                 plain,

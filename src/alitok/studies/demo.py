@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alitok.studies.demo_plan import Plan
 
-STEPS = ("classifier", "stage1", "stage2", "tokenise", "generator", "samples and measures")
+STEPS = ("classifier", "stage1", "stage2", "tokenize", "generator", "samples and measures")
 # A little below 1: a generator of a few minutes gives rare wrong tokens more probability than they deserve.
 TEMPERATURE = 0.9
 
@@ -89,7 +89,7 @@ def demo(
             classifier(out / "classifier", classifier_steps)
         train("stage1")
         train("stage2")
-        with clock("tokenise"):
+        with clock("tokenize"):
             cache_tokens(out, images)
         train("generator")
         with clock("samples and measures"):

@@ -24,7 +24,7 @@ MINUTES = 12.0
 # docs/results/demo.md); the option that sets the amount; the default.
 FIXED = {
     "classifier": (45.0, "classifier_steps", 400),
-    "tokenise": (75.0, "images", 1500),
+    "tokenize": (75.0, "images", 1500),
     "samples and measures": (36.0, "samples", 1000),
 }
 OVERHEAD = 1.1  # factor for validations, pictures and start-up of a run

@@ -28,7 +28,7 @@ STAGES = {
     "sampling": 180,
     "generators": 150,
     "stage1": 150,
-    "tokenise": 120,
+    "tokenizing": 120,
     "rest": 120,
 }
 TINY_LIMIT = 300  # seconds per stage, on a slow CPU

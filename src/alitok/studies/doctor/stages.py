@@ -237,7 +237,7 @@ def stage1(day: Day) -> None:
         perceptual.load = load
 
 
-def tokenise(day: Day) -> None:
+def tokenizing(day: Day) -> None:
     tokenizer: Any = build(day.options().model("tokenizer-stage1")["tokenizer"]).eval().to(day.device)
     tokenizer.card = {"digest": "0" * 64}
     side = int(1.1 * tokenizer.image_size)
@@ -307,4 +307,4 @@ def rest(day: Day) -> None:
     day.number("random Inception", lambda: len(images) / typical(lambda: extractor(images), day.device, 3), "images/s")
 
 
-__all__ = ["Day", "generators", "limits", "rest", "right", "sampling", "setup", "stage1", "strategies", "tokenise"]
+__all__ = ["Day", "generators", "limits", "rest", "right", "sampling", "setup", "stage1", "strategies", "tokenizing"]
