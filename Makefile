@@ -88,7 +88,7 @@ eval-fid: known-size setup  ## rFID of TOKENIZER (validation images of DATA) and
 	$(SHARED) sample --generator $(GENERATOR) --tokenizer $(TOKENIZER) --count $(COUNT) --out $(HERE)/samples-$(SIZE).npz
 	$(MEASURE) $(HERE)/samples-$(SIZE).npz --reference $(REFERENCE) --json $(HERE)/gfid-$(SIZE).json
 
-bench: setup  ## how fast sampling, training, tokenizing, data and evaluation are here (under five minutes on a CPU)
+bench: setup  ## how fast sampling, training, tokenizing, data and evaluation are here (ten minutes on a CPU)
 	$(BIN)/alitok bench $(ARGS)
 
 league: DATA := $(if $(filter file,$(origin DATA)),uoft-cs/cifar10,$(DATA))

@@ -41,7 +41,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
 
 def shell(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command of its own process."""
-    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
 
 
 def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:

@@ -234,7 +234,7 @@ def execute(line: str) -> None:
     if program == "alitok":
         run(smaller(words))
     elif program == "python":
-        subprocess.run([sys.executable, *words], check=True, timeout=60)
+        subprocess.run([sys.executable, *words], check=True, timeout=300)
     elif program == "make":
         make(words)
     elif program == "rm":

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     mine = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of `make test`
-    return subprocess.run(["make", *words], cwd=ROOT, env=mine, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["make", *words], cwd=ROOT, env=mine, capture_output=True, text=True, timeout=300)
 
 
 def test_a_mistyped_size_trains_nothing() -> None:

@@ -65,7 +65,7 @@ def address(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         env=os.environ | {"HOME": "/nowhere"},
     )
     try:
-        for _ in range(300):
+        for _ in range(1500):  # a fresh install is read and compiled first
             log.seek(0)
             if "The app is at" in log.read() or app.poll() is not None:
                 break
@@ -76,7 +76,7 @@ def address(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     finally:
         app.send_signal(signal.SIGINT)
         try:
-            assert app.wait(20) == 130
+            assert app.wait(60) == 130
         finally:
             app.kill()
             log.seek(0)
@@ -113,7 +113,7 @@ def requested(driver: Any) -> list[str]:
     return [place for place in places if not place.startswith(("data:", "blob:", "chrome:", "about:"))]
 
 
-def until(wanted: Callable[[], Any], seconds: float = 30) -> Any:
+def until(wanted: Callable[[], Any], seconds: float = 120) -> Any:
     """What `wanted` gives as soon as it is true."""
     from selenium.common.exceptions import StaleElementReferenceException
 

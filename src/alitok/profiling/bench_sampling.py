@@ -22,7 +22,7 @@ from alitok.sampling.weights import KEPT_IN_FLOAT32, PRECISION, for_inference
 
 PLAIN_STEPS = 12  # steps of the baseline, evenly spaced over the sequence
 BATCH = {"cpu": 8, "cuda": 64}
-WINDOW, WINDOW_BATCHES = 8, {"cpu": (1, 8), "cuda": (1, 8, 32)}
+WINDOW, WINDOW_BATCHES = 8, {"cpu": (1,), "cuda": (1, 8, 32)}
 
 
 def sampling(options: Options) -> Iterator[Row]:
@@ -60,7 +60,7 @@ def sampling(options: Options) -> Iterator[Row]:
                     )
             if (size, batch) == (options.sizes[0], (options.batches or (batch,))[0]):
                 yield softcfg_row(generator, batch, options.precisions[-1], machine, options.label(size))
-                yield from window_rows(generator, machine, options.label(size))
+                yield from window_rows(generator, options, options.label(size))
                 for precision in options.precisions:
                     yield from kernel_rows(generator, batch, precision, machine, options.label(size))
 
@@ -76,13 +76,14 @@ def softcfg_row(generator: Generator, batch: int, precision: str, machine: Machi
     return Row(f"softcfg-{label}-b{batch}-{precision}", soft, "images/s", plain)
 
 
-def window_rows(generator: Generator, machine: Machine, label: str) -> Iterator[Row]:
+def window_rows(generator: Generator, options: Options, label: str) -> Iterator[Row]:
     """Rows `windows-SIZE-bBATCH`: images per second with windows of `WINDOW` in float32; baseline: one token per pass.
 
     The weights are random, so drafts are right only by chance, and the row shows the cost of a pass. `notes`: passes
     per token, and the share of right drafts.
     """
-    for batch in WINDOW_BATCHES[machine.device.type]:
+    machine = options.machine
+    for batch in options.batches or WINDOW_BATCHES[machine.device.type]:
         labels = torch.arange(batch) % generator.num_classes
         seconds: dict[int, float | None] = {}
         notes: dict[str, Any] = {"window": WINDOW}
