@@ -21,6 +21,7 @@ from alitok.data.shapes import Shapes
 from alitok.evaluation.extractors import open_extractor
 from alitok.evaluation.fid import FeatureStatistics
 from alitok.reports.curves import read_curves
+from alitok.studies import demo_plan
 from alitok.training.launch import run
 
 QUICK = ["--trainer.val_check_interval", "2", "--trainer.callbacks.checkpoint.every_n_train_steps", "2"]
@@ -39,8 +40,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, steps in STEPS.items():
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(tiny(name, out, *QUICK, *steps)))
     words = ["demo", "--out", str(out), "--config", str(configs), "--images", "20", "--samples", "20", "--minutes", "0"]
-    for _ in range(2):  # the second time everything but the report is there already
-        main([*words, "--classifier-steps", "5", "--precision", "32-true"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_plan, "has_compiler", lambda: False)  # a compiled step takes half a minute
+        for _ in range(2):  # the second time everything but the report is there already
+            main([*words, "--classifier-steps", "5", "--precision", "32-true"])
     return out
 
 

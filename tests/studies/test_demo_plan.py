@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny, token_cache
 
+from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.studies import demo_plan
@@ -81,6 +83,15 @@ def test_a_compiler_that_does_not_work_is_left_out(configs: dict[str, Any], monk
 
     monkeypatch.setattr(demo_plan, "timed_step", broken)
     assert demo_plan.timed_compiled(configs["generator"], "32-true", CPU) == float("inf")
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_timed(tmp_path: Path) -> None:
+    if not has_compiler():
+        pytest.skip("there is no C++ compiler")
+    token_cache(tmp_path)
+    config = tiny("generator", tmp_path, "--define.cache", str(tmp_path / "tokens"))
+    assert 0 < demo_plan.timed_compiled(config, "32-true", CPU) < 60
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
     phases = list(arguments["phases"].items())
     for number, (_, phase) in enumerate(phases, 1):
         phase |= {"steps": 1 if number < len(phases) else max(2, STEPS - number + 1), "lr": 1e-3}
+        if phase.get("fit"):
+            phase["fit"] = min(phase["fit"], IMAGES // BATCH)
     if "source" in data:
         data |= {"source": "shapes", "count": IMAGES, "val_count": 4}
     data |= {"global_batch": BATCH, "micro_batch": None, "num_workers": 0}
