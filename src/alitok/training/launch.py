@@ -1,7 +1,6 @@
 """Runs `fit`, `validate` and `test`: passes a composed configuration to the Lightning CLI."""
 
 import argparse
-import itertools
 import json
 import signal
 import sys
@@ -18,8 +17,6 @@ from alitok.common.errors import BadInput
 from alitok.common.files import check_readable_name, write_text
 from alitok.config import DEFAULTS, compose_run, resolve
 from alitok.training.changes import check_changes, compare, grave_changes
-
-_runs = itertools.count()
 
 
 def start(verb: str, files: Sequence[str], overrides: Sequence[str], allow_changes: bool = False) -> None:
@@ -230,17 +227,10 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     trainer |= {"max_steps": total, "max_epochs": -1, "use_distributed_sampler": False}
     trainer["check_val_every_n_epoch"] = None  # an endless loader has one epoch, so validation counts steps
 
-    # Passed as objects: their keys are already checked, and the CLI's parser would build the class blocks inside, which
-    # the modules need as blocks (for the artifacts).
-    def ready_module() -> LightningModule:
-        return module
+    def giving(value: Any, kind: type) -> type:
+        """A class whose call gives the value: the CLI takes classes or functions, and the latter cost it a second."""
+        return type("Ready", (kind,), {"__new__": lambda cls: value, "__init__": lambda self: None})
 
-    def ready_data() -> LightningDataModule:
-        return data
-
-    # The parser caches a class per factory name: a second run in this process (the demo has three) needs new names.
-    for factory in (ready_module, ready_data):
-        factory.__qualname__ = f"{factory.__name__}_{next(_runs)}"
     options = {key: config[key] for key in ("seed_everything", "ckpt_path") if key in config}
 
     class CLI(LightningCLI):
@@ -254,8 +244,10 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     try:
         with children_end_with_this(module):
             CLI(
-                ready_module,
-                ready_data,
+                # Passed as objects: their keys are already checked, and the CLI's parser would build the class blocks
+                # inside, which the modules need as blocks (for the artifacts).
+                giving(module, LightningModule),
+                giving(data, LightningDataModule),
                 trainer_class=Trainer,
                 save_config_callback=None,
                 args={"subcommand": verb, verb: {**options, "trainer": trainer}},
