@@ -74,7 +74,8 @@ TOKENIZER = "--tokenizer runs/{}/stage2/artifact"
 REFUSALS = {
     "laptop": [
         (
-            "No class 'hart': there are 10, 0..9; did you mean 'heart'?",
+            "No class 'hart': there are circle, square, triangle, star, heart, cross, ring, crescent, arrow, flower;"
+            " did you mean 'heart'?",
             "sample --generator runs/demo/generator/artifact --tokenizer runs/demo/stage2/artifact --classes hart"
             " --out x.png",
         ),

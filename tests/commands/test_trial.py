@@ -128,7 +128,9 @@ def test_another_configuration_is_not_taken_for_a_finished_run(tmp_path: Path, i
     out = tmp_path / "trial"
     run(words(out, "--idea", str(idea), "--seeds", "0"))
     idea.write_text("model: {losses: {prefix: null}, betas: [0.5, 0.6]}\n")
-    with pytest.raises(BadInput, match=r"no-prefix-loss/seed-0 belongs to: model.betas"):
+    with pytest.raises(
+        BadInput, match=r"no-prefix-loss/seed-0 was trained with other settings: model.betas.*another folder with --out"
+    ):
         run(words(out, "--idea", str(idea), "--seeds", "0"))
 
 
@@ -138,6 +140,42 @@ def test_an_idea_that_diverges_does_not_end_the_trial(tmp_path: Path, idea: Path
     content = json.loads((out / "trial.json").read_text())
     assert [row["name"] for row in content["rows"]] == [BASE, "no-prefix-loss"]
     assert "lr=1e30, seed 0, failed: " in (out / "trial.md").read_text()
+
+
+OWN = """
+from alitok.losses.terms import LossTerm
+
+class Own(LossTerm):
+    needs = ("latents",)
+
+    def compute(self, batch, outputs, step):
+        latents = outputs["latents"]
+        return latents.square().mean(){more}
+"""
+
+
+def test_an_own_class_that_breaks_is_named_by_its_line_and_a_changed_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ideas = []
+    for name, more in (("sound_term", ""), ("broken_term", ".absent()")):
+        (tmp_path / f"{name}.py").write_text(OWN.replace("{more}", more))
+        (tmp_path / f"{name}.yaml").write_text(f"model: {{losses: {{own: {{class_path: {name}.Own}}}}}}\n")
+        ideas += ["--idea", str(tmp_path / f"{name}.yaml")]
+    out = tmp_path / "trial"
+    run(words(out, *ideas, "--seeds", "0"))
+    content = json.loads((out / "trial.json").read_text())
+    assert [row["name"] for row in content["rows"]] == [BASE, "sound_term"]
+    (sentence,) = content["failed"]
+    assert "broken_term, seed 0, failed: AttributeError: 'Tensor' object has no attribute 'absent'" in sentence
+    assert sentence.endswith("(broken_term.py, line 9)")
+    capsys.readouterr()
+    (tmp_path / "sound_term.py").write_text(OWN.replace("{more}", "  # a comment is no change"))
+    run(words(out, *ideas[:2], "--seeds", "0"))
+    (tmp_path / "sound_term.py").write_text(OWN.replace("{more}", " / 2"))
+    with pytest.raises(BadInput, match=r"The code of sound_term.Own has changed since .*sound_term/seed-0 was trained"):
+        run(words(out, *ideas[:2], "--seeds", "0"))
 
 
 PERTURBED = str(DEMO.parent / "ideas" / "perturbation.yaml")

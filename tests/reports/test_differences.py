@@ -5,7 +5,7 @@ import math
 import pytest
 
 from alitok.common.errors import BadInput
-from alitok.reports.differences import BASE, critical, difference, table, verdict_table
+from alitok.reports.differences import BASE, collapsed, critical, difference, table, verdict_table
 
 
 def test_pairs_see_what_spreads_hide() -> None:
@@ -70,3 +70,11 @@ def test_a_run_that_diverged_is_named() -> None:
     assert "the seeds cancel out" in verdict_table(
         [row | {"loss": value} for row, value in zip(rows, (1.0, 2.0, 1.0, 0.0), strict=True)]
     )
+
+
+def test_few_codes_are_called_a_collapse() -> None:
+    """Few in themselves, and far fewer than the base's: a base that has collapsed itself says nothing of an idea."""
+    usage = {(BASE, 0): 0.6, (BASE, 1): 0.05, ("a", 0): 0.004, ("a", 1): 0.04, ("b", 0): 0.2, ("c", 0): None}
+    rows = [{"name": name, "seed": seed, "codebook_usage": share} for (name, seed), share in usage.items()]
+    (line,) = collapsed(rows)
+    assert line.startswith("- a, seed 0, uses 0.4 % of its codes: **the codes have collapsed**.")

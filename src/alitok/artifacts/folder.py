@@ -185,6 +185,8 @@ def read_card(folder: Path, kind: str | None = None) -> dict[str, Any]:
         BadInput: the folder or one of its files is missing, or the card is damaged.
     """
     todo = "give the folder that a run exported" + (f" (make: {kind.upper()}=)" if kind else "")
+    if folder.is_file():
+        raise BadInput(f"{folder} is a file, not an artifact; `alitok import-release` makes one of a published file.")
     if not folder.is_dir():
         raise BadInput(f"{folder} is not an artifact: there is no such folder; {todo}.")
     for name in ("config.yaml", "model.safetensors", CARD):

@@ -130,11 +130,14 @@ def import_once(file: Path, folder: Path) -> None:
     """Import a file of the release, unless the folder holds the artifact of the same file."""
     from alitok.artifacts.folder import CARD, read_card
     from alitok.artifacts.published import import_release
+    from alitok.common.errors import BadInput
     from alitok.common.files import sha256
 
     known = read_card(folder)["parents"] if (folder / CARD).is_file() else {}
     if not file.is_file() or known != {file.name: sha256(file)}:
         import_release(file, folder)
+    if (kind := read_card(folder)["kind"]) != folder.name:
+        raise BadInput(f"{file} holds a {kind}, not a {folder.name}; are the two files of weights swapped?")
 
 
 def verdict(preset: Preset, count: int, record: "EvaluationRecord") -> str | None:

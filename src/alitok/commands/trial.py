@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     Console().print(Markdown(text))
     for note in notes:
         print(f"note: {note}")
-    print(f"{args.out}: trial.md, trial.json, compare.html of {len(plans)} runs")
+    print(f"{args.out}: trial.md, trial.json, compare.html")
 
 
 def _judging(args: argparse.Namespace, tokenizers: bool) -> "Judging | None":

@@ -58,12 +58,14 @@ def is_class_block(value: Any) -> bool:
     return isinstance(value, Mapping) and "class_path" in value
 
 
-def _moved_module(error: Exception) -> str:
-    """A sentence on where a module of version 0.1 has moved, if the import failed on that module; else ""."""
+def _where_it_is(error: Exception) -> str:
+    """A sentence on where a missing module is: one of version 0.1, or a file of the user's; "" for other errors."""
     if isinstance(error, ModuleNotFoundError):
         for old, block in moved().items():
             if old.rpartition(".")[0] == error.name:
                 return f" {error.name} has moved: its {old.rpartition('.')[2]} is {block['class_path']} now."
+        if "." not in str(error.name):
+            return f" If {error.name} is your own file, start the command in its folder."
     return ""
 
 
@@ -83,7 +85,7 @@ def import_class(class_path: str) -> Any:
     except Exception as error:  # a user's module may raise anything
         reason = str(error) if isinstance(error, ImportError | ValueError) else repr(error)
         raise BadInput(
-            f"class_path {class_path!r} cannot be imported: {' '.join(reason.split())}.{_moved_module(error)}"
+            f"class_path {class_path!r} cannot be imported: {' '.join(reason.split())}.{_where_it_is(error)}"
         ) from error
     if not hasattr(module, name):
         raise BadInput(f"class_path {class_path!r}: {module_name} has no {name!r}{nearest(name, dir(module))}")

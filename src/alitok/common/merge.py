@@ -66,8 +66,8 @@ class Merged:
         arguments = block.get("init_args") or {}
         block["init_args"] = {key: value for key, value in arguments.items() if known is None or key in known}
         earlier = self._origins.get(f"{path}.class_path")
-        if earlier is None and str(block["class_path"]).startswith("alitok.ideas."):
-            earlier = "the base"  # a base without an idea there is what overlays are for
+        if earlier is None and (str(block["class_path"]).startswith("alitok.ideas.") or ".losses." in path):
+            earlier = "the base"  # a base without an idea there is what overlays are for; a loss term has its own name
         if source is not None and earlier is not None and not source.startswith("--"):
             say_once(f"{source} replaces {block['class_path']}, which {earlier} set as {path}, by {new}.")
         if source is None and not block["init_args"]:

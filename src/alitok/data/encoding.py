@@ -66,7 +66,10 @@ def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
     asked = {**wanted, "images": len(source), "class_names": source.class_names}
     # a cache made elsewhere, or by an earlier version, has less metadata
     if cache.digest is not None and any(made.get(key, value) != value for key, value in asked.items()):
-        raise BadInput(f"{out} holds a token cache of another tokenizer, data set or crop recipe; name another folder.")
+        raise BadInput(
+            f"{out} holds a token cache of another tokenizer, data set or crop recipe, or of another number of"
+            " images; name another folder."
+        )
     clean(out)
     return True
 

@@ -110,7 +110,8 @@ def validation_classes(files: Sequence[str], places: Sequence[Path], where: Path
     if truth is None:
         raise BadInput(
             f"The images of {where} have no class folders and no list of their classes: put {SOLUTION} (Kaggle), or "
-            f"{TRUTHS[0]} with meta.mat (devkit), next to them, or sort them into one folder per class."
+            f"{TRUTHS[1]} (ids), or {TRUTHS[0]} with meta.mat (devkit), next to them, or sort them into one folder per"
+            " class."
         )
     classes = _read_truth(truth)
     numbers = [int(found[-1]) if (found := re.findall(r"\d+", Path(name).stem)) else 0 for name in files]

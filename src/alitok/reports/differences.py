@@ -12,6 +12,10 @@ from alitok.reports.comparison import UNITS
 from alitok.reports.runs import ABSENT, spread
 
 BASE = "base"
+MEANING = (
+    "The number after ± is the standard error of the mean. *Higher* and *lower* are decided: the 95 % interval of"
+    " Student's t excludes 0. Of twenty measures that do not differ, one is decided by chance alone."
+)
 COSTS = ("parameters", "flops_a_step", "seconds")  # listed below the measures, without a verdict
 CONFIDENCE = 0.95
 MOST_SEEDS = 100
@@ -139,6 +143,18 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     head = "| idea | measure | idea less base, paired, with its error | seeds above | verdict (95 %) |"
     return "\n".join([head, "|---|---|---|---|---|", *lines])
+
+
+def collapsed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each run that uses few of its codes: less than a tenth, and less than half of its base's share."""
+    key = "codebook_usage"
+    base = {row["seed"]: row[key] for row in rows if row["name"] == BASE and row.get(key) is not None}
+    return [
+        f"- {row['name']}, seed {row['seed']}, uses {said(row[key], '%')} of its codes: **the codes have collapsed**."
+        " Such tokens are easy to predict and say little, so ignore its probe."
+        for row in rows
+        if row["name"] != BASE and row.get(key) is not None and row[key] < min(0.1, base.get(row["seed"], 1.0) / 2)
+    ]
 
 
 def said(value: float, unit: str) -> str:

@@ -199,7 +199,7 @@ def guidance_class(name: str) -> type[Guidance]:
         return SCHEDULES[name]
     if "." not in name:
         known = ", ".join(SCHEDULES)
-        raise BadInput(f"No guidance schedule {name!r}; there are {known}{nearest(name, SCHEDULES)}.")
+        raise BadInput(f"No guidance schedule {name!r}; there are {known}{nearest(name, SCHEDULES)}")
     target = import_class(name)
     if not (inspect.isclass(target) and issubclass(target, Guidance)):
         raise BadInput(f"{name} is no guidance: it must be a subclass of alitok.sampling.guidance.Guidance.")

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from alitok.artifacts.folder import load_artifact, save_artifact
 from alitok.common.build import build, import_class
+from alitok.common.errors import fault_of
 from alitok.common.random import stream
 from alitok.config import compose_run
 from alitok.models.generator import Generator
@@ -80,8 +81,7 @@ def _tried(rule: str, check: Callable[[], None]) -> Iterator[Finding]:
     try:
         check()
     except Exception as error:  # any error of an idea is a finding
-        text = " ".join(str(error).split()) or "it failed"
-        yield Finding(rule, f"{type(error).__name__}: {text[:300]}")
+        yield Finding(rule, fault_of(error))
     else:
         yield Finding(rule, None)
 
@@ -131,7 +131,7 @@ def _resumes(config: dict[str, Any], folder: Path) -> None:
         )
     fresh = _made(config)[0].state_dict()
     if all(torch.equal(tensor, fresh[name]) for name, tensor in first.items()):
-        raise ValueError("three steps change no weight")
+        raise ValueError("three steps change no weight: no gradient reaches one, or the loss is not finite")
 
 
 def _artifact(config: dict[str, Any], folder: Path) -> None:
@@ -314,6 +314,6 @@ def _of_one_process(number: int, jobs: Sequence[tuple[str, Mapping[str, Any]]], 
                 "FSDP2": gradient(config, None, FSDP2("gloo"), 2),
             }
         except Exception as error:  # any error of an idea is a finding
-            result = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            result = fault_of(error)
         if number == 0:
             torch.save(result, Path(out) / f"{name}.pt")

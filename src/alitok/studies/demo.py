@@ -281,7 +281,7 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
             ),
             (
                 "Change one number, train again (six minutes), and lay both runs side by side.",
-                f"{again_command(out)}\nalitok compare {out} {out}-2 --out compare.html",
+                f"{again_command(out)}{as_trained(out)}\nalitok compare {out} {out}-2 --out compare.html",
             ),
         ],
     )
@@ -310,6 +310,15 @@ def app_command(out: Path) -> str:
 def sample_command(out: Path, classes: str) -> str:
     parts = f"--generator {out}/generator/artifact --tokenizer {out}/stage2/artifact"
     return f"alitok sample {parts} --classes {classes} --temperature {TEMPERATURE} --out {out}/more.png"
+
+
+def as_trained(out: Path) -> str:
+    """Options that give a generator the steps and the precision of the demo's."""
+    from alitok.config import load_yaml
+
+    config = load_yaml(out / "generator" / "config.yaml")
+    steps = config["model"]["init_args"]["phases"]["main"]["steps"]
+    return f" --model.phases.main.steps {steps} --trainer.precision {config['trainer']['precision']}"
 
 
 def again_command(out: Path) -> str:

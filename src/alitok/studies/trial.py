@@ -1,16 +1,20 @@
 """Compares ideas with their base: all are trained with the same seeds and measured in the same way."""
 
 import copy
+import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alitok.common.build import import_class
 from alitok.common.ends import alone_in
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, fault_of
 from alitok.common.files import write_json, write_text
+from alitok.common.source import code_digest
 from alitok.config import compose_run, has_place, load_yaml, parse_overrides
-from alitok.reports.differences import BASE, table, verdict_table
+from alitok.reports.differences import BASE, MEANING, collapsed, table, verdict_table
 
 if TYPE_CHECKING:
     from alitok.reports.runs import Run
@@ -112,13 +116,16 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
             check_same(config)
         for number, (name, seed, config) in enumerate(plans, start=1):
             print(f"{number} of {len(plans)}: {name}, seed {seed}", flush=True)
+            if (code := code_of(config)) and not code_file(config).exists():
+                code_file(config).parent.mkdir(parents=True, exist_ok=True)
+                write_json(code_file(config), code)
             try:
                 launch("fit", copy.deepcopy(config))
-            except BadInput as error:  # e.g. it diverges: the others may not
-                if name == BASE:
+            except Exception as error:  # it diverges, or its code breaks: the others may not
+                if name == BASE or isinstance(error, OSError):  # a full disk ends them all
                     raise
-                failed[name, seed] = str(error)
-                print(f"{name}, seed {seed}: {error}", flush=True)
+                failed[name, seed] = str(error) if isinstance(error, BadInput) else fault_of(error)
+                print(f"{name}, seed {seed}: {failed[name, seed]}", flush=True)
         plans = [one for one in plans if one[:2] not in failed]
         if judging is not None:
             judge_all(judging, plans)
@@ -128,19 +135,45 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
         for (name, seed, _), folder, run in zip(plans, folders, open_runs(folders), strict=True)
     ]
     lines = [f"- {name}, seed {seed}, failed: {sentence}" for (name, seed), sentence in failed.items()]
-    write_json(out / "trial.json", {"rows": rows, "failed": lines, "command": command(), "machine": machine()})
-    text = "\n\n".join(part for part in (table(rows), verdict_table(rows), "\n".join(lines)) if part)
+    few = collapsed(rows)
+    write_json(
+        out / "trial.json",
+        {"rows": rows, "failed": lines, "collapsed": few, "command": command(), "machine": machine()},
+    )
+    verdicts = verdict_table(rows)
+    parts = (table(rows), verdicts, MEANING if verdicts else "", "\n".join([*lines, *few]))
+    text = "\n\n".join(part for part in parts if part)
     write_text(out / "trial.md", f"{text}\n\nCommand: `{command()}`. Machine: {machine()}.\n")
     return text, write_page(folders, out / "compare.html")
 
 
 def check_same(config: dict[str, Any]) -> None:
-    """Raise BadInput if the run in the configuration's folder was trained with another configuration."""
-    from alitok.training.changes import check_changes
+    """Raise BadInput if the run in the configuration's folder was trained with another configuration or other code."""
+    from alitok.training.changes import compare, grave_changes
 
     root = Path(config["trainer"]["default_root_dir"])
-    if (root / "config.yaml").is_file():
-        check_changes(load_yaml(root / "config.yaml"), config, allow=False, checkpoint=str(root))
+    again = "Take that back, or name another folder with --out."
+    earlier = load_yaml(root / "config.yaml") if (root / "config.yaml").is_file() else config
+    if changes := grave_changes(compare(earlier, config)):
+        raise BadInput(f"{root} was trained with other settings: {changes}. {again}")
+    if (file := code_file(config)).is_file():
+        now = code_of(config)
+        for name, digest in json.loads(file.read_text()).items():
+            if now.get(name, digest) != digest:
+                raise BadInput(f"The code of {name} has changed since {root} was trained. {again}")
+
+
+def code_file(config: Mapping[str, Any]) -> Path:
+    return Path(config["trainer"]["default_root_dir"]) / "code.json"
+
+
+def code_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Class path -> digest of its source, for the user's own classes."""
+    from alitok.artifacts.folder import class_paths
+
+    own = [name for name in class_paths(config["model"]) if not name.startswith("alitok.")]
+    files = {name: inspect.getsourcefile(import_class(name)) for name in sorted(own)}
+    return {name: code_digest(file) for name, file in files.items() if file}
 
 
 def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
@@ -155,11 +188,16 @@ def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
 
 
 def cost_of(config: dict[str, Any]) -> dict[str, float]:
-    """`parameters` of the trained model, and `flops_a_step` over the global batch."""
+    """`parameters` of the trained model, and `flops_a_step` over the global batch; none if no step can be counted."""
     from alitok.profiling.cost import cost
     from alitok.profiling.record import layout_of
 
-    found = cost(config, layout_of(config["trainer"]))
+    try:
+        found = cost(config, layout_of(config["trainer"]))
+    except BadInput:
+        raise
+    except Exception:  # own code may read values, which counting has none of; if it is broken, the run itself says so
+        return {}
     return {"parameters": found.total, "flops_a_step": round(sum(found.flops.values()))}
 
 
