@@ -212,7 +212,7 @@ def build(block: Mapping[str, Any], **extra: Any) -> Any:
     """
     block = present(block)
     if not is_class_block(block):
-        raise BadInput(f"A part of the configuration has no class_path: {dict(block)}; name its class, or remove it.")
+        raise BadInput(f"A part of the configuration has no class_path: {block!r}; name its class, or remove it.")
     target = import_class(block["class_path"])
     arguments = {key: build_value(value) for key, value in (block.get("init_args") or {}).items()}
     arguments.update(extra)
