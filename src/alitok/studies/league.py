@@ -227,7 +227,8 @@ def run_league(
                 missing.append(entry)
                 if (entry.family, entry.name) not in costs:
                     costs[entry.family, entry.name] = cost_of(entry.config)
-        flops = [costs[entry.family, entry.name]["flops_a_step"] * total_steps(entry.config) for entry in missing]
+        a_step = {key: cost.get("flops_a_step", 0) for key, cost in costs.items()}
+        flops = [a_step[entry.family, entry.name] * total_steps(entry.config) for entry in missing]
         pace, start, left = pace_of(rows), time.perf_counter(), 0
         print(
             f"{len(wanted)} runs, {len(missing)} to train: about {sum(flops) / pace / 3600:.1f} hours"
