@@ -17,6 +17,7 @@ from alitok.data.columns import check_same, choose_columns, choose_label, label_
 from alitok.data.found import Origin, PassedOver
 from alitok.data.imagenet import name_notes, readable_names
 from alitok.data.listing import subfolders
+from alitok.data.local import load_files
 from alitok.data.pictures import UnreadableImage, read_picture
 from alitok.data.splits import beside, pick, role_of, role_of_file
 from alitok.data.streaming import ParquetRows, StreamedSource, features_of
@@ -147,7 +148,7 @@ def open_tables(
                 features = features_of([SCHEMAS[ending](path) for path in paths])
                 image, label, _ = choose_columns(features[0], *columns, str(folder))
                 check_same(paths, features, image, label)
-            return datasets.load_dataset(BUILDERS[ending], data_files={"train": paths}, split="train")
+            return load_files(BUILDERS[ending], paths)
 
     found = Origin(f"{ending} files" + ", streamed" * streaming, passed_over=tuple(guesses))
     return _open(load, list(by_split), str(folder), found, split, split_name, columns)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alitok.common.errors import BadInput, first_line
 from alitok.common.files import atomic_folder, write_json
+from alitok.data.local import load_files
 
 METADATA_FILE = "alitok.json"
 DATA_FILE = "data-00000-of-00001.arrow"
@@ -257,10 +258,7 @@ def _load(folder: Path) -> Any:
         )
     parquet = sorted(str(path) for place in (folder, folder / "data") for path in place.glob("*.parquet"))
     try:
-        if parquet:
-            dataset = datasets.load_dataset("parquet", data_files={"train": parquet}, split="train")
-        else:
-            dataset = datasets.load_from_disk(str(folder))
+        dataset = load_files("parquet", parquet) if parquet else datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets and pyarrow raise many kinds on damaged files
         raise BadInput(f"{folder} is no readable token cache: {first_line(error)}.") from error
     if isinstance(dataset, datasets.DatasetDict):
