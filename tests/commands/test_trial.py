@@ -1,6 +1,7 @@
 """`alitok trial`: ideas against their base over the same seeds, one table."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ class Own(LossTerm):
 
 
 def test_an_own_class_that_breaks_is_named_by_its_line_and_a_changed_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     ideas = []
@@ -170,7 +171,10 @@ def test_an_own_class_that_breaks_is_named_by_its_line_and_a_changed_one_is_refu
     (sentence,) = content["failed"]
     assert "broken_term, seed 0, failed: AttributeError: 'Tensor' object has no attribute 'absent'" in sentence
     assert sentence.endswith("(broken_term.py, line 9)")
-    capsys.readouterr()
+    (tmp_path / "broken_term.py").write_text(OWN.replace("{more}", ""))
+    monkeypatch.delitem(sys.modules, "broken_term")
+    run(words(out, *ideas, "--seeds", "0"))  # nothing was trained with the broken one
+    assert json.loads((out / "trial.json").read_text())["rows"][2]["name"] == "broken_term"
     (tmp_path / "sound_term.py").write_text(OWN.replace("{more}", "  # a comment is no change"))
     run(words(out, *ideas[:2], "--seeds", "0"))
     (tmp_path / "sound_term.py").write_text(OWN.replace("{more}", " / 2"))

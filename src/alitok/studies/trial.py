@@ -126,6 +126,8 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
                     raise
                 failed[name, seed] = str(error) if isinstance(error, BadInput) else fault_of(error)
                 print(f"{name}, seed {seed}: {failed[name, seed]}", flush=True)
+                if not any(code_file(config).parent.rglob("*.ckpt")):  # nothing is trained, so the code may be mended
+                    code_file(config).unlink(missing_ok=True)
         plans = [one for one in plans if one[:2] not in failed]
         if judging is not None:
             judge_all(judging, plans)
@@ -152,7 +154,7 @@ def check_same(config: dict[str, Any]) -> None:
     from alitok.training.changes import compare, grave_changes
 
     root = Path(config["trainer"]["default_root_dir"])
-    again = "Take that back, or name another folder with --out."
+    again = "Take that back, delete that folder, or name another folder with --out."
     earlier = load_yaml(root / "config.yaml") if (root / "config.yaml").is_file() else config
     if changes := grave_changes(compare(earlier, config)):
         raise BadInput(f"{root} was trained with other settings: {changes}. {again}")
