@@ -15,9 +15,11 @@ from alitok.common.build import import_class
 from alitok.common.random import Step
 from alitok.ideas.post_training import PairedDataModule
 from alitok.models.seams import Quantizer
+from alitok.studies import small
 from alitok.training.records import MicroBatch, StepRecord
 
 IMAGES = 4
+FITTED = small.IMAGES // small.BATCH  # batches that a small run fits on; the files say 32
 
 
 class Pair:
@@ -235,7 +237,7 @@ def bins(pair: Pair, folder: Path) -> bool:
     with torch.no_grad():
         before = quantizer.mean.zero_().clone()  # the phase of the bins may have come already
         quantizer.fit(iter([pair.model.encode_latents(pair.images)]))
-    fitted = pair.module.schedule.phases["bins"].fit == 32
+    fitted = pair.module.schedule.phases["bins"].fit == FITTED
     return fitted and not torch.equal(before, quantizer.mean) and pair.model.sub_codes == 8
 
 
@@ -244,7 +246,7 @@ def kmeans(pair: Pair, folder: Path) -> bool:
     pair.model.quantizer(pair.model.encode_latents(pair.images), Step(0, 0, 10, IMAGES, range(IMAGES)))
     moment = pair.module.schedule.at(0)
     kinds = [type(part).__name__ for part in (pair.model.encoder, pair.model.quantizer)]
-    fitted = moment.phase.fit == 32 and bool(pair.model.quantizer.fitted)
+    fitted = moment.phase.fit == FITTED and bool(pair.model.quantizer.fitted)
     return (
         fitted and pair.module.trainable_of[moment.name] == ["decoder"] and kinds == ["FrozenVGG16", "KMeansQuantizer"]
     )
