@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import inspect
 import json
 import os
 import time
@@ -11,19 +10,16 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from alitok.artifacts.folder import class_paths
-from alitok.common.build import import_class
 from alitok.common.ends import alone_in
 from alitok.common.errors import BadInput
 from alitok.common.files import write_json
-from alitok.common.source import code_digest
 from alitok.config import compose_run, load_yaml
 from alitok.reports.differences import BASE
 from alitok.reports.league import Family, Idea, write_page
 from alitok.reports.provenance import command, machine
 from alitok.reports.runs import open_runs, read_json, training_seconds
 from alitok.studies.judges import GeneratorJudge, Judge, Judging, TokenizerJudge
-from alitok.studies.trial import cost_of, measures, plan, trains_tokenizer
+from alitok.studies.trial import class_digests, cost_of, measures, plan, trains_tokenizer
 from alitok.training.launch import total_steps
 
 # Width and seed of the classifiers: one measures, some ideas learn from the features of the other.
@@ -172,9 +168,8 @@ def digest_of(config: Mapping[str, Any], out: Path, *settings: Any) -> str:
     decisive = {key: config["trainer"].get(key) for key in ("precision", "max_steps")}
     parts = _moved([config["model"], config["data"], decisive, settings], str(out), "OUT")
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for name in sorted(set(class_paths(config["model"]))):
-        file = inspect.getsourcefile(import_class(name))
-        digest.update(f"{name} {code_digest(file) if file else ''}".encode())
+    for name, source in class_digests(config).items():
+        digest.update(f"{name} {source}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -171,11 +171,15 @@ def code_file(config: Mapping[str, Any]) -> Path:
 
 def code_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Class path -> digest of its source, for the user's own classes."""
+    return {name: digest for name, digest in class_digests(config).items() if not name.startswith("alitok.")}
+
+
+def class_digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Class path -> digest of its source file ("" without one), for the classes of the model, sorted."""
     from alitok.artifacts.folder import class_paths
 
-    own = [name for name in class_paths(config["model"]) if not name.startswith("alitok.")]
-    files = {name: inspect.getsourcefile(import_class(name)) for name in sorted(own)}
-    return {name: code_digest(file) for name, file in files.items() if file}
+    files = {name: inspect.getsourcefile(import_class(name)) for name in sorted(set(class_paths(config["model"])))}
+    return {name: code_digest(file) if file else "" for name, file in files.items()}
 
 
 def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
