@@ -43,6 +43,29 @@ def test_ids_are_those_of_one_token_after_another(kind: str, guidance: float, wi
     assert torch.equal(sampled(generator, window, guidance=guidance), sampled(generator, 1, guidance=guidance))
 
 
+@pytest.mark.parametrize("kernels", ["", "decode=turned", "linear=turned"])
+@pytest.mark.parametrize("guidance", [0.0, 5.0])
+def test_rounding_depends_neither_on_the_window_nor_on_the_batch(
+    kernels: str, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among 4,096 codes a draw is often within a rounding error of the edge between two tokens."""
+    monkeypatch.setenv("ALITOK_KERNELS", kernels)
+    torch.manual_seed(1)
+    generator = Generator(codebook_size=4096, **{**SIZE, "grid": (10, 10), "width": 128})
+    nn.init.normal_(generator.output.weight, std=6 * 128**-0.5)
+    labels, numbers = torch.arange(16) % 4, list(range(16))
+
+    def ids(window: int, batch: int) -> Tensor:
+        sampler = Sampler(generator.eval(), Draw(window=window, seed=5, guidance=guidance))
+        parts = [slice(start, start + batch) for start in range(0, 16, batch)]
+        return torch.cat([sampler.sample(labels[part], numbers[part]) for part in parts])
+
+    expected = ids(1, 16)
+    for window, batch in ((8, 16), (3, 5), (1, 1)):
+        different = (ids(window, batch) != expected).any(1).sum()
+        assert different == 0, f"window {window}, batch {batch}: {different} of 16 images differ"
+
+
 @pytest.mark.parametrize(
     "draw", [{"temperature": 0.6}, {"keep": 7}, {"keep": 1}, {"schedule": "linear", "guidance": 2.0}]
 )

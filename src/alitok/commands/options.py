@@ -88,7 +88,7 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="L",
-        help="a pass draws up to L tokens of an image: fewer passes, the same ids but for rounding (default 1)",
+        help="a pass draws up to L tokens: fewer passes; in float32 on a CPU exactly the same ids (default 1)",
     )
     parser.add_argument(
         "--draw",

@@ -26,8 +26,8 @@ class Draw:
         precision: type of the linear layers' weights and of the cache.
         keep: draw only this many tokens, the first ones; None for all.
         compiled: the blocks of the generator are compiled, which rounds differently.
-        window: the most tokens that one pass of the networks draws (see `sampling.windows`). A different window rounds
-            differently, as a different batch does on a GPU.
+        window: the most tokens that one pass of the networks draws. In float32 on a CPU the ids are the same for every
+            window; elsewhere another window rounds differently (see `sampling.windows`).
         noise: random numbers that draw a token: "inverse", one uniform number, or "gumbel", one number for each code.
         sampler: class path or class block of the `sampling.reveal.Reveal` for a generator that is not causal; None for
             the generator's own.

@@ -112,7 +112,6 @@ class KeyValueCache:
         query, on the CPUs of docs/performance.md, they are two to five times faster than "fused", which is made for
         many. In a bfloat16 cache they round scores and attention to bfloat16 too.
         """
-        rows, heads, length, dim = query.shape
         if self.reads_filled:
             from alitok.sampling.decode_kernel import attend
 
@@ -120,16 +119,24 @@ class KeyValueCache:
             return attend(query, key, value, self.keys[layer], self.values[layer], starts, self.value_weights)
         part = self.layer(layer)
         part.write(key, value)
+        if query.device.type != "cpu":
+            return self._products(part, query, part.mask)
+        # One query at a time: a CPU's products of several queries round differently, and a window must draw the same.
+        steps = [self._products(part, query[:, :, i : i + 1], part.mask[..., i : i + 1]) for i in range(query.shape[2])]
+        return steps[0] if len(steps) == 1 else torch.cat(steps, dim=2)
+
+    def _products(self, part: "LayerCache", query: Tensor, mask: Tensor) -> Tensor:
+        rows, heads, length, dim = query.shape
         if self.kernel == "fused" and part.weights is None:
             keys, values = (stored.unflatten(0, (rows, heads)) for stored in (part.keys, part.values))
-            mask = part.mask.mT.unflatten(0, (-1, heads if len(part.mask) > 1 else 1))
+            mask = mask.mT.unflatten(0, (-1, heads if len(mask) > 1 else 1))
             return F.scaled_dot_product_attention(query, keys, values, mask)
         query = query.reshape(-1, length, dim)
         if self.kernel == "turned":
-            scores = torch.baddbmm(part.mask.mT, query, part.keys.mT, alpha=dim**-0.5)
+            scores = torch.baddbmm(mask.mT, query, part.keys.mT, alpha=dim**-0.5)
         else:
             # (.., L, dim) transposed, not reshaped to (.., dim, L): the latter's strides put MKL on a slow path
-            scores = torch.baddbmm(part.mask, part.keys, query.mT, alpha=dim**-0.5).mT
+            scores = torch.baddbmm(mask, part.keys, query.mT, alpha=dim**-0.5).mT
         attention = scores.reshape(rows, heads, length, self.length).softmax(-1)
         if part.weights is not None:
             attention = attention * part.weights[:, None]

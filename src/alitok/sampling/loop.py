@@ -21,6 +21,14 @@ from alitok.sampling.guidance import Branch, Guidance
 LAYOUTS = {"cpu": 16, "cuda": 8}
 
 
+def growth(steps: int, device: torch.device) -> int:
+    """The number of positions by which a cache of `steps` positions grows.
+
+    At least 16: a CPU's kernels round sums over fewer differently, and a draw must not depend on the cache's length.
+    """
+    return max(16, -(-steps // (LAYOUTS.get(device.type, LAYOUTS["cpu"]) * 8)) * 8)
+
+
 class Lane:
     """The branches that one network computes: rows of one batch over one cache.
 
@@ -153,9 +161,8 @@ class TokenLoop:
         self.position.zero_()
         self.confidence.zero_()
         steps = self.generator.num_tokens
-        room = -(-steps // (LAYOUTS.get(self.device.type, LAYOUTS["cpu"]) * 8)) * 8
         filled = all(lane.cache.reads_filled for lane in self.lanes.values())
-        room = steps if filled else room
+        room = steps if filled else growth(steps, self.device)
         for step in range(keep or steps):
             if step % room == 0 and not (filled and self.cache.length == steps):
                 self.resize(min(step + room, steps))

@@ -58,6 +58,9 @@ class Projection(nn.Module):
         kernel = linear_kernel(4 * weight.numel(), linear.in_features)
         self.turned = on_cpu and dtype == torch.float32 and kernel == "turned"
         self.blocked = on_cpu and not self.turned and has_blocked_layout(dtype)
+        # An image must depend neither on its batch nor on the window. In float32 oneDNN rounds a single row differently
+        # from several, MKL fewer than four.
+        self.fewest = 1 if not on_cpu else 2 if self.blocked else 4
         if self.blocked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
         elif self.turned:
@@ -67,18 +70,21 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self.blocked:
-            if torch.compiler.is_compiling():
-                return blocked_linear(x, self.weight, self.bias, self.out_features)
-            return _blocked_linear(x, self.weight, self.bias)
+        if self.fewest == 1:
+            return F.linear(x, self.weight, self.bias)
+        flat = x.reshape(-1, x.shape[-1])
+        rows = len(flat)
+        if rows < self.fewest:
+            flat = F.pad(flat, (0, 0, 0, self.fewest - rows))
         if self.turned:
-            flat = x.reshape(-1, x.shape[-1])
-            rows = len(flat)
-            if rows == 1:  # MKL rounds a single row differently, and an image must not depend on its batch
-                flat = flat.expand(2, -1)
             flat = flat @ self.weight if self.bias is None else torch.addmm(self.bias, flat, self.weight)
-            return flat[:rows].view(*x.shape[:-1], self.out_features)
-        return F.linear(x, self.weight, self.bias)
+        elif not self.blocked:
+            flat = F.linear(flat, self.weight, self.bias)
+        elif torch.compiler.is_compiling():
+            flat = blocked_linear(flat, self.weight, self.bias, self.out_features)
+        else:
+            flat = _blocked_linear(flat, self.weight, self.bias)
+        return flat[:rows].view(*x.shape[:-1], self.out_features)
 
 
 class InferenceHead(Head, Projection):

@@ -5,8 +5,10 @@ last token and L - 1 drafts, and draws all L places. The first draw is right, an
 are right. The other draws are the drafts of the next pass (predictive sampling: Wiggers & Hoogeboom 2020, arXiv
 2002.09928).
 
-Products of L rows round differently from those of one row. So now and then a draw at the edge between two tokens takes
-the other one, and the tokens after it change too.
+In float32 on a CPU the ids are exactly those of one token per pass: linear layers round every row alike, and attention
+takes one query at a time. In bfloat16, on a GPU, with compiled blocks and with the kernel `decode=fused`, products of L
+rows round differently from those of one row. There a draw at the edge between two tokens now and then takes the other
+one, and the tokens after it change too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +23,7 @@ from alitok.models.generator import Generator, in_order, place_index
 from alitok.sampling.cache import KeyValueCache
 from alitok.sampling.graphs import Graphs
 from alitok.sampling.guidance import Branch, Guidance
-from alitok.sampling.loop import LAYOUTS, check_other, kernel_for
+from alitok.sampling.loop import check_other, growth, kernel_for
 
 # Passes between two checks of the rows' progress; each check waits for the device.
 LOOK = {"cpu": 1, "cuda": 8}
@@ -192,7 +194,7 @@ class WindowLoop:
 
     def _make_room(self, length: int) -> None:
         """Grow the cache with the farthest row: on a CPU each pass reads its whole length."""
-        part = -(-self.steps // LAYOUTS["cpu"])
+        part = growth(self.generator.num_tokens, self.device)
         wanted = self.steps if self.device.type == "cuda" else min(self.steps, -(-length // part) * part)
         for lane in self.lanes.values():
             if lane.cache.length < wanted:
