@@ -54,13 +54,22 @@ class KeyValueCache:
         self.value_weights = torch.ones(rows, 1, max_length, device=device, dtype=dtype) if weighted else None
         self.sources: Tensor | None = None
         self.length = 0
-        self.keys, self.values = self._layout(0)
+        self.stored = self._layout(0)
 
-    def _layout(self, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (layers, rows * heads, length, head_dim) at the start of the memory."""
+    def _layout(self, length: int) -> Tensor:
+        """(2, layers, rows * heads, length, head_dim) at the start of the memory."""
         layers, sequences, dim = self.shape
-        used = self.memory[:, : layers * sequences * length * dim].view(2, layers, sequences, length, dim)
-        return used[0], used[1]
+        return self.memory[:, : layers * sequences * length * dim].view(2, layers, sequences, length, dim)
+
+    @property
+    def keys(self) -> Tensor:
+        """(layers, rows * heads, length, head_dim)."""
+        return self.stored[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(layers, rows * heads, length, head_dim)."""
+        return self.stored[1]
 
     def resize(self, length: int) -> None:
         """Make room for `length` positions. Growing keeps the stored entries, anything else discards them.
@@ -68,9 +77,9 @@ class KeyValueCache:
         New positions are zero: steps mask them, but 0 x NaN would let an earlier sequence's NaN through. Unless
         `reads_filled`, every step also reads the positions that are not filled yet.
         """
-        held, kept = (self.keys, self.values), self.length if length > self.length else 0
-        self.keys, self.values = self._layout(length)
-        for old, new in zip(held, (self.keys, self.values), strict=True):
+        held, kept = self.stored, self.length if length > self.length else 0
+        self.stored = self._layout(length)
+        for old, new in zip(held, self.stored, strict=True):
             # from the end, so that nothing is overwritten before it moves
             for layer in reversed(range(len(old) if kept else 0)):
                 new[layer, :, :kept] = old[layer].clone()
@@ -100,8 +109,11 @@ class KeyValueCache:
         """Whether a step reads only the filled part of the cache, so that it needs no mask and no growth."""
         return self.kernel == "triton" and self.sources is None
 
-    def layer(self, layer: int) -> "LayerCache":
+    def layer(self, layer: int) -> "LayerCache | KernelLayer":
         """One layer of the cache in the current step."""
+        if self.reads_filled:
+            starts = self.positions[..., 0].reshape(-1)
+            return KernelLayer(self.stored[:, layer], starts, self.value_weights)
         weights = None if self.value_weights is None else self.value_weights[:, :, : self.length]
         return LayerCache(self.keys[layer], self.values[layer], self.positions, self.mask, weights, self.source)
 
@@ -112,12 +124,9 @@ class KeyValueCache:
         query, on the CPUs of docs/performance.md, they are two to five times faster than "fused", which is made for
         many. In a bfloat16 cache they round scores and attention to bfloat16 too.
         """
-        if self.reads_filled:
-            from alitok.sampling.decode_kernel import attend
-
-            starts = self.positions[..., 0].reshape(-1)
-            return attend(query, key, value, self.keys[layer], self.values[layer], starts, self.value_weights)
         part = self.layer(layer)
+        if isinstance(part, KernelLayer):
+            return part.attend(0, query, key, value)
         part.write(key, value)
         if query.device.type != "cpu":
             return self._products(part, query, part.mask)
@@ -141,6 +150,27 @@ class KeyValueCache:
         if part.weights is not None:
             attention = attention * part.weights[:, None]
         return torch.bmm(attention.view(-1, length, self.length), part.values).view(rows, heads, length, dim)
+
+
+class KernelLayer(NamedTuple):
+    """One layer of a `KeyValueCache` in one step, for Triton's kernel. Its `attend` is one operation to a compiler.
+
+    Attributes:
+        stored: keys and values, (2, rows * heads, length, head_dim). One tensor: a compiler may lose what an operation
+            writes into two that share their memory.
+        starts: (1,) or (rows,), the first position that each row writes.
+        weights: (rows, 1, length) factors on the values, or None.
+    """
+
+    stored: Tensor
+    starts: Tensor
+    weights: Tensor | None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As `KeyValueCache.attend`."""
+        from alitok.sampling.decode_kernel import decode_attention
+
+        return decode_attention(query, key, value, *self)
 
 
 class LayerCache(NamedTuple):

@@ -1,4 +1,7 @@
-"""Blocks with a compiled decoding step: everything except the matrix products becomes a few passes over memory."""
+"""Blocks with a compiled decoding step: everything except the matrix products becomes a few passes over memory.
+
+Triton's decoding kernel, if it is chosen, stays one operation between the compiled ones.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from alitok.common.compiler import need_compiler
-from alitok.sampling.cache import KeyValueCache, LayerCache
+from alitok.sampling.cache import KernelLayer, KeyValueCache, LayerCache
 
 
-def step(block: Any, x: Tensor, rope: Tensor, cache: LayerCache) -> Tensor:
+def step(block: Any, x: Tensor, rope: Tensor, cache: LayerCache | KernelLayer) -> Tensor:
     """Run a block's step with its layer of the cache. Every block of a generator runs the same code."""
     return block.step(x, rope, cache, 0)
 
 
 @cache
-def compiled_step() -> Callable[[Any, Tensor, Tensor, LayerCache], Tensor]:
-    """`step`, compiled on first use: once for one row, once for more, and again when the length first changes."""
+def compiled_step(static: bool) -> Callable[[Any, Tensor, Tensor, LayerCache | KernelLayer], Tensor]:
+    """`step`, compiled on first use: once for one row, once for more, and again when the length first changes.
+
+    Args:
+        static: compile once for every shape. A GPU's batches have one shape, and indices of known size are faster.
+    """
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # widths and types of a study
-    return torch.compile(step, dynamic=True, fullgraph=True)
+    return torch.compile(step, dynamic=not static, fullgraph=True)
 
 
 class CompiledBlock(nn.Module):
@@ -36,4 +43,4 @@ class CompiledBlock(nn.Module):
         self.block = block
 
     def step(self, x: Tensor, rope: Tensor, cache: KeyValueCache, layer: int) -> Tensor:
-        return compiled_step()(self.block, x, rope, cache.layer(layer))
+        return compiled_step(x.device.type == "cuda")(self.block, x, rope, cache.layer(layer))

@@ -121,14 +121,15 @@ def _window(  # type: ignore[no-untyped-def]
     tl.store(out + own + rows + D1 + b[None, :], (acc2 / total[:, None]).to(type), mask=real)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, starts: Tensor, weights: Tensor | None
+@torch.library.custom_op("alitok::decode_attention", mutates_args=("stored",))
+def decode_attention(
+    query: Tensor, key: Tensor, value: Tensor, stored: Tensor, starts: Tensor, weights: Tensor | None
 ) -> Tensor:
     """Store key and value, and attend. The position is read on the device, so one graph serves all positions.
 
     Args:
         query, key, value: (rows, heads, L, D).
-        keys, values: (rows * heads, room, D), contiguous.
+        stored: keys and values, (2, rows * heads, room, D), each contiguous.
         starts: (1,) or (rows,) int64, position of a row's first token.
         weights: (rows, 1, at least room) factors on the values, or None; for L = 1 only.
 
@@ -136,8 +137,9 @@ def attend(
         (rows, heads, L, D).
     """
     rows, heads, length, dim = query.shape
+    keys, values = stored
     query, key, value = (part.to(keys.dtype).contiguous() for part in (query, key, value))
-    out, room = torch.empty_like(value), keys.shape[1]
+    out, room = _like(query, keys), keys.shape[1]
     parts = halves(dim)
     if parts is None:
         raise ValueError(f"a head of {dim} channels is not the sum of two powers of two of at least 16")
@@ -160,6 +162,15 @@ def attend(
             PRECISION="ieee" if keys.dtype == torch.float32 else "tf32", num_warps=4,
         )  # fmt: skip
     return out
+
+
+@decode_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, stored: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+    return _like(query, stored)
+
+
+def _like(query: Tensor, stored: Tensor) -> Tensor:
+    return torch.empty(query.shape, dtype=stored.dtype, device=query.device)
 
 
 @torch.no_grad()

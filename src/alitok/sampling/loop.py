@@ -202,16 +202,13 @@ class TokenLoop:
 
 
 def kernel_for(generator: Generator, dtype: torch.dtype, length: int = 1) -> str:
-    """The kernel of a decoding step of `length` tokens: plain if blocks are compiled, since the compiler fuses it."""
-    if any(isinstance(block, CompiledBlock) for block in generator.blocks):
-        return "plain"
+    """The kernel of a decoding step of `length` tokens. Compiled blocks write out the others' products themselves."""
     device = generator.embeddings.weight.device
     kernel = decode_kernel(device)
-    return (
-        "plain"
-        if kernel == "triton" and device.type == "cuda" and not works_on(device, generator.head_dim, dtype, length)
-        else kernel
-    )
+    if kernel != "triton":
+        return "plain" if any(isinstance(block, CompiledBlock) for block in generator.blocks) else kernel
+    works = device.type != "cuda" or works_on(device, generator.head_dim, dtype, length)
+    return kernel if works else "plain"
 
 
 @cache

@@ -126,13 +126,13 @@ def compiled_agreement(generator: Any, device: Any) -> float:
 
 def kernel_bandwidth(device: Any) -> float:
     """TB/s of keys and values read at position 272 of 273, in one layer."""
-    from alitok.sampling.decode_kernel import attend
+    from alitok.sampling.decode_kernel import decode_attention
 
     rows, heads, room, dim = 512, 16, 273, 80
-    keys, values = torch.randn(2, rows * heads, room, dim, device=device, dtype=torch.bfloat16).unbind()
+    stored = torch.randn(2, rows * heads, room, dim, device=device, dtype=torch.bfloat16)
     q, k, v = torch.randn(3, rows, heads, 1, dim, device=device, dtype=torch.bfloat16).unbind()
     position = torch.tensor([room - 1], device=device)
-    return 2 * keys.nbytes / best(lambda: attend(q, k, v, keys, values, position, None), device, 0.3) / 1e12
+    return stored.nbytes / best(lambda: decode_attention(q, k, v, stored, position, None), device, 0.3) / 1e12
 
 
 SMALL = "--trainer.logger null --trainer.callbacks.curves null --trainer.callbacks.speed null --model.warmup_steps 0"
