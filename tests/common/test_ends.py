@@ -104,8 +104,16 @@ def command(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("_handler")
-def test_a_terminated_fit_writes_a_checkpoint_and_continues_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_stopped_fit_writes_a_checkpoint_and_continues_to_the_same_weights(
+    number: int,
+    status: int,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
@@ -113,23 +121,38 @@ def test_a_terminated_fit_writes_a_checkpoint_and_continues_to_the_same_weights(
     main(command(whole))
     original = TrainingModule.training_step
 
-    def terminated(self: TrainingModule, batch: Any, batch_index: int) -> Any:
+    def ended_from_outside(self: TrainingModule, batch: Any, batch_index: int) -> Any:
         if self.trainer.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(self, batch, batch_index)
 
     words = command(stopped)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", terminated)
+        patch.setattr(TrainingModule, "training_step", ended_from_outside)
         with pytest.raises(SystemExit) as ended:
             main(words)
-    assert ended.value.code == 143
-    assert "alitok: terminated; run the same command again to continue." in capsys.readouterr().err
+    assert ended.value.code == status
+    assert f"alitok: {word}; run the same command again to continue." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [path.name for path in checkpoints(stopped / "generator" / "checkpoints")] == ["step=3.ckpt"]
     main(words)
     weights = [load_file(folder / "generator" / "artifact" / "model.safetensors") for folder in (whole, stopped)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.usefixtures("_handler")
+def test_a_second_interrupt_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impatient(self: TrainingModule, batch: Any, batch_index: int) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingModule, "training_step", impatient)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(SystemExit) as ended:
+        main(command(tmp_path))
+    assert ended.value.code == 130
+    assert not checkpoints(tmp_path / "generator" / "checkpoints")
 
 
 def test_two_starts_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from alitok.training.parallel import check_replicas
 class Checkpoints(Checkpoint):
     """Writes `step=N.ckpt` every `every_n_train_steps` and at the end, and keeps the newest ones.
 
-    A run with one process also writes one when SIGTERM stops it. With several processes the signal may reach them at
-    different steps, so they write none. Before each checkpoint the processes compare their replicas.
+    A run with one process also writes one when SIGTERM or the first Ctrl-C stops it. With several processes the signal
+    may reach them at different steps, so they write none. Before each checkpoint the processes compare their replicas.
 
     Args:
         dirpath: folder of the checkpoints.

@@ -13,6 +13,7 @@ from types import FrameType
 from alitok.common.errors import BadInput
 
 _postponed = 0
+_interrupted = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -39,6 +40,36 @@ def sigterm_postponed() -> Iterator[None]:
         yield
     finally:
         _postponed -= 1
+
+
+@contextmanager
+def interrupt_as_sigterm() -> Iterator[None]:
+    """Inside, the first Ctrl-C becomes a SIGTERM, so that a run writes a checkpoint first. A second one interrupts."""
+    global _interrupted
+    _interrupted = False
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:
+        global _interrupted
+        _interrupted = True
+        signal.signal(signal.SIGINT, before)
+        print("\nalitok: stopping after this step; Ctrl-C again stops at once, without a checkpoint.", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, before)
+
+
+def end_of_run() -> KeyboardInterrupt:
+    """What a run that stopped at a SIGTERM raises: a plain interrupt if it came from Ctrl-C, else `Terminated`."""
+    return KeyboardInterrupt() if _interrupted else Terminated()
 
 
 def drop_output() -> None:

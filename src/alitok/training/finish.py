@@ -1,12 +1,13 @@
 """The end of a run: the work after its last step, even if the run was stopped in between."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import lightning
 from lightning import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from alitok.common.ends import Terminated, sigterm_postponed
+from alitok.common.ends import Terminated, interrupt_as_sigterm, sigterm_postponed
 
 
 class Exporter(Callback):
@@ -35,7 +36,9 @@ class Trainer(lightning.Trainer):
 
     def _run_stage(self) -> Any:  # private: there is no public hook between the last step and the teardown
         resumed_at = self.global_step
-        with sigterm_postponed():
+        # Only alone: the processes of a group get Ctrl-C at different steps.
+        alone = self.state.fn == TrainerFn.FITTING and self.world_size == 1
+        with sigterm_postponed(), interrupt_as_sigterm() if alone else nullcontext():
             results = super()._run_stage()
             if self.state.fn == TrainerFn.FITTING:
                 self._finish(resumed_at)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from alitok.common.build import build_a, import_class, is_class_block
-from alitok.common.ends import Terminated, alone_in
+from alitok.common.ends import alone_in, end_of_run
 from alitok.common.errors import BadInput
 from alitok.common.files import check_readable_name, write_text
 from alitok.config import DEFAULTS, compose_run, resolve
@@ -256,7 +256,7 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
     except argparse.ArgumentError as error:
         raise BadInput(f"The trainer's configuration is not valid: {_deepest(str(error))}.") from error
     except SIGTERMException:  # raised between two batches
-        raise Terminated from None
+        raise end_of_run() from None
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
