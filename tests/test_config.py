@@ -142,7 +142,8 @@ def test_bad_files(tmp_path: Path) -> None:
 def test_shipped_files_are_found_where_there_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = load_yaml(Path("experiments/ablation/prefix.yaml"))
     monkeypatch.chdir(tmp_path)
-    assert load_yaml("experiments/ablation/prefix.yaml") == here == {"define": {"num_prefix": 8}}
+    assert load_yaml("experiments/ablation/prefix.yaml") == here
+    assert here == {"define": {"num_prefix": "${div:${define.image_size},${define.patch_size}}"}}
     own = tmp_path / "experiments" / "ablation" / "prefix.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("define: {num_prefix: 3}")

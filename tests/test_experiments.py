@@ -34,7 +34,7 @@ def build(files: tuple[Path, ...]) -> tuple[dict[str, Any], Any]:
 
 def test_all_files_are_covered() -> None:
     covered = {path for files in [*SIZED, *WHOLE, *LADDER_FILES] for path in files}
-    covered.add(ROOT / "demo" / "features.yaml")  # below
+    covered |= {ROOT / folder / "features.yaml" for folder in ("demo", "ablation")}  # below
     # laid over the bases in training/test_overlays.py, end_to_end/test_ideas.py and studies/test_league.py
     folders = ("strategies", "debug", "options", "ideas", "league")
     overlays = {path for folder in folders for path in (ROOT / folder).glob("*.yaml")}
@@ -53,6 +53,16 @@ def test_it_composes_and_builds_at_full_size(files: tuple[Path, ...]) -> None:
         patches = (module.tokenizer.image_size // config["define"]["patch_size"]) ** 2
         assert module.tokenizer.num_tokens == config["define"]["num_prefix"] + patches
     assert module.schedule.total_steps > 0
+
+
+@pytest.mark.parametrize("names", LADDER.values())
+def test_the_ladders_feature_loss_and_other_patches_build(names: tuple[str, ...]) -> None:
+    files = [ROOT / "ablation" / f"{name}.yaml" for name in ("tokenizer", *names, "features")]
+    config = compose_run(files, ["--define.patch_size", "8"])
+    with torch.device("meta"):
+        module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+    assert module.terms["features"].weight == 0.02
+    assert module.tokenizer.num_tokens == 16 + (4 if "prefix" in names else 0)
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])

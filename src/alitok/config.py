@@ -10,9 +10,9 @@ Every value keeps its written text until all is merged. Then it is read by the t
 import copy
 import inspect
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,8 +47,14 @@ _newer = "replace" in inspect.signature(OmegaConf.register_resolver).parameters
 _register: Any = OmegaConf.register_resolver if _newer else OmegaConf.register_new_resolver
 
 
+def _calculate(name: str, function: Callable[[int, int], int], one: Any, other: Any) -> int:
+    if type(one) is not int or type(other) is not int or (name == "div" and other == 0):
+        raise BadInput(f"${{{name}:{one},{other}}} cannot be calculated; give whole numbers, and no divisor of 0")
+    return function(one, other)
+
+
 for _name, _function in {"add": operator.add, "mul": operator.mul, "div": operator.floordiv}.items():
-    _register(_name, _function, replace=True)
+    _register(_name, partial(_calculate, _name, _function), replace=True)
 
 
 def compose(files: Iterable[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -134,7 +140,8 @@ def _interpolate(config: Mapping[str, Any]) -> dict[str, Any]:
         container = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or "?"
-        raise BadInput(f"Configuration key {key}: {str(error).splitlines()[0]}.") from error
+        message = str(error).splitlines()[0].removeprefix("BadInput raised while resolving interpolation: ")
+        raise BadInput(f"Configuration key {key}: {message}.") from error
     return cast(dict[str, Any], present(container))
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torchvision.io import write_png
 
 from alitok.cli import run
 from alitok.commands import ablation
 from alitok.common.errors import BadInput
+from alitok.networks.classifier import Classifier
 from alitok.reports.runs import differences, open_runs
 from alitok.studies.ladder_settings import LADDER, plan
 
@@ -106,6 +108,20 @@ def test_what_a_person_looks_at(ladder: Path) -> None:
     assert (ladder / "seed-3" / "auxiliary" / "first-tokens.png").is_file()
 
 
+def test_other_patches_and_a_perceptual_loss_by_a_classifier_that_does_not_judge(data: Path, tmp_path: Path) -> None:
+    more = ["--variants", "auxiliary", "--seeds", "1", "--perceptual", "--set", "patch_size=8"]
+    run(words(data, tmp_path / "out", *more))
+    rung = tmp_path / "out" / "seed-1" / "auxiliary"
+    config = yaml.safe_load((rung / "stage1" / "config.yaml").read_text())
+    features = config["model"]["init_args"]["losses"]["features"]["init_args"]
+    assert features == {"weights": str(tmp_path / "out" / "loss-classifier"), "weight": 0.02}
+    losing, judging = (Classifier.load(tmp_path / "out" / name) for name in ("loss-classifier", "classifier"))
+    assert losing.width < judging.width
+    row, details = (json.loads((rung / f"{name}.json").read_text()) for name in ("row", "details"))
+    assert row["variant"] == "auxiliary"
+    assert len(details["accuracy_by_position"]) == 4 + 16
+
+
 def test_a_second_start_does_only_what_is_missing(
     ladder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,8 +173,8 @@ def test_plan_does_the_first_seed_first() -> None:
         (["--seeds", "0,x"], "whole numbers"),
         (["--set", "generator_step=3"], "did you mean 'generator_steps'"),
         (["--set", "generator_steps"], "KEY=VALUE"),
-        (["--set", "patch_size=0"], "patch_size|zero"),
-        (["--set", "image_size=big"], "image_size must be a whole number, not 'big'"),
+        (["--set", "patch_size=0"], r"\$\{div:1024,0\} cannot be calculated; .* no divisor of 0"),
+        (["--set", "image_size=big"], r"num_latents: \$\{mul:big,big\} cannot be calculated; give whole numbers"),
         (["--set", "patch_size=null"], "patch_size"),
         (["--set", "generator_steps=[1"], "no valid YAML"),
         (["--guidance", "a"], "--guidance"),

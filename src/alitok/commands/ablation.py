@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from alitok.studies.ladder_settings import LADDER, STAGE1_OF_TWO, Settings, begin, defined, plan, sets, settle
+from alitok.studies.ladder_settings import LADDER, STAGE1_OF_TWO, Settings, begin, defined, files_of, plan, sets, settle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classifier-steps", type=int, default=3000, help="training steps of the measuring network (default 3000)"
     )
+    parser.add_argument(
+        "--perceptual", action="store_true", help="a perceptual loss beside MSE, by another classifier of the pictures"
+    )
     parser.add_argument("--precision", choices=["auto", "32-true", "bf16-mixed"], default="auto")
     parser.epilog = "example: alitok ablation --data uoft-cs/cifar10 --out runs/ablation"
 
@@ -46,10 +49,9 @@ def run(args: argparse.Namespace) -> None:
     work = plan(args.variants, args.seeds)
     settings = settle(args, configs, out)
     sizes = defined(configs, settings)
-    image_size, rows = int(sizes["image_size"]), int(sizes["image_size"]) // int(sizes["patch_size"])
     with alone_in(out):
         begin(out, settings)
-        judge = Judge(settings, out, image_size, rows)
+        judge = Judge(settings, out, int(sizes["image_size"]), int(sizes["image_size"]) // int(sizes["patch_size"]))
         results = Path(args.results) if args.results else out / "ablation"
         for number, (variant, seed) in enumerate(work, start=1):
             folder = out / f"seed-{seed}" / variant
@@ -69,9 +71,11 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
     from alitok.common.files import write_json
 
     first = folder.parent / STAGE1_OF_TWO if variant == "two-stage" else folder
-    files = [configs / "tokenizer.yaml", *(configs / f"{name}.yaml" for name in LADDER[variant])]
+    files = files_of(variant, configs, settings)
     shared = ["--seed_everything", str(seed), "--trainer.precision", settings.precision]
     own = [*shared, *sets(files, settings), "--define.run", str(folder), "--define.source", settings.data]
+    if settings.perceptual:
+        own += ["--define.classifier", str(judge.loss_classifier)]
     if variant == "two-stage":
         fit(files, [*own, "--define.start", str(first / "stage1" / "artifact")])
         tokenizer = folder / "stage2"
@@ -79,14 +83,11 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
         config = fit(files, own)
         tokenizer = folder / "stage1"
         cache_tokens(tokenizer / "artifact", settings.data, folder / "tokens")
-        prefix = str(config["define"]["num_prefix"])
-        classes = str(len(judge.class_names))
         files = [configs / "generator.yaml"]
-        shared += sets(files, settings)
-        fit(
-            files,
-            [*shared, "--define.run", str(folder), "--define.num_prefix", prefix, "--define.num_classes", classes],
-        )
+        own = [*shared, *sets(files, settings), "--define.run", str(folder)]
+        own += ["--define.num_prefix", str(config["define"]["num_prefix"])]
+        own += ["--define.num_classes", str(len(judge.class_names))]
+        fit(files, [*own, "--model.generator.grid", f"[{judge.rows}, {judge.rows}]"])
     parts = [first / "stage1", *([tokenizer] if variant == "two-stage" else []), first / "generator"]
     row, details = judge.measure(tokenizer / "artifact", first / "generator" / "artifact", folder, first / "tokens")
     row = {"variant": variant, "seed": seed, **row, **cost(parts)}

@@ -45,6 +45,7 @@ class Judge:
         rows: rows of patches, each with a token.
 
     Attributes:
+        loss_classifier: folder of another classifier, for the perceptual loss; made if the settings ask for it.
         facts: facts about the measures for the results: settings, classifier with its accuracy, floor of the FID.
     """
 
@@ -57,10 +58,16 @@ class Judge:
         # shuffled, since folders are sorted by class and the first pictures are shown
         order = torch.randperm(len(self.images), generator=stream("ladder pictures"))
         self.images, self.labels = self.images[order], self.labels[order]
-        if not (out / "classifier").is_dir():
+        self.loss_classifier = out / "loss-classifier"
+        wanted = {out / "classifier": CLASSIFIER_WIDTH}
+        if settings.perceptual:  # what judges must not be what trained
+            wanted[self.loss_classifier] = CLASSIFIER_WIDTH // 2
+        if missing := [folder for folder in wanted if not folder.is_dir()]:
             images, labels = read_all(open_source(settings.data, "train", size=image_size), image_size)
             steps, classes = settings.classifier_steps, len(self.class_names)
-            train_and_save(images, labels, classes, out / "classifier", steps, CLASSIFIER_WIDTH, self.device)
+            for folder in missing:
+                seed = list(wanted).index(folder)
+                train_and_save(images, labels, classes, folder, steps, wanted[folder], self.device, seed=seed)
         network = Classifier.load(out / "classifier")
         self.extractor = ClassifierExtractor(network, "ladder classifier", self.device)
         if not (out / "reference.npz").is_file():

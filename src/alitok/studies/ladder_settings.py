@@ -37,6 +37,13 @@ class Settings:
     guidance: list[float]
     classifier_steps: int
     precision: str
+    perceptual: bool = False
+
+
+def files_of(variant: str, configs: Path, settings: Settings) -> list[Path]:
+    """The YAML files of a rung's tokenizer, each laid over those before it."""
+    names = ("tokenizer", *LADDER[variant], *(["features"] if settings.perceptual else []))
+    return [configs / f"{name}.yaml" for name in names]
 
 
 def plan(variants: str | None, seeds: str) -> list[tuple[str, int]]:
@@ -90,13 +97,14 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
     settings = Settings(
         data=args.data,
         define=define,
-        files=files_digest(configs),
+        files=files_digest(configs, args.perceptual),
         pictures=args.pictures,
         samples=args.samples,
         tuning_samples=args.tuning_samples,
         guidance=guidance,
         classifier_steps=args.classifier_steps,
         precision=precision or faster_precision(),
+        perceptual=args.perceptual,
     )
     defined(configs, settings)
     return settings
@@ -113,14 +121,15 @@ def begin(out: Path, settings: Settings) -> None:
     Work(out, json.loads(json.dumps(asdict(settings))), "a ladder").begin()
 
 
-def files_digest(configs: Path) -> str:
+def files_digest(configs: Path, perceptual: bool) -> str:
     """SHA-256 over the ladder's YAML files.
 
     Raises:
         BadInput: one of them is missing.
     """
     digest = hashlib.sha256()
-    for name in sorted({"tokenizer", "generator"}.union(*LADDER.values())):
+    names = {"tokenizer", "generator", *(["features"] if perceptual else [])}
+    for name in sorted(names.union(*LADDER.values())):
         file = configs / f"{name}.yaml"
         if not file.is_file():
             raise BadInput(f"The ladder's file {file} is missing.")
@@ -139,12 +148,13 @@ def defined(configs: Path, settings: Settings) -> dict[str, Any]:
     from alitok.common.build import import_class, nearest
     from alitok.config import compose_run, load_yaml
 
-    tokenizer, generator = configs / "tokenizer.yaml", configs / "generator.yaml"
-    known = load_yaml(tokenizer).get("define", {}) | load_yaml(generator).get("define", {})
+    generator = configs / "generator.yaml"
+    rungs = [files_of(name, configs, settings) for name in LADDER]
+    shared = {rungs[0][0], rungs[0][-1], generator}
+    known = {key: value for file in shared for key, value in load_yaml(file).get("define", {}).items()}
     for key in settings.define:
         if key not in known:
             raise BadInput(f"--set: the ladder defines no {key!r}{nearest(key, known)}")
-    rungs = [[tokenizer, *(configs / f"{name}.yaml" for name in names)] for names in LADDER.values()]
     for files in (*reversed(rungs), [generator]):  # the first rung's values stay
         config = compose_run(files, sets(files, settings))
         with torch.device("meta"):
