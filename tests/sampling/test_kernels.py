@@ -159,9 +159,10 @@ def test_a_linear_layer_and_its_rows(
     assert made.turned == (kernel == "turned")
     with torch.no_grad():
         torch.testing.assert_close(made(x), layer(x), rtol=1e-5, atol=1e-5)
+        apart = 0.0 if torch.backends.cpu.get_cpu_capability().startswith("AVX") else 1e-6
         for rows in (1, 2, 3, 8, 33):
-            assert torch.equal(made(x[:rows]), made(x)[:rows])
-        assert torch.equal(made(x[0]), made(x)[0])
+            torch.testing.assert_close(made(x[:rows]), made(x)[:rows], rtol=apart, atol=apart)
+        torch.testing.assert_close(made(x[0]), made(x)[0], rtol=apart, atol=apart)
         assert made(x[:0]).shape == (0, 1, outputs)
 
 

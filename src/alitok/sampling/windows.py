@@ -5,9 +5,9 @@ last token and L - 1 drafts, and draws all L places. The first draw is right, an
 are right. The other draws are the drafts of the next pass (predictive sampling: Wiggers & Hoogeboom 2020, arXiv
 2002.09928).
 
-In float32 on a CPU the ids are exactly those of one token per pass: linear layers round every row alike, and attention
-takes one query at a time. In bfloat16, on a GPU, with compiled blocks and with the kernel `decode=fused`, products of L
-rows round differently from those of one row. There a draw at the edge between two tokens now and then takes the other
+In float32 on a CPU with AVX2 the ids are exactly those of one token per pass: linear layers round every row alike, and
+attention takes one query at a time. Elsewhere (bfloat16, a GPU, compiled blocks, the kernel `decode=fused`) products of
+L rows round differently from those of one row. There a draw at the edge between two tokens now and then takes the other
 one, and the tokens after it change too.
 """
 
