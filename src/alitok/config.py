@@ -49,7 +49,7 @@ _register: Any = OmegaConf.register_resolver if _newer else OmegaConf.register_n
 
 def _calculate(name: str, function: Callable[[int, int], int], one: Any, other: Any) -> int:
     if type(one) is not int or type(other) is not int or (name == "div" and other == 0):
-        raise BadInput(f"${{{name}:{one},{other}}} cannot be calculated; give whole numbers, and no divisor of 0")
+        raise BadInput(f"${{{name}:{one},{other}}} cannot be calculated; give whole numbers and a divisor other than 0")
     return function(one, other)
 
 

@@ -173,7 +173,7 @@ def test_plan_does_the_first_seed_first() -> None:
         (["--seeds", "0,x"], "whole numbers"),
         (["--set", "generator_step=3"], "did you mean 'generator_steps'"),
         (["--set", "generator_steps"], "KEY=VALUE"),
-        (["--set", "patch_size=0"], r"\$\{div:1024,0\} cannot be calculated; .* no divisor of 0"),
+        (["--set", "patch_size=0"], r"\$\{div:1024,0\} cannot be calculated; .* a divisor other than 0"),
         (["--set", "image_size=big"], r"num_latents: \$\{mul:big,big\} cannot be calculated; give whole numbers"),
         (["--set", "patch_size=null"], "patch_size"),
         (["--set", "generator_steps=[1"], "no valid YAML"),

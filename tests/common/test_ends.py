@@ -20,6 +20,7 @@ from alitok.common.ends import Terminated, alone_in, raise_on_sigterm, sigterm_p
 from alitok.common.errors import BadInput
 from alitok.training.base import TrainingModule
 from alitok.training.checkpoint import checkpoints
+from alitok.training.generator import GeneratorTraining
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,6 +154,45 @@ def test_a_second_interrupt_stops_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         main(command(tmp_path))
     assert ended.value.code == 130
     assert not checkpoints(tmp_path / "generator" / "checkpoints")
+
+
+@pytest.mark.usefixtures("_handler")
+def test_an_interrupt_in_a_validation_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = GeneratorTraining.validation_step
+
+    def ended_from_outside(self: Any, batch: Any, batch_index: int) -> Any:
+        if self.trainer.state.fn == "fit" and self.trainer.global_step == 2 and batch_index == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(GeneratorTraining, "validation_step", ended_from_outside)
+    words = [*command(tmp_path), "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 130
+    assert [path.name for path in checkpoints(tmp_path / "generator" / "checkpoints")] == ["step=2.ckpt"]
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_loaders_workers_too(tmp_path: Path) -> None:
+    """All processes of the group get it; the workers must not end the run before its checkpoint."""
+    steps = "{main: {steps: 100000, lr: 1.0e-3}}"
+    words = [*command(tmp_path), "--data.num_workers", "2", "--model.phases", steps]
+    words += ["--trainer.val_check_interval", "100000", "--trainer.callbacks.checkpoint.every_n_train_steps", "10"]
+    start = [sys.executable, "-m", "alitok", *words]
+    with subprocess.Popen(
+        start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            limit = time.monotonic() + 300
+            while not checkpoints(tmp_path / "generator" / "checkpoints") and time.monotonic() < limit:
+                time.sleep(0.1)
+            os.killpg(run.pid, signal.SIGINT)
+            message = run.communicate(timeout=300)[1]
+        finally:
+            run.kill()
+    assert run.returncode == 130, message
+    assert message.count("stopping after this step or validation") == 1
+    assert checkpoints(tmp_path / "generator" / "checkpoints")
 
 
 def test_two_starts_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

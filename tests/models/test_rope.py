@@ -47,3 +47,16 @@ def test_table_is_real_under_a_meta_device():
     with torch.device("meta"):
         table = generator_rope(1, (2, 2), 8)
     assert table.device.type == "cpu"
+
+
+@pytest.mark.parametrize("head_dim", [4, 24, 32, 56, 64])
+def test_the_layout_changes_no_bit(head_dim: int) -> None:
+    """Each row at its own positions, as in a window, or all rows at one position."""
+    table = generator_rope(0, (5, 5), head_dim)[:12]
+    x = torch.randn(3, 2, 12, head_dim, generator=torch.Generator().manual_seed(0))
+    places = torch.stack([torch.arange(start, start + 4) for start in (0, 3, 8)])
+    window = rotate(torch.stack([x[row, :, places[row]] for row in range(3)]), table[places][:, None])
+    for row in range(3):
+        for column, place in enumerate(places[row].tolist()):
+            alone = rotate(x[:, :, place : place + 1], table[place : place + 1])[row]
+            assert torch.equal(window[row, :, column : column + 1], alone)

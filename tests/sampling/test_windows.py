@@ -46,16 +46,21 @@ def test_ids_are_those_of_one_token_after_another(kind: str, guidance: float, wi
 @pytest.mark.skipif(
     not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="shown for processors with AVX2 or AVX-512"
 )
-@pytest.mark.parametrize("kernels", ["", "decode=turned", "linear=turned"])
-@pytest.mark.parametrize("guidance", [0.0, 5.0])
+@pytest.mark.parametrize(
+    ("kernels", "guidance", "width", "heads"),
+    [
+        *(("", 0.0, 128, 2), ("", 5.0, 128, 2), ("decode=turned", 5.0, 128, 2), ("linear=turned", 5.0, 128, 2)),
+        *(("", 0.0, 96, 4), ("decode=turned", 0.0, 64, 4)),
+    ],
+)
 def test_rounding_depends_neither_on_the_window_nor_on_the_batch(
-    kernels: str, guidance: float, monkeypatch: pytest.MonkeyPatch
+    kernels: str, guidance: float, width: int, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among 4,096 codes a draw is often within a rounding error of the edge between two tokens."""
     monkeypatch.setenv("ALITOK_KERNELS", kernels)
     torch.manual_seed(1)
-    generator = Generator(codebook_size=4096, **{**SIZE, "grid": (10, 10), "width": 128})
-    nn.init.normal_(generator.output.weight, std=6 * 128**-0.5)
+    generator = Generator(codebook_size=4096, **{**SIZE, "grid": (10, 10), "width": width, "heads": heads})
+    nn.init.normal_(generator.output.weight, std=6 * width**-0.5)
     labels, numbers = torch.arange(16) % 4, list(range(16))
 
     def ids(window: int, batch: int) -> Tensor:
@@ -64,7 +69,7 @@ def test_rounding_depends_neither_on_the_window_nor_on_the_batch(
         return torch.cat([sampler.sample(labels[part], numbers[part]) for part in parts])
 
     expected = ids(1, 16)
-    for window, batch in ((8, 16), (3, 5), (1, 1)):
+    for window, batch in ((8, 16), (3, 7), (1, 1)):
         different = (ids(window, batch) != expected).any(1).sum()
         assert different == 0, f"window {window}, batch {batch}: {different} of 16 images differ"
 
@@ -75,6 +80,19 @@ def test_rounding_depends_neither_on_the_window_nor_on_the_batch(
 def test_whatever_decides_the_draw(draw: dict[str, Any]) -> None:
     generator = made()
     assert torch.equal(sampled(generator, 6, **draw), sampled(generator, 1, **draw))
+
+
+@pytest.mark.parametrize(("heads", "least"), [(2, 16), (4, 20)])
+def test_a_cache_is_long_enough_for_sums_of_one_kind(heads: int, least: int) -> None:
+    """In the window's cache as in the other, also if only a few tokens are drawn: 16 channels a head need 25, of 20."""
+    torch.manual_seed(1)
+    generator = Generator(codebook_size=16, **{**SIZE, "width": 64, "heads": heads}).eval()
+    for window in (1, 3):
+        sampler = Sampler(generator, Draw(window=window, keep=3))
+        sampler.sample(LABELS, INDICES)
+        loop = sampler.windows if window > 1 else sampler.loop
+        assert loop is not None
+        assert loop.lanes[sampler.generator].cache.length == least
 
 
 def test_fewer_passes_and_counts_of_what_was_right() -> None:

@@ -75,7 +75,7 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
     shared = ["--seed_everything", str(seed), "--trainer.precision", settings.precision]
     own = [*shared, *sets(files, settings), "--define.run", str(folder), "--define.source", settings.data]
     if settings.perceptual:
-        own += ["--define.classifier", str(judge.loss_classifier)]
+        own += ["--model.losses.features.weights", str(judge.loss_classifier)]
     if variant == "two-stage":
         fit(files, [*own, "--define.start", str(first / "stage1" / "artifact")])
         tokenizer = folder / "stage2"

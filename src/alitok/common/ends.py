@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -43,21 +43,26 @@ def sigterm_postponed() -> Iterator[None]:
 
 
 @contextmanager
-def interrupt_as_sigterm() -> Iterator[None]:
-    """Inside, the first Ctrl-C becomes a SIGTERM, so that a run writes a checkpoint first. A second one interrupts."""
+def first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, the first Ctrl-C calls `stop`, so that a run writes a checkpoint first. A second one interrupts."""
     global _interrupted
     _interrupted = False
-    before = signal.getsignal(signal.SIGINT)
+    process, before = os.getpid(), signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
         yield
         return
 
     def first(number: int, frame: FrameType | None) -> None:
         global _interrupted
+        if os.getpid() != process:  # a loader's worker, which gets a terminal's Ctrl-C too and ends with its parent
+            return
         _interrupted = True
         signal.signal(signal.SIGINT, before)
-        print("\nalitok: stopping after this step; Ctrl-C again stops at once, without a checkpoint.", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGTERM)
+        print(
+            "\nalitok: stopping after this step or validation; Ctrl-C again stops at once, without a checkpoint.",
+            file=sys.stderr,
+        )
+        stop()
 
     signal.signal(signal.SIGINT, first)
     try:

@@ -159,7 +159,7 @@ class KernelLayer(NamedTuple):
         stored: keys and values, (2, rows * heads, length, head_dim). One tensor: a compiler may lose what an operation
             writes into two that share their memory.
         starts: (1,) or (rows,), the first position that each row writes.
-        weights: (rows, 1, length) factors on the values, or None.
+        weights: (rows, 1, at least length) factors on the values, or None.
     """
 
     stored: Tensor

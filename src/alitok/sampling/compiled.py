@@ -24,7 +24,7 @@ def compiled_step(static: bool) -> Callable[[Any, Tensor, Tensor, LayerCache | K
     """`step`, compiled on first use: once for one row, once for more, and again when the length first changes.
 
     Args:
-        static: compile once for every shape. A GPU's batches have one shape, and indices of known size are faster.
+        static: compile for each shape instead. With Triton's kernel the cache has one length.
     """
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # widths and types of a study
     return torch.compile(step, dynamic=not static, fullgraph=True)
@@ -43,4 +43,6 @@ class CompiledBlock(nn.Module):
         self.block = block
 
     def step(self, x: Tensor, rope: Tensor, cache: KeyValueCache, layer: int) -> Tensor:
-        return compiled_step(x.device.type == "cuda")(self.block, x, rope, cache.layer(layer))
+        part = cache.layer(layer)
+        static = isinstance(part, KernelLayer) and x.device.type == "cuda"
+        return compiled_step(static)(self.block, x, rope, part)

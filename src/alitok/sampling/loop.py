@@ -21,12 +21,14 @@ from alitok.sampling.guidance import Branch, Guidance
 LAYOUTS = {"cpu": 16, "cuda": 8}
 
 
-def growth(steps: int, device: torch.device) -> int:
-    """The number of positions by which a cache of `steps` positions grows.
+def growth(generator: Generator, device: torch.device) -> int:
+    """The number of positions by which a cache for the generator grows.
 
-    At least 16: a CPU's kernels round sums over fewer differently, and a draw must not depend on the cache's length.
+    A draw must not depend on the cache's length. But a CPU's softmax rounds sums over fewer than 16 positions
+    differently, and torch has other products of matrices for fewer than 400 multiplications.
     """
-    return max(16, -(-steps // (LAYOUTS.get(device.type, LAYOUTS["cpu"]) * 8)) * 8)
+    part = -(-generator.num_tokens // (LAYOUTS.get(device.type, LAYOUTS["cpu"]) * 8)) * 8
+    return max(part, -(-400 // (16 * generator.head_dim)) * 16)
 
 
 class Lane:
@@ -162,7 +164,7 @@ class TokenLoop:
         self.confidence.zero_()
         steps = self.generator.num_tokens
         filled = all(lane.cache.reads_filled for lane in self.lanes.values())
-        room = steps if filled else growth(steps, self.device)
+        room = steps if filled else growth(self.generator, self.device)
         for step in range(keep or steps):
             if step % room == 0 and not (filled and self.cache.length == steps):
                 self.resize(min(step + room, steps))
@@ -202,7 +204,7 @@ class TokenLoop:
 
 
 def kernel_for(generator: Generator, dtype: torch.dtype, length: int = 1) -> str:
-    """The kernel of a decoding step of `length` tokens. Compiled blocks write out the others' products themselves."""
+    """The kernel of a decoding step of `length` tokens. Compiled blocks use Triton's, or attention of their own."""
     device = generator.embeddings.weight.device
     kernel = decode_kernel(device)
     if kernel != "triton":

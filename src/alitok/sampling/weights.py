@@ -59,8 +59,8 @@ class Projection(nn.Module):
         self.turned = on_cpu and dtype == torch.float32 and kernel == "turned"
         self.blocked = on_cpu and not self.turned and has_blocked_layout(dtype)
         # An image must depend neither on its batch nor on the window. In float32 oneDNN rounds a single row differently
-        # from several, MKL fewer than four.
-        self.fewest = 1 if not on_cpu else 2 if self.blocked else 4
+        # from several, MKL the last rows if their number is no multiple of four.
+        self.multiple = 1 if not on_cpu else 2 if self.blocked else 4
         if self.blocked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
         elif self.turned:
@@ -70,12 +70,12 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self.fewest == 1:
+        if self.multiple == 1:
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, x.shape[-1])
         rows = len(flat)
-        if rows < self.fewest:
-            flat = F.pad(flat, (0, 0, 0, self.fewest - rows))
+        if missing := -rows % self.multiple:
+            flat = F.pad(flat, (0, 0, 0, missing))
         if self.turned:
             flat = flat @ self.weight if self.bias is None else torch.addmm(self.bias, flat, self.weight)
         elif not self.blocked:

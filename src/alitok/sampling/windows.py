@@ -6,9 +6,9 @@ are right. The other draws are the drafts of the next pass (predictive sampling:
 2002.09928).
 
 In float32 on a CPU with AVX2 the ids are exactly those of one token per pass: linear layers round every row alike, and
-attention takes one query at a time. Elsewhere (bfloat16, a GPU, compiled blocks, the kernel `decode=fused`) products of
-L rows round differently from those of one row. There a draw at the edge between two tokens now and then takes the other
-one, and the tokens after it change too.
+attention takes one query at a time. Elsewhere products of L rows round differently from those of one row: in bfloat16,
+on a GPU, with compiled blocks, with the kernel `decode=fused`, and if a hidden width is no multiple of 32. There a draw
+at the edge between two tokens now and then takes the other one, and the tokens after it change too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -194,8 +194,8 @@ class WindowLoop:
 
     def _make_room(self, length: int) -> None:
         """Grow the cache with the farthest row: on a CPU each pass reads its whole length."""
-        part = growth(self.generator.num_tokens, self.device)
-        wanted = self.steps if self.device.type == "cuda" else min(self.steps, -(-length // part) * part)
+        total, part = self.generator.num_tokens, growth(self.generator, self.device)
+        wanted = self.steps if self.device.type == "cuda" else min(total, -(-length // part) * part)
         for lane in self.lanes.values():
             if lane.cache.length < wanted:
                 lane.cache.resize(wanted)

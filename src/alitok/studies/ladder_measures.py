@@ -76,7 +76,7 @@ class Judge:
         self.reference = FeatureStatistics.load(out / "reference.npz")
         statistics, right = self._features(self.images, self.labels)
         self.facts: dict[str, Any] = {
-            "settings": vars(settings),
+            "settings": settings.record(),
             "extractor": {
                 "name": f"classifier of {settings.classifier_steps} steps on the training pictures of {settings.data}",
                 "digest": self.extractor.digest,

@@ -39,6 +39,10 @@ class Settings:
     precision: str
     perceptual: bool = False
 
+    def record(self) -> dict[str, Any]:
+        """For JSON. Ladders without a perceptual loss have no word of it, as before there was one."""
+        return {name: value for name, value in asdict(self).items() if value is not False}
+
 
 def files_of(variant: str, configs: Path, settings: Settings) -> list[Path]:
     """The YAML files of a rung's tokenizer, each laid over those before it."""
@@ -118,7 +122,7 @@ def begin(out: Path, settings: Settings) -> None:
     """
     from alitok.common.work import Work
 
-    Work(out, json.loads(json.dumps(asdict(settings))), "a ladder").begin()
+    Work(out, json.loads(json.dumps(settings.record())), "a ladder").begin()
 
 
 def files_digest(configs: Path, perceptual: bool) -> str:

@@ -1,5 +1,6 @@
 """The end of a run: the work after its last step, even if the run was stopped in between."""
 
+import multiprocessing
 from contextlib import nullcontext
 from typing import Any
 
@@ -7,7 +8,7 @@ import lightning
 from lightning import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from alitok.common.ends import Terminated, interrupt_as_sigterm, sigterm_postponed
+from alitok.common.ends import Terminated, end_of_run, first_interrupt, sigterm_postponed
 
 
 class Exporter(Callback):
@@ -36,13 +37,24 @@ class Trainer(lightning.Trainer):
 
     def _run_stage(self) -> Any:  # private: there is no public hook between the last step and the teardown
         resumed_at = self.global_step
+        fits = self.state.fn == TrainerFn.FITTING
         # Only alone: the processes of a group get Ctrl-C at different steps.
-        alone = self.state.fn == TrainerFn.FITTING and self.world_size == 1
-        with sigterm_postponed(), interrupt_as_sigterm() if alone else nullcontext():
+        alone = fits and self.world_size == 1 and multiprocessing.parent_process() is None
+        with sigterm_postponed(), first_interrupt(self._stop) if alone else nullcontext():
             results = super()._run_stage()
-            if self.state.fn == TrainerFn.FITTING:
+            if fits:
                 self._finish(resumed_at)
+                if alone and self.received_sigterm:  # a study must not begin its next fit
+                    raise end_of_run()
         return results
+
+    def _stop(self) -> None:
+        self._signal_connector.received_sigterm = True
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether the run must stop. A fit finishes a validation first, since a checkpoint needs a whole one."""
+        return super().received_sigterm and not (self.state.fn == TrainerFn.FITTING and self.validating)
 
     def _finish(self, resumed_at: int) -> None:
         step = self.global_step
