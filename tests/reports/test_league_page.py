@@ -62,3 +62,20 @@ def test_a_row_says_how_long_a_run_took(tmp_path: Path) -> None:
         "b": "—",
         "c": "—",
     }
+
+
+def test_collapsed_codes_are_no_success(tmp_path: Path) -> None:
+    idea = Idea(files=[], published="p", predicted="q")
+    family = Family(base=[], main="psnr", lower_is_better=False, shown=[], ideas={"a": idea, "b": idea}, overrides={})
+    rows = [
+        row(name, seed, 60.0, psnr=psnr + seed, codebook_usage=usage)
+        for name, psnr, usage in ((BASE, 20.0, 0.6), ("a", 25.0, 0.02), ("b", 25.0, 0.5))
+        for seed in (0, 1, 2)
+    ]
+    write_page({"tokenizers": family}, rows, tmp_path / "league")
+    text = (tmp_path / "league.md").read_text("utf-8")
+    verdicts = {
+        line.split(" |")[0]: line.split(" | ")[-3] for line in text.splitlines() if line.startswith(("| a", "| b "))
+    }
+    assert verdicts == {"| a": "codes collapsed", "| b": "better"}
+    assert "2 of 2 ideas measured: 1 better, 0 worse, 0 undecided, 1 collapsed, by psnr" in text

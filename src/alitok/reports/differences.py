@@ -153,8 +153,13 @@ def collapsed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"- {row['name']}, seed {row['seed']}, uses {said(row[key], '%')} of its codes: **the codes have collapsed**."
         " Such tokens are easy to predict and say little, so ignore its probe."
         for row in rows
-        if row["name"] != BASE and row.get(key) is not None and row[key] < min(0.1, base.get(row["seed"], 1.0) / 2)
+        if row["name"] != BASE and row.get(key) is not None and uses_few(row[key], base.get(row["seed"], 1.0))
     ]
+
+
+def uses_few(share: float, base: float) -> bool:
+    """Whether the share of codes in use means that they have collapsed, given the base's share."""
+    return share < min(0.1, base / 2)
 
 
 def said(value: float, unit: str) -> str:

@@ -1,5 +1,6 @@
 """The league's page: each idea's difference to its base, with its error, as Markdown and as a figure."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 from alitok.common.files import atomic_file, write_text
 from alitok.reports.charts import duration
 from alitok.reports.comparison import UNITS
-from alitok.reports.differences import BASE, Difference, difference, said
+from alitok.reports.differences import BASE, Difference, difference, said, uses_few
 from alitok.reports.runs import ABSENT
 
 Row = Mapping[str, Any]
-BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+BETTER, WORSE, UNDECIDED, COLLAPSED = "better", "worse", "undecided", "codes collapsed"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Pat
     for name, family in families.items():
         own = [row for row in rows if row["family"] == name]
         found = {idea: compared(own, idea, family.main) for idea in family.ideas}
-        parts.append(_table(name, family, own, found))
-        if known := {idea: value for idea, value in found.items() if value is not None}:
-            drawn[name] = (family, known)
+        known = {idea: value for idea, value in found.items() if value is not None}
+        words = {idea: verdict(own, idea, value, family.lower_is_better) for idea, value in known.items()}
+        parts.append(_table(name, family, own, found, words))
+        if known:
+            drawn[name] = (family, known, words)
     took = sum(row["seconds"] or 0 for row in rows)
     parts.append(f"{len(rows)} runs, {duration(took)} of training. `make league` trains what is missing.\n")
     parts += [f"{sentence}\n" for sentence in made]
@@ -85,7 +88,8 @@ def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Pat
 
 _INTRODUCTION = """Base and idea are trained over the same seeds, so the differences are paired. A cell is idea less
 base with the error of the mean. A difference is decided if its 95 % interval leaves out 0; one of twenty is by chance
-alone. No idea was tuned. The sizes are a laptop's, so what a paper reports at full size stands next to it.
+alone. If an idea's codes collapse, its tokens say little and are easy to predict. No idea was tuned. The sizes are a
+laptop's, so what a paper reports at full size stands next to it.
 """
 
 
@@ -131,21 +135,36 @@ def compared(rows: Sequence[Row], idea: str, measure: str) -> Difference | None:
     return difference([values[BASE, seed] for seed in seeds], [values[idea, seed] for seed in seeds])
 
 
-def verdict(found: Difference, lower_is_better: bool) -> str:
+def collapsed(rows: Sequence[Row], idea: str) -> bool:
+    """Whether an idea's codes have collapsed for some seed: then its tokens say little and are easy to predict."""
+    key = "codebook_usage"
+    share = {(row["name"], row["seed"]): row[key] for row in rows if row.get(key) is not None and not row["stale"]}
+    return any(uses_few(value, share.get((BASE, seed), 1.0)) for (name, seed), value in share.items() if name == idea)
+
+
+def verdict(rows: Sequence[Row], idea: str, found: Difference, lower_is_better: bool) -> str:
+    if collapsed(rows, idea):
+        return COLLAPSED
     if not found.decided:
         return UNDECIDED
     return BETTER if (found.mean < 0) == lower_is_better else WORSE
 
 
-def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, Difference | None]) -> str:
-    order = {BETTER: 0, UNDECIDED: 1, WORSE: 2}
+def _table(
+    name: str,
+    family: Family,
+    rows: Sequence[Row],
+    found: Mapping[str, Difference | None],
+    words: Mapping[str, str],
+) -> str:
+    order = {BETTER: 0, UNDECIDED: 1, WORSE: 2, COLLAPSED: 3}
 
     def rank(idea: str) -> tuple[int, float]:
         value = found[idea]
         if value is None:
-            return 3, 0.0
+            return 4, 0.0
         sign = 1 if family.lower_is_better else -1
-        return order[verdict(value, family.lower_is_better)], sign * value.mean
+        return order[words[idea]], sign * value.mean
 
     ideas = sorted(family.ideas, key=rank)
     columns = [family.main, *family.shown]
@@ -163,7 +182,7 @@ def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, D
     for idea in ideas:
         entry, value = family.ideas[idea], found[idea]
         cells = [_cell(compared(rows, idea, key), key) for key in columns]
-        word = ABSENT if value is None else verdict(value, family.lower_is_better)
+        word = words.get(idea, ABSENT)
         seeds = 0 if value is None else value.seeds
         said = [
             f"{idea}{_mark(rows, idea)}",
@@ -175,10 +194,11 @@ def _table(name: str, family: Family, rows: Sequence[Row], found: Mapping[str, D
             entry.predicted,
         ]
         lines.append(f"| {' | '.join(said)} |")
-    words = [verdict(value, family.lower_is_better) for value in found.values() if value is not None]
+    counts = Counter(words.values())
+    collapses = f", {counts[COLLAPSED]} collapsed" if counts[COLLAPSED] else ""
     lines.append(
-        f"\n{len(words)} of {len(found)} ideas measured: {words.count(BETTER)} better, {words.count(WORSE)} worse,"
-        f" {words.count(UNDECIDED)} undecided, by {family.main.replace('_', ' ')}"
+        f"\n{len(words)} of {len(found)} ideas measured: {counts[BETTER]} better, {counts[WORSE]} worse,"
+        f" {counts[UNDECIDED]} undecided{collapses}, by {family.main.replace('_', ' ')}"
         f" ({'lower' if family.lower_is_better else 'higher'} is better).\n"
     )
     return "\n".join(lines)
@@ -217,20 +237,20 @@ def _cell(found: Difference | None, key: str) -> str:
     return text if found.error is None else f"{text} ± {said(found.error, unit)}"
 
 
-def _draw(families: Mapping[str, tuple[Family, Mapping[str, Difference]]], path: Path) -> None:
+def _draw(families: Mapping[str, tuple[Family, Mapping[str, Difference], Mapping[str, str]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    heights = [0.6 + 0.28 * len(found) for _, found in families.values()]
+    heights = [0.6 + 0.28 * len(found) for _, found, _ in families.values()]
     figure = Figure(figsize=(8, sum(heights) + 0.4 * len(heights)), layout="constrained")
-    colors = {BETTER: "#2e7d32", WORSE: "#b23a2e", UNDECIDED: "#8a8a8a"}
-    for axes, (name, (family, found)) in zip(
+    colors = {BETTER: "#2e7d32", WORSE: "#b23a2e", UNDECIDED: "#8a8a8a", COLLAPSED: "#222222"}
+    for axes, (name, (family, found, words)) in zip(
         figure.subplots(len(families), squeeze=False, height_ratios=heights)[:, 0], families.items(), strict=True
     ):
         ideas = sorted(found, key=lambda idea: found[idea].mean, reverse=family.lower_is_better)
         for place, idea in enumerate(ideas):
             value = found[idea]
-            color = colors[verdict(value, family.lower_is_better)]
-            axes.errorbar(value.mean, place, xerr=value.error or 0.0, fmt="o", color=color, markersize=5, capsize=3)
+            mark = {"fmt": "x" if words[idea] == COLLAPSED else "o", "color": colors[words[idea]]}
+            axes.errorbar(value.mean, place, xerr=value.error or 0.0, markersize=5, capsize=3, **mark)
         axes.axvline(0, color="#444444", linewidth=0.8)
         axes.set_yticks(range(len(ideas)), ideas, fontsize=8)
         axes.set_ylim(-0.6, len(ideas) - 0.4)
