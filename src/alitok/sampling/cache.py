@@ -54,22 +54,13 @@ class KeyValueCache:
         self.value_weights = torch.ones(rows, 1, max_length, device=device, dtype=dtype) if weighted else None
         self.sources: Tensor | None = None
         self.length = 0
-        self.stored = self._layout(0)
+        self._lay_out(0)
 
-    def _layout(self, length: int) -> Tensor:
-        """(2, layers, rows * heads, length, head_dim) at the start of the memory."""
+    def _lay_out(self, length: int) -> None:
+        """Places (2, layers, rows * heads, length, head_dim) at the start of the memory."""
         layers, sequences, dim = self.shape
-        return self.memory[:, : layers * sequences * length * dim].view(2, layers, sequences, length, dim)
-
-    @property
-    def keys(self) -> Tensor:
-        """(layers, rows * heads, length, head_dim)."""
-        return self.stored[0]
-
-    @property
-    def values(self) -> Tensor:
-        """(layers, rows * heads, length, head_dim)."""
-        return self.stored[1]
+        self.stored = self.memory[:, : layers * sequences * length * dim].view(2, layers, sequences, length, dim)
+        self.keys, self.values = self.stored
 
     def resize(self, length: int) -> None:
         """Make room for `length` positions. Growing keeps the stored entries, anything else discards them.
@@ -78,7 +69,7 @@ class KeyValueCache:
         `reads_filled`, every step also reads the positions that are not filled yet.
         """
         held, kept = self.stored, self.length if length > self.length else 0
-        self.stored = self._layout(length)
+        self._lay_out(length)
         for old, new in zip(held, self.stored, strict=True):
             # from the end, so that nothing is overwritten before it moves
             for layer in reversed(range(len(old) if kept else 0)):
@@ -128,11 +119,11 @@ class KeyValueCache:
         if isinstance(part, KernelLayer):
             return part.attend(0, query, key, value)
         part.write(key, value)
-        if query.device.type != "cpu":
+        if query.shape[2] == 1 or query.device.type != "cpu":
             return self._products(part, query, part.mask)
         # One query at a time: a CPU's products of several queries round differently, and a window must draw the same.
         steps = [self._products(part, query[:, :, i : i + 1], part.mask[..., i : i + 1]) for i in range(query.shape[2])]
-        return steps[0] if len(steps) == 1 else torch.cat(steps, dim=2)
+        return torch.cat(steps, dim=2)
 
     def _products(self, part: "LayerCache", query: Tensor, mask: Tensor) -> Tensor:
         rows, heads, length, dim = query.shape

@@ -70,21 +70,21 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self.multiple == 1:
-            return F.linear(x, self.weight, self.bias)
-        flat = x.reshape(-1, x.shape[-1])
-        rows = len(flat)
-        if missing := -rows % self.multiple:
-            flat = F.pad(flat, (0, 0, 0, missing))
+        rows = x.numel() // x.shape[-1]
+        missing = 0 if torch.compiler.is_compiling() else -rows % self.multiple  # else each remainder compiles anew
+        if not missing and not self.turned:
+            return self._product(x)
+        flat = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, missing))
+        return self._product(flat)[:rows].view(*x.shape[:-1], self.out_features)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.turned:
-            flat = flat @ self.weight if self.bias is None else torch.addmm(self.bias, flat, self.weight)
-        elif not self.blocked:
-            flat = F.linear(flat, self.weight, self.bias)
-        elif torch.compiler.is_compiling():
-            flat = blocked_linear(flat, self.weight, self.bias, self.out_features)
-        else:
-            flat = _blocked_linear(flat, self.weight, self.bias)
-        return flat[:rows].view(*x.shape[:-1], self.out_features)
+            return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        if not self.blocked:
+            return F.linear(x, self.weight, self.bias)
+        if torch.compiler.is_compiling():
+            return blocked_linear(x, self.weight, self.bias, self.out_features)
+        return _blocked_linear(x, self.weight, self.bias)
 
 
 class InferenceHead(Head, Projection):
