@@ -27,9 +27,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def _handler(monkeypatch: pytest.MonkeyPatch) -> Any:
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # a command in the background of a shell inherits that SIGINT is ignored
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("_handler")
@@ -173,6 +176,7 @@ def test_an_interrupt_in_a_validation_waits_for_its_end(tmp_path: Path, monkeypa
     assert [path.name for path in checkpoints(tmp_path / "generator" / "checkpoints")] == ["step=2.ckpt"]
 
 
+@pytest.mark.usefixtures("_handler")
 def test_ctrl_c_in_a_terminal_reaches_the_loaders_workers_too(tmp_path: Path) -> None:
     """All processes of the group get it; the workers must not end the run before its checkpoint."""
     steps = "{main: {steps: 100000, lr: 1.0e-3}}"
