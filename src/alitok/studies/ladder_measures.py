@@ -59,15 +59,14 @@ class Judge:
         order = torch.randperm(len(self.images), generator=stream("ladder pictures"))
         self.images, self.labels = self.images[order], self.labels[order]
         self.loss_classifier = out / "loss-classifier"
-        wanted = {out / "classifier": CLASSIFIER_WIDTH}
+        wanted = [(out / "classifier", CLASSIFIER_WIDTH, 0)]
         if settings.perceptual:  # what judges must not be what trained
-            wanted[self.loss_classifier] = CLASSIFIER_WIDTH // 2
-        if missing := [folder for folder in wanted if not folder.is_dir()]:
+            wanted.append((self.loss_classifier, CLASSIFIER_WIDTH // 2, 1))
+        if missing := [item for item in wanted if not item[0].is_dir()]:
             images, labels = read_all(open_source(settings.data, "train", size=image_size), image_size)
             steps, classes = settings.classifier_steps, len(self.class_names)
-            for folder in missing:
-                seed = list(wanted).index(folder)
-                train_and_save(images, labels, classes, folder, steps, wanted[folder], self.device, seed=seed)
+            for folder, width, seed in missing:
+                train_and_save(images, labels, classes, folder, steps, width, self.device, seed=seed)
         network = Classifier.load(out / "classifier")
         self.extractor = ClassifierExtractor(network, "ladder classifier", self.device)
         if not (out / "reference.npz").is_file():

@@ -154,7 +154,7 @@ def defined(configs: Path, settings: Settings) -> dict[str, Any]:
 
     generator = configs / "generator.yaml"
     rungs = [files_of(name, configs, settings) for name in LADDER]
-    shared = {rungs[0][0], rungs[0][-1], generator}
+    shared = [*rungs[0], generator]  # the first rung has what all rungs have
     known = {key: value for file in shared for key, value in load_yaml(file).get("define", {}).items()}
     for key in settings.define:
         if key not in known:
