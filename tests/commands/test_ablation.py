@@ -15,6 +15,7 @@ from alitok.commands import ablation
 from alitok.common.errors import BadInput
 from alitok.networks.classifier import Classifier
 from alitok.reports.runs import differences, open_runs
+from alitok.studies.ladder_measures import last_tenth
 from alitok.studies.ladder_settings import LADDER, plan
 
 KEYS = [
@@ -88,6 +89,9 @@ def test_rows_have_the_keys_that_programs_read(ladder: Path) -> None:
     details = content["details"]["two-stage-3"]
     assert len(details["accuracy_by_position"]) == 72
     assert set(details["gfid_by_guidance"]) == {"2", "3"}
+    assert 0 <= details["noisy_accuracy"] <= 1
+    assert min(details["gfid_error"], details["gfid_guided_error"]) > 0
+    assert details["last_tenth"] == {"accuracy": 0, "nats": 0}  # there was one validation
     assert details["psnr_by_first_tokens"].keys() >= {"0", "72"}
     # a causal decoder makes nothing of a token for the patches before it; the second stage's is not causal
     causal, both = content["details"]["auxiliary-3"]["reach"], details["reach"]
@@ -100,7 +104,8 @@ def test_rows_have_the_keys_that_programs_read(ladder: Path) -> None:
 
 def test_what_a_person_looks_at(ladder: Path) -> None:
     text = (ladder.parent / "docs" / "ladder.md").read_text()
-    assert "| auxiliary | 1 |" in text
+    assert text.count("| auxiliary | 1 |") == 2
+    assert "| own patch (%) |" in text
     assert "Not comparable with published numbers" in text
     assert "](ladder.png)" in text
     for name in ("docs/ladder.png", "out/compare.html", "out/seed-3/two-stage/samples.png"):
@@ -156,6 +161,14 @@ def test_rungs_differ_by_what_their_name_says(ladder: Path) -> None:
     assert {key for key in found if key.startswith("model.tokenizer.")} == {
         f"model.tokenizer.decoder.{name}" for name in ("causal", "buffer_tokens", "prefix_head", "drop_prefix")
     }
+
+
+def test_what_the_last_tenth_gained() -> None:
+    curves = {
+        "val/token_accuracy": [(80, 0.1), (90, 0.2), (95, 0.6), (100, 0.5)],
+        "val/token_nats": [(80, 3.0), (90, 2.5), (95, 1.0), (100, 2.0)],
+    }
+    assert last_tenth(curves) == {"accuracy": pytest.approx(0.3), "nats": pytest.approx(0.5)}
 
 
 def test_plan_does_the_first_seed_first() -> None:

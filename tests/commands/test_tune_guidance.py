@@ -17,7 +17,6 @@ from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
 from alitok.sampling import sets as sample_set
 from alitok.sampling.images import ImageSampler, sample_images
-from alitok.studies.guidance_search import jackknife_error
 from alitok.studies.processes import two_processes
 
 
@@ -128,15 +127,6 @@ def test_two_processes_find_what_one_finds(artifacts: Path, place: Path, tmp_pat
     for one, two in zip(alone["results"], shared["results"], strict=True):
         assert (one.pop("power"), two.pop("power")) == (None, None)
         assert two == pytest.approx(one, rel=1e-3)
-
-
-def test_error_of_a_mean() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(10, 50))
-    left_out = [float(np.delete(values, group, 0).mean()) for group in range(10)]
-    means = values.mean(1)
-    assert jackknife_error(left_out) == pytest.approx(means.std(ddof=1) / 10**0.5)
-    assert jackknife_error([1.0] * 10) == 0
 
 
 @pytest.mark.parametrize(

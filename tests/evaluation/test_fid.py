@@ -6,7 +6,13 @@ import torch
 from scipy import linalg
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.fid import FeatureStatistics, frechet_distance, frechet_parts
+from alitok.evaluation.fid import (
+    FeatureStatistics,
+    frechet_distance,
+    frechet_parts,
+    jackknife_error,
+    left_out_distances,
+)
 
 
 def features(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
@@ -161,3 +167,25 @@ def test_inference_mode_and_its_absence_may_alternate() -> None:
     expected = torch.cat([values, values[:10]])
     assert statistics.count == 50
     np.testing.assert_allclose(statistics.covariance, np.cov(expected.numpy().T), rtol=1e-10, atol=1e-9)
+
+
+def test_error_of_a_mean() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(10, 50))
+    left_out = [float(np.delete(values, group, 0).mean()) for group in range(10)]
+    means = values.mean(1)
+    assert jackknife_error(left_out) == pytest.approx(means.std(ddof=1) / 10**0.5)
+    assert jackknife_error([1.0] * 10) == 0
+
+
+def test_a_distance_without_each_group_is_that_of_the_others() -> None:
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(53, 4, dtype=torch.float64, generator=random)
+    reference = FeatureStatistics(4)
+    reference.update(torch.randn(40, 4, generator=random))
+    distances = left_out_distances(features, reference)
+    assert len(set(distances)) == 11
+    whole = FeatureStatistics(4)
+    whole.update(features)
+    assert distances[0] == pytest.approx(frechet_distance(whole, reference))
+    assert 0 < jackknife_error(distances[1:]) < distances[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alitok.common.errors import BadInput
-from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
+from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy, replace_tokens
 
 
 def test_codebook_usage_by_hand() -> None:
@@ -69,3 +69,15 @@ def test_accuracy_refuses_shapes_that_do_not_fit() -> None:
     for logits, ids in (((2, 5, 3), (2, 4)), ((2, 4, 3), (2, 4)), ((10, 3), (10,))):
         with pytest.raises(BadInput, match="do not fit"):
             metric.update(torch.zeros(logits), torch.zeros(ids, dtype=torch.long))
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 2)])
+def test_a_tenth_of_the_tokens_is_replaced_by_the_number_of_the_picture(shape: tuple[int, ...]) -> None:
+    ids = torch.full(shape, -1)
+    read = replace_tokens(ids, list(range(40)), 7)
+    changed = (read >= 0).view(40, 50, -1)
+    assert changed.any(2).equal(changed.all(2))  # a token's sub-codes together
+    assert 0.07 < changed.double().mean() < 0.13
+    assert read.max() == 6
+    again = replace_tokens(ids[:2], [39, 3], 7)
+    assert again.equal(read[[39, 3]])

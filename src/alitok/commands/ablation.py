@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
 def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Settings, judge: Any) -> None:
     """Train and measure one rung; its row.json is written last."""
     from alitok.common.files import write_json
+    from alitok.reports.curves import read_curves
+    from alitok.studies.ladder_measures import last_tenth
 
     first = folder.parent / STAGE1_OF_TWO if variant == "two-stage" else folder
     files = files_of(variant, configs, settings)
@@ -90,6 +92,7 @@ def rung(variant: str, seed: int, folder: Path, configs: Path, settings: Setting
         fit(files, [*own, "--model.generator.grid", f"[{judge.rows}, {judge.rows}]"])
     parts = [first / "stage1", *([tokenizer] if variant == "two-stage" else []), first / "generator"]
     row, details = judge.measure(tokenizer / "artifact", first / "generator" / "artifact", folder, first / "tokens")
+    details["last_tenth"] = last_tenth(read_curves(first / "generator"))
     row = {"variant": variant, "seed": seed, **row, **cost(parts)}
     for name, content in (("details", details), ("row", row)):  # the row last: it marks the rung as complete
         write_json(folder / f"{name}.json", content)

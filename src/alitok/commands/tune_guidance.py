@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
     from alitok.common.distributed import group_alone_in, process_group, rank
     from alitok.common.errors import BadInput
     from alitok.common.files import check_writable
-    from alitok.studies.guidance_search import GROUPS, Search, report
+    from alitok.evaluation.fid import GROUPS
+    from alitok.studies.guidance_search import Search, report
 
     if args.count < 2 * GROUPS:
         raise BadInput(f"--count must be at least {2 * GROUPS}, not {args.count}.")

@@ -12,6 +12,9 @@ from torch import Tensor
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.common.files import atomic_file
+from alitok.common.random import stream
+
+GROUPS = 10  # of the jackknife
 
 
 class FeatureStatistics:
@@ -204,3 +207,28 @@ def frechet_parts(a: FeatureStatistics, b: FeatureStatistics, name: str = "fid")
     whole = frechet_distance(a, b)
     mean = min(whole, float((a.mean.cpu() - b.mean.cpu()).square().sum()))  # rounding, if the rest is 0
     return {name: whole, f"{name}_mean": mean, f"{name}_covariance": whole - mean}
+
+
+def left_out_distances(features: Tensor, reference: FeatureStatistics) -> list[float]:
+    """Frechet distance of features (N, F), then without each of ten groups in turn, for `jackknife_error`."""
+    # By chance: groups in the order of the images would each lack some classes.
+    order = torch.randperm(len(features), generator=stream("jackknife", len(features)))
+    groups = []
+    for rows in order.tensor_split(GROUPS):
+        statistics = FeatureStatistics(features.shape[1])
+        statistics.update(features[rows])
+        groups.append(statistics)
+    distances = []
+    for left_out in range(-1, GROUPS):
+        rest = FeatureStatistics(features.shape[1])
+        for group, statistics in enumerate(groups):
+            if group != left_out:
+                rest.merge(statistics)
+        distances.append(frechet_distance(rest, reference))
+    return distances
+
+
+def jackknife_error(left_out: list[float]) -> float:
+    """Standard error of a number from its values without each of G groups in turn (Efron & Tibshirani 1993, ch. 11)."""
+    values = np.asarray(left_out)
+    return float(np.sqrt((len(values) - 1) * np.mean((values - values.mean()) ** 2)))

@@ -6,6 +6,9 @@ from torch.nn.functional import cross_entropy
 
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
+from alitok.common.random import stream
+
+REPLACED = 0.1  # share of the input tokens replaced, for the accuracy in a noisy context
 
 
 class TokenAccuracy:
@@ -121,3 +124,18 @@ def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:
     """
     share = counts.double() / counts.sum(dim=1, keepdim=True)
     return (counts > 0).double().mean(), torch.special.entr(share).sum(dim=1).exp().mean()
+
+
+def replace_tokens(ids: Tensor, indices: list[int], codebook_size: int) -> Tensor:
+    """Ids (B, N) or (B, N, S) with a tenth of their tokens replaced by random ones.
+
+    Args:
+        indices: number of each picture: it decides which tokens, and by what.
+    """
+    masks, codes = [], []
+    for index in indices:
+        noise = stream("trial noise", index)
+        masks.append(torch.rand(ids.shape[1], generator=noise) < REPLACED)
+        codes.append(torch.randint(codebook_size, ids.shape[1:], generator=noise))
+    mask = torch.stack(masks).view(*ids.shape[:2], *[1] * (ids.ndim - 2)).to(ids.device)
+    return torch.where(mask, torch.stack(codes).to(ids.device), ids)

@@ -16,10 +16,9 @@ from alitok.common.draw import Draw
 from alitok.common.files import atomic_file, write_json
 from alitok.common.images import to_uint8
 from alitok.common.progress import bar
-from alitok.common.random import stream
 from alitok.common.work import Work, missing_runs, once, run_files, run_name
 from alitok.evaluation.extractors import open_extractor
-from alitok.evaluation.fid import FeatureStatistics, frechet_distance
+from alitok.evaluation.fid import jackknife_error, left_out_distances
 from alitok.evaluation.inception_score import inception_score
 from alitok.evaluation.protocol import is_spec, open_spec
 from alitok.evaluation.reference import Reference, file_reference, refuse_for_samples, set_reference
@@ -27,7 +26,6 @@ from alitok.sampling.guidance import PowerCosine, guidance_class
 from alitok.sampling.images import ImageSampler
 from alitok.sampling.sets import NOT_DECIDING, common_batch, set_settings
 
-GROUPS = 10  # groups of the jackknife
 # Settings of a search that may differ between runs in the same folder.
 FREE = ("count", "guidance", "power", "schedule")
 
@@ -83,7 +81,7 @@ class Search:
         self.work.share(list)
         pooled = reference.measured(self.extractor, 64, False, bar("Reference")).pooled
         assert pooled is not None
-        self.reference: FeatureStatistics = pooled  # the same on every process
+        self.reference = pooled  # the same on every process
 
     def _open_reference(self) -> Reference:
         if is_spec(self.args.reference):
@@ -158,22 +156,7 @@ class Search:
         return torch.cat(rows)[: self.args.count]
 
     def _fids(self, scale: float, power: float) -> list[float]:
-        pooled = self._features(scale, power, "pooled")
-        # By chance: groups in the order of the images would each lack some classes.
-        order = torch.randperm(len(pooled), generator=stream("jackknife", len(pooled)))
-        groups = []
-        for rows in order.tensor_split(GROUPS):
-            statistics = FeatureStatistics(pooled.shape[1])
-            statistics.update(pooled[rows])
-            groups.append(statistics)
-        fids = []
-        for left_out in range(-1, GROUPS):
-            rest = FeatureStatistics(pooled.shape[1])
-            for group, statistics in enumerate(groups):
-                if group != left_out:
-                    rest.merge(statistics)
-            fids.append(frechet_distance(rest, self.reference))
-        return fids
+        return left_out_distances(self._features(scale, power, "pooled"), self.reference)
 
     def _results(self, known: dict[Setting, list[float]]) -> list[Result]:
         order = sorted(known, key=lambda setting: known[setting][0])
@@ -188,12 +171,6 @@ class Search:
             errors = jackknife_error(fids[1:]), jackknife_error(behind[1:])
             results.append(Result(scale, shown, fids[0], errors[0], behind[0], errors[1], score))
         return results
-
-
-def jackknife_error(left_out: list[float]) -> float:
-    """Standard error of a number from its values without each of G groups in turn (Efron & Tibshirani 1993, ch. 11)."""
-    values = np.asarray(left_out)
-    return float(np.sqrt((len(values) - 1) * np.mean((values - values.mean()) ** 2)))
 
 
 def report(results: list[Result], search: Search, path: Path) -> None:

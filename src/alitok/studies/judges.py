@@ -17,7 +17,6 @@ from alitok.common.errors import BadInput
 from alitok.common.files import write_json
 from alitok.common.images import to_uint8
 from alitok.common.progress import counter
-from alitok.common.random import stream
 from alitok.data.encoding import tokenize
 from alitok.data.reading import read_all
 from alitok.data.sources import open_source
@@ -25,7 +24,7 @@ from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.extractors import open_extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance, frechet_parts
 from alitok.evaluation.reconstruction import ReconstructionMetrics
-from alitok.evaluation.tokens import TokenAccuracy
+from alitok.evaluation.tokens import TokenAccuracy, replace_tokens
 from alitok.reports.runs import read_json
 from alitok.sampling.guidance import guidance_of
 from alitok.sampling.images import sample_images
@@ -33,7 +32,6 @@ from alitok.studies.features import measure_features
 from alitok.studies.probe import probe
 
 FILE = "measures.json"  # in the run's folder, where `compare` and `trial` find it
-REPLACED = 0.1  # share of a generator's input tokens replaced, for its accuracy in a noisy context
 REFERENCE_PICTURES = 10_000
 # For tokenizers.
 TRAIN, VAL = 10_000, 2_000  # pictures to train the probes, and pictures for every measure
@@ -149,13 +147,8 @@ class GeneratorJudge(Judge):
         data.setup("validate")
         accuracy = TokenAccuracy(generator.num_tokens)
         for batch in data.val_dataloader():
-            tokens, masks, codes = batch["tokens"].to(self.device), [], []
-            for index in batch["index"].tolist():
-                noise = stream("trial noise", index)
-                masks.append(torch.rand(tokens.shape[1], generator=noise) < REPLACED)
-                codes.append(torch.randint(generator.codebook_size, tokens.shape[1:], generator=noise))
-            mask = torch.stack(masks).view(*tokens.shape[:2], *[1] * (tokens.ndim - 2)).to(self.device)
-            read = torch.where(mask, torch.stack(codes).to(self.device), tokens)
+            tokens = batch["tokens"].to(self.device)
+            read = replace_tokens(tokens, batch["index"].tolist(), generator.codebook_size)
             outputs = generator.losses(tokens, batch["label"].to(self.device), inputs=read)
             accuracy.update(outputs["logits"], tokens)
         found = accuracy.compute()

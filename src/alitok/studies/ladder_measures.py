@@ -1,5 +1,6 @@
 """The ladder's measures: one classifier's features, and the same pictures, samples and seeds for all rungs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ from alitok.data.reading import read_all
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.evaluation.classifier import ClassifierExtractor, train_and_save
-from alitok.evaluation.fid import FeatureStatistics, frechet_distance
-from alitok.evaluation.generation import GenerationMetrics
+from alitok.evaluation.fid import FeatureStatistics, frechet_distance, jackknife_error, left_out_distances
+from alitok.evaluation.inception_score import inception_score
 from alitok.evaluation.reconstruction import ReconstructionMetrics, psnr
-from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
+from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy, replace_tokens
 from alitok.networks.classifier import Classifier
+from alitok.reports.curves import Curve
 from alitok.sampling.images import sample_images
 from alitok.studies.ladder_settings import Settings
 from alitok.studies.probe import token_statistics
@@ -127,6 +129,8 @@ class Judge:
         guided = self._fid(tokenizer, generator, best, self.settings.samples, SEED)
         row |= {"gfid": plain["fid"], "gfid_guided": guided["fid"]}
         details |= {
+            "gfid_error": plain["error"],
+            "gfid_guided_error": guided["error"],
             "guidance": best,
             "gfid_by_guidance": {f"{guidance:g}": fid for guidance, fid in tried.items()},
             "inception_score": plain["inception_score"],
@@ -142,13 +146,15 @@ class Judge:
         """Fidelity, codebook usage and predictability on the held-out pictures."""
         metrics = ReconstructionMetrics(self.extractor)
         codes = CodebookUsage(tokenizer.codebook_size, tokenizer.sub_codes)
-        accuracy = TokenAccuracy(tokenizer.num_tokens)
-        for images, labels in zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True):
-            pixels = images.to(self.device).float() / 255
+        accuracy, noisy = TokenAccuracy(tokenizer.num_tokens), TokenAccuracy(tokenizer.num_tokens)
+        for places in torch.arange(len(self.images)).split(BATCH):
+            pixels, labels = self.images[places].to(self.device).float() / 255, self.labels[places].to(self.device)
             ids = tokenizer.encode(pixels)
             codes.update(ids)
             metrics.update(pixels, tokenizer.decode(ids))
-            accuracy.update(generator(ids, labels.to(self.device)), ids)
+            accuracy.update(generator(ids, labels), ids)
+            read = replace_tokens(ids, places.tolist(), tokenizer.codebook_size)
+            noisy.update(generator.losses(ids, labels, inputs=read)["logits"], ids)
         pictures, usage, tokens = metrics.compute(), codes.compute(), accuracy.compute()
         by_position = accuracy.by_position()
         row = {
@@ -160,6 +166,7 @@ class Judge:
         }
         details = {
             "ssim": pictures["ssim"],
+            "noisy_accuracy": noisy.compute()["token_accuracy"],
             "nats_per_picture": float(by_position[1].sum()),
             "accuracy_by_position": by_position[0].tolist(),
             "nats_by_position": by_position[1].tolist(),
@@ -216,8 +223,8 @@ class Judge:
     def _fid(
         self, tokenizer: "Tokenizer", generator: "Generator", guidance: float, count: int, seed: int
     ) -> dict[str, float]:
-        """FID and Inception Score of `count` samples, classes cycling."""
-        metrics = GenerationMetrics(self.extractor, self.reference)
+        """`fid`, its standard `error` and `inception_score` of `count` samples, classes cycling."""
+        pooled, probabilities = [], []
         labels = [index % len(self.class_names) for index in range(count)]
         name = f"Samples, guidance {guidance:g}" if guidance else "Samples, no guidance"
         with counter(name, -(-count // BATCH) * generator.num_tokens) as advance:
@@ -229,8 +236,12 @@ class Judge:
                 batch=BATCH,
                 on_step=lambda step: advance(1),
             ):
-                metrics.update(to_uint8(images))
-        return metrics.compute()
+                features = self.extractor(to_uint8(images))
+                pooled.append(features.pooled.cpu())
+                probabilities.append(features.probabilities.cpu())
+        distances = left_out_distances(torch.cat(pooled), self.reference)
+        score = inception_score(torch.cat(probabilities))
+        return {"fid": distances[0], "error": jackknife_error(distances[1:]), "inception_score": score}
 
     def _sample_grid(self, tokenizer: "Tokenizer", generator: "Generator", guidance: float, path: Path) -> None:
         """Save a grid of eight samples for each of the first ten classes: four without guidance above four with it."""
@@ -242,3 +253,16 @@ class Judge:
             for _, _, images in sample_images(generator, tokenizer, labels, Draw(scale, seed=SEED))
         ]
         save_grid(torch.cat(rows), path, len(names), names)
+
+
+def last_tenth(curves: Mapping[str, Curve]) -> dict[str, float]:
+    """What validation gained in the last tenth of a generator's training: `accuracy` and `nats` a token.
+
+    0 if nothing was validated earlier.
+    """
+    gains = {}
+    for name, metric, sign in (("accuracy", "val/token_accuracy", 1), ("nats", "val/token_nats", -1)):
+        points = curves[metric]
+        before = [value for step, value in points if step <= 0.9 * points[-1][0]]
+        gains[name] = sign * (points[-1][1] - before[-1]) if before else 0.0
+    return gains

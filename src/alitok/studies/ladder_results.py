@@ -22,6 +22,18 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
     "steps": ("steps", ",.0f", 1),
     "seconds": ("seconds", ",.0f", 1),
 }
+# the same for a row's details: a path of keys in the place of a key
+DETAILS: dict[tuple[str, ...], tuple[str, str, float]] = {
+    ("nats_per_picture",): ("nats a picture", ".1f", 1),
+    ("noisy_accuracy",): ("accuracy (%), a tenth of the inputs replaced", ".1f", 100),
+    ("reach", "own"): ("own patch (%)", ".1f", 100),
+    ("reach", "before"): ("patches before (%)", ".1f", 100),
+    ("reach", "after"): ("patches after (%)", ".1f", 100),
+    ("last_tenth", "accuracy"): ("accuracy gained in the last tenth (%)", ".2f", 100),
+    ("last_tenth", "nats"): ("nats gained in it", ".3f", 1),
+    ("gfid_error",): ("error of gFID", ".2f", 1),
+    ("gfid_guided_error",): ("of gFID, guided", ".2f", 1),
+}
 PANELS = ("ar_accuracy", "ar_loss", "gfid", "gfid_guided", "rfid", "psnr")
 ROW_KEYS = ("variant", "seed", *COLUMNS)
 # a rung's picture -> its caption on the sheet of all rungs
@@ -62,16 +74,11 @@ def by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
 
 
 def markdown(content: Mapping[str, Any], name: str) -> str:
-    """The table of mean and standard deviation over seeds, with notes on how it was measured."""
-    heads = ["rung", "seeds", *(head for head, _, _ in COLUMNS.values())]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for variant, rows in by_variant(content["rows"]).items():
-        cells = [variant, str(len(rows))]
-        for key, (_, form, factor) in COLUMNS.items():
-            mean, deviation = spread([row[key] * factor for row in rows])
-            alone = deviation is None or key in ("steps", "seconds")
-            cells.append(f"{mean:{form}}" if alone else f"{mean:{form}} ± {deviation:{form}}")
-        lines.append(f"| {' | '.join(cells)} |")
+    """The two tables of the rungs, with notes on how they were measured."""
+    groups = by_variant(content["rows"])
+    details = {
+        variant: [content["details"][f"{variant}-{row['seed']}"] for row in rows] for variant, rows in groups.items()
+    }
     extractor, settings = content["extractor"], content["settings"]
     scales = ", ".join(f"{scale:g}" for scale in settings["guidance"])
     notes = [
@@ -87,8 +94,38 @@ def markdown(content: Mapping[str, Any], name: str) -> str:
         f" {settings['precision']}.",
     ]
     pictures = [f"![{title}]({name}-{sheet}.png)" for sheet, title in SHEETS.items()]
-    parts = ["# The ladder", "\n".join(lines), f"![The ladder's numbers by rung]({name}.png)", *pictures, *notes]
+    tables = [
+        table(groups, {(key,): column for key, column in COLUMNS.items()}),
+        table(details, DETAILS),
+        "Own patch: the share of the change in the picture that stays in a token's own patch if its code is replaced by"
+        " the mean code. The error of a gFID is the jackknife's over ten groups of samples. The last tenth: of the"
+        " generator's training, in validation.",
+    ]
+    parts = ["# The ladder", *tables, f"![The ladder's numbers by rung]({name}.png)", *pictures, *notes]
     return "\n\n".join(parts) + "\n"
+
+
+def table(
+    groups: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[tuple[str, ...], tuple[str, str, float]]
+) -> str:
+    """A Markdown table of mean and standard deviation over seeds, a line for each rung."""
+    heads = ["rung", "seeds", *(head for head, _, _ in columns.values())]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for variant, rows in groups.items():
+        cells = [variant, str(len(rows))]
+        for path, (_, form, factor) in columns.items():
+            mean, deviation = spread([factor * value_at(row, path) for row in rows])
+            alone = deviation is None or path in (("steps",), ("seconds",))
+            cells.append(f"{mean:{form}}" if alone else f"{mean:{form}} ± {deviation:{form}}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def value_at(row: Mapping[str, Any], path: tuple[str, ...]) -> float:
+    value: Any = row
+    for key in path:
+        value = value[key]
+    return float(value)
 
 
 def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
