@@ -91,7 +91,7 @@ def test_rows_have_the_keys_that_programs_read(ladder: Path) -> None:
     assert set(details["gfid_by_guidance"]) == {"2", "3"}
     assert 0 <= details["noisy_accuracy"] <= 1
     assert min(details["gfid_error"], details["gfid_guided_error"]) > 0
-    assert details["last_tenth"] == {"accuracy": 0, "nats": 0}  # there was one validation
+    assert details["last_tenth"] is None  # there was one validation
     assert details["psnr_by_first_tokens"].keys() >= {"0", "72"}
     # a causal decoder makes nothing of a token for the patches before it; the second stage's is not causal
     causal, both = content["details"]["auxiliary-3"]["reach"], details["reach"]
@@ -150,6 +150,34 @@ def test_a_second_start_does_only_what_is_missing(
     assert len(json.loads((ladder / "ablation.json").read_text())["rows"]) == 2
 
 
+def test_rows_of_another_classifier_are_measured_again_and_not_trained(
+    ladder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = ladder / "seed-3" / "auxiliary" / "row.json"
+    before = row.read_text()
+    details = json.loads(row.with_name("details.json").read_text())
+    row.with_name("details.json").write_text(json.dumps(details | {"extractor": "another"}))
+    run(words(data, ladder, "--variants", "auxiliary,two-stage", "--seeds", "3"))
+    assert "is finished" in capsys.readouterr().out
+    assert json.loads(row.with_name("details.json").read_text())["extractor"] == details["extractor"]
+    assert row.read_text() == before
+
+
+def test_rows_of_an_earlier_version_are_shown(ladder: Path, data: Path, tmp_path: Path) -> None:
+    """Their details lack what was measured later."""
+    file = ladder / "seed-3" / "auxiliary" / "details.json"
+    details = json.loads(file.read_text())
+    earlier = {key: details[key] for key in details if key not in ("noisy_accuracy", "extractor", "command", "machine")}
+    file.write_text(json.dumps(earlier))
+    try:
+        results = ["--results", str(tmp_path / "ladder")]
+        run(words(data, ladder, "--variants", "auxiliary,two-stage", "--seeds", "3", *results))
+    finally:
+        file.write_text(json.dumps(details))
+    (line,) = [text for text in (tmp_path / "ladder.md").read_text().splitlines() if "| auxiliary | 1 |" in text][1:]
+    assert line.split(" | ")[3] == "—"
+
+
 def test_other_settings_need_another_folder(ladder: Path, data: Path) -> None:
     with pytest.raises(BadInput, match=r"is a ladder with other settings \(define "):
         run(words(data, ladder, "--set", "generator_steps=4", "--samples", "30"))
@@ -165,10 +193,11 @@ def test_rungs_differ_by_what_their_name_says(ladder: Path) -> None:
 
 def test_what_the_last_tenth_gained() -> None:
     curves = {
-        "val/token_accuracy": [(80, 0.1), (90, 0.2), (95, 0.6), (100, 0.5)],
-        "val/token_nats": [(80, 3.0), (90, 2.5), (95, 1.0), (100, 2.0)],
+        "val/token_accuracy": [(70, 0.1), (80, 0.2), (100, 0.6)],
+        "val/token_nats": [(80, 3.0), (100, 2.0)],
     }
-    assert last_tenth(curves) == {"accuracy": pytest.approx(0.3), "nats": pytest.approx(0.5)}
+    assert last_tenth(curves) == {"accuracy": pytest.approx(0.2), "nats": pytest.approx(0.5)}
+    assert last_tenth({**curves, "val/token_nats": [(95, 3.0), (100, 2.0)]}) is None
 
 
 def test_plan_does_the_first_seed_first() -> None:
@@ -190,7 +219,10 @@ def test_plan_does_the_first_seed_first() -> None:
         (["--set", "image_size=big"], r"num_latents: \$\{mul:big,big\} cannot be calculated; give whole numbers"),
         (["--set", "patch_size=null"], "patch_size"),
         (["--set", "generator_steps=[1"], "no valid YAML"),
-        (["--guidance", "a"], "--guidance"),
+        (["--guidance", "a"], "--guidance takes numbers and commas"),
+        (["--guidance", "3,-6"], "--guidance takes scales of 0 or more"),
+        (["--guidance", "nan"], "--guidance takes scales of 0 or more"),
+        (["--results", "/dev/null/ladder"], "Cannot write /dev/null/ladder.json"),
         (["--samples", "3"], "--samples"),
         (["--config", "nowhere"], "is missing"),
     ],

@@ -143,6 +143,22 @@ def test_an_idea_that_diverges_does_not_end_the_trial(tmp_path: Path, idea: Path
     assert "lr=1e30, seed 0, failed: " in (out / "trial.md").read_text()
 
 
+def test_a_run_whose_numbers_are_not_finite_is_named_and_the_others_are_compared(tmp_path: Path, idea: Path) -> None:
+    out = tmp_path / "trial"
+    again = words(out, "--sweep", "model.warmup_steps=1", "--idea", str(idea), "--seeds", "0")
+    run(again)
+    card = out / "no-prefix-loss" / "seed-0" / "artifact" / "card.json"
+    content = json.loads(card.read_text())
+    content["metrics"]["psnr"] = float("nan")
+    card.write_text(json.dumps(content))
+    run(again)
+    content = json.loads((out / "trial.json").read_text())
+    assert len(content["rows"]) == 2
+    (sentence,) = content["failed"]
+    assert "no-prefix-loss, seed 0, failed: " in sentence
+    assert "psnr is nan, so the run cannot be compared" in sentence
+
+
 OWN = """
 from alitok.losses.terms import LossTerm
 

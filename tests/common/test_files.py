@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -11,6 +12,7 @@ from alitok.common.files import (
     check_readable_name,
     find_weights,
     hub_checkpoints,
+    no_room,
     sha256,
     write_json,
     write_text,
@@ -111,3 +113,14 @@ def test_hub_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert str(hub_checkpoints()) == "/cache/torch/hub/checkpoints"
+
+
+def test_a_full_disk_is_told_from_other_faults() -> None:
+    with pytest.raises(BadInput) as caught, atomic_file("/dev/full/x"):
+        pass
+    assert not no_room(caught.value)  # /dev/full is no folder
+    assert no_room(OSError(errno.ENOSPC, "No space left on device"))
+    assert not no_room(OSError(errno.ENOENT, "No such file"))
+    with pytest.raises(BadInput) as caught:
+        raise BadInput("Cannot write x.") from OSError(errno.ENOSPC, "No space left on device")
+    assert no_room(caught.value)

@@ -1,5 +1,6 @@
 """The league: budget, rows that stay, stale rows, and the page."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,41 @@ def test_a_run_that_fails_is_a_row_and_the_next_one_runs(file: Path, capsys: pyt
     assert "note: tokenizers l1, seed 0: " in capsys.readouterr().out
     assert [bool(row.get("failed")) for row in rows_of(file)] == [False, True]
     assert "| l1 (1 failed) | — | " in (file.parent / "runs" / "league.md").read_text()
+    run(words(file, "--only", "l1"))
+    assert "2 runs, 0 to train" in capsys.readouterr().out
+    run(words(file, "--only", "l1", "--renew"))
+    assert "2 runs, 1 to train" in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_the_league(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a run has not failed: it is trained when there is room."""
+
+    def full(*_: Any) -> None:
+        raise BadInput("Cannot write x.ckpt: No space left on device.") from OSError(errno.ENOSPC, "No space")
+
+    monkeypatch.setattr("alitok.training.launch.run", full)
+    with pytest.raises(BadInput, match="No space left"):
+        run(words(file, "--only", "l1", "--hours", "1e-12"))
+    assert rows_of(file) == []
+
+
+def test_rows_of_seeds_that_the_list_no_longer_names_can_become_stale(file: Path) -> None:
+    entries = entries_of(League.load(file), "shapes", file.parent / "runs")
+    own = [entry for entry in entries if entry.family == "tokenizers"]
+    rows = [
+        {"family": e.family, "name": e.name, "seed": e.seed, "digest": e.digest, "stale": False, "seconds": 1.0}
+        | {"flops": 1e9, "wall": 2.0}
+        for e in own
+    ]
+    (file.parent / "runs").mkdir()
+    (file.parent / "runs" / "league.json").write_text(json.dumps({"rows": rows}))
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | {"seeds": [0]}, sort_keys=False))
+    run(words(file, "--only", "l1"))
+    assert not any(row["stale"] for row in rows_of(file))
+    (file.parent / "l1.yaml").write_text("model: {losses: {mse: null, l1: {class_path: alitok.losses.terms.MSE}}}\n")
+    run(words(file, "--only", "l1"))
+    assert [(row["name"], row["seed"]) for row in rows_of(file) if row["stale"]] == [("l1", 0), ("l1", 1)]
 
 
 def test_what_does_not_fit_into_the_hours_is_left(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

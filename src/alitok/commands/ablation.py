@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from alitok.common.ends import alone_in
-    from alitok.common.files import experiments_folder
+    from alitok.common.files import check_writable, experiments_folder
     from alitok.reports.comparison import write_page
     from alitok.studies.ladder_measures import Judge
     from alitok.studies.ladder_results import write_results
@@ -47,16 +47,17 @@ def run(args: argparse.Namespace) -> None:
     configs = Path(args.config) if args.config else experiments_folder() / "ablation"
     out = Path(args.out)
     work = plan(args.variants, args.seeds)
+    results = Path(args.results) if args.results else out / "ablation"
+    check_writable(results.with_name(f"{results.name}.json"))
     settings = settle(args, configs, out)
     sizes = defined(configs, settings)
     with alone_in(out):
         begin(out, settings)
         judge = Judge(settings, out, int(sizes["image_size"]), int(sizes["image_size"]) // int(sizes["patch_size"]))
-        results = Path(args.results) if args.results else out / "ablation"
         for number, (variant, seed) in enumerate(work, start=1):
             folder = out / f"seed-{seed}" / variant
             print(f"rung {number} of {len(work)}: {variant}, seed {seed}", flush=True)
-            if not (folder / "row.json").is_file():
+            if not judge.has_measured(folder):
                 rung(variant, seed, folder, configs, settings, judge)
             write_results(out, results, judge.facts)
     folders = [file.parent for name in LADDER for file in sorted(out.glob(f"seed-*/{name}/row.json"))]

@@ -112,9 +112,9 @@ def run(args: argparse.Namespace) -> None:
             codes = None if args.chd is None else load_tokenizer(args.chd, device)
             record = evaluate_samples(taken(Samples, args), device, codes)
         if rank() == 0:
+            print_table(record, args)
             if args.json:
                 record.save(args.json)
-            print_table(record, args)
 
 
 def taken(kind: type[T], args: argparse.Namespace) -> T:

@@ -86,11 +86,11 @@ def run(args: argparse.Namespace) -> None:
     if args.tokenizer is not None:
         record |= {"source": args.tokenizer, "data": args.data}
     record |= features
+    show(record)
     if args.json:
         from alitok.common.files import write_json
 
         write_json(args.json, record)
-    show(record)
 
 
 def encode(args: argparse.Namespace, folder: Path) -> tuple[str, str]:

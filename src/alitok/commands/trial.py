@@ -95,17 +95,15 @@ def _judging(args: argparse.Namespace, tokenizers: bool) -> "Judging | None":
         raise BadInput("--judge needs --data SPEC of real pictures and, for generators, --tokenizer DIR.")
     if args.probe_steps < 1:
         raise BadInput(f"--probe-steps must be at least 1, not {args.probe_steps}.")
-    try:
-        scales = tuple(float(word) for word in args.guidance.split(","))
-    except ValueError as error:
-        raise BadInput(f"--guidance takes numbers with commas between, not {args.guidance!r}.") from error
-    if args.samples < 2 or min(scales) < 0:
-        raise BadInput(f"--samples must be at least 2 and scales not negative: {args.samples}, {args.guidance}.")
+    if args.samples < 2:
+        raise BadInput(f"--samples must be at least 2, not {args.samples}.")
     from alitok.artifacts.folder import read_card
     from alitok.data.sources import open_source
     from alitok.evaluation.extractors import open_extractor
+    from alitok.reports.runs import parse_scales
     from alitok.studies.judges import Judging
 
+    scales = tuple(parse_scales(args.guidance))
     if not tokenizers:
         read_card(Path(args.tokenizer), "tokenizer")
     open_extractor(args.judge, "cpu")

@@ -1,5 +1,6 @@
 """Files that are whole or absent, digests, and the places of published weight files."""
 
+import errno
 import hashlib
 import json
 import os
@@ -141,6 +142,12 @@ def experiments_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "experiments"
     return installed if installed.is_dir() else package.parents[1] / "experiments"
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error comes from a disk that takes no more files, so that further work is lost too."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def check_writable(path: Path) -> None:

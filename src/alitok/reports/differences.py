@@ -14,10 +14,12 @@ from alitok.reports.runs import ABSENT, spread
 BASE = "base"
 MEANING = (
     "The number after ± is the standard error of the mean. *Higher* and *lower* are decided: the 95 % interval of"
-    " Student's t excludes 0. Of twenty measures that do not differ, one is decided by chance alone."
+    " Student's t excludes 0. Of twenty measures that do not differ, one is decided by chance alone. \"N seeds"
+    ' would do" means that N seeds decide such a difference in four of five trials.'
 )
 COSTS = ("parameters", "flops_a_step", "seconds")  # listed below the measures, without a verdict
 CONFIDENCE = 0.95
+POWER = 0.8  # the usual one
 MOST_SEEDS = 100
 
 
@@ -31,7 +33,7 @@ class Difference:
         above: number of seeds in which the idea is above the base.
         seeds: number of seeds.
         decided: the 95 % interval of Student's t excludes 0.
-        needed: seeds needed to decide such a difference and spread; None if more than 100.
+        needed: seeds that decide such a difference and spread in four of five trials; None if more than 100.
     """
 
     mean: float
@@ -51,8 +53,6 @@ def difference(base: Sequence[float], idea: Sequence[float]) -> Difference:
     if not base or len(base) != len(idea):
         raise BadInput(f"A paired difference needs the same seeds on both sides, not {len(base)} and {len(idea)}.")
     each = [other - own for own, other in zip(base, idea, strict=True)]
-    if not all(map(math.isfinite, each)):
-        return Difference(math.nan, math.nan, 0, len(each), False, None)
     mean, count = statistics.fmean(each), len(each)
     above = sum(value > 0 for value in each)
     if count == 1:
@@ -60,7 +60,7 @@ def difference(base: Sequence[float], idea: Sequence[float]) -> Difference:
     deviation = statistics.stdev(each)
     error = deviation / math.sqrt(count)
     decided = abs(mean) > critical(count) * error
-    needed = next((n for n in range(2, MOST_SEEDS + 1) if abs(mean) > critical(n) * deviation / math.sqrt(n)), None)
+    needed = next((n for n in range(2, MOST_SEEDS + 1) if chance(abs(mean), deviation, n) >= POWER), None)
     return Difference(mean, error, above, count, decided, needed)
 
 
@@ -69,6 +69,15 @@ def critical(seeds: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
+
+
+def chance(mean: float, deviation: float, seeds: int) -> float:
+    """The chance that so many seeds decide a true difference in its direction: the power of Student's test."""
+    from scipy.stats import nct
+
+    if deviation == 0:
+        return float(mean > 0)
+    return float(nct.sf(critical(seeds), seeds - 1, mean / deviation * math.sqrt(seeds)))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -81,10 +90,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(row["name"] for row in rows))
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "seed", *COSTS)]
     count = len({row["seed"] for row in rows})
+    known = {(row["name"], row["seed"], key): row[key] for row in rows for key in keys if row.get(key) is not None}
     lines = [f"| {count} seeds | {' | '.join(names)} |" if count > 1 else f"| one seed | {' | '.join(names)} |"]
     lines.append(f"|{'---|' * (len(names) + 1)}")
     for key in keys:
-        unit, cells, base = UNITS.get(key, ""), [], None
+        unit, cells = UNITS.get(key, ""), []
         for name in names:
             values = [row[key] for row in rows if row["name"] == name and row.get(key) is not None]
             if not values:
@@ -92,10 +102,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 continue
             mean, deviation = spread(values)
             cell = said(mean, unit) + (f" ± {said(deviation, unit)}" if deviation is not None else "")
-            if name == BASE:
-                base = mean
-            elif base is not None:
-                cell += f" ({'+' if mean >= base else '-'}{said(abs(mean - base), unit)})"
+            both = [
+                seed for own, seed, measure in known if (own, measure) == (name, key) and (BASE, seed, key) in known
+            ]
+            if name != BASE and both:
+                apart = statistics.fmean(known[name, seed, key] - known[BASE, seed, key] for seed in both)
+                cell += f" ({'+' if apart >= 0 else '-'}{said(abs(apart), unit)})"
             cells.append(cell)
         lines.append(f"| {key.replace('_', ' ')} | {' | '.join(cells)} |")
     for label, key in (("parameters", "parameters"), ("FLOPs a step", "flops_a_step"), ("wall time a run", "seconds")):
@@ -136,8 +148,6 @@ def verdict_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 more = f"{found.needed} seeds would do" if found.needed else "more than 100 seeds would be needed"
                 equal = "both are equal" if not found.error else "the seeds cancel out"
                 word = "undecided: " + (equal if found.mean == 0 else more)
-            if math.isnan(found.mean):
-                word = "not a number in some run"
             lines.append(f"| {name} | {key.replace('_', ' ')} | {amount} | {found.above} of {found.seeds} | {word} |")
     if not lines:
         return ""

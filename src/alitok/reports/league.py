@@ -81,9 +81,9 @@ def write_page(families: Mapping[str, Family], rows: Sequence[Row], results: Pat
     shown = dict.fromkeys(key for f in families.values() for key in (f.main, *f.shown))
     meanings = [f"| {key.replace('_', ' ')} | {meaning} |" for key in shown if (meaning := _meaning(key))]
     parts.append("\n".join(["| column | meaning |", "|---|---|", *meanings, ""]))
-    write_text(results.with_suffix(".md"), "\n".join(parts))
+    write_text(results.with_name(f"{results.name}.md"), "\n".join(parts))
     if drawn:
-        _draw(drawn, results.with_suffix(".png"))
+        _draw(drawn, results.with_name(f"{results.name}.png"))
 
 
 _INTRODUCTION = """Base and idea are trained over the same seeds, so the differences are paired. A cell is idea less
@@ -177,7 +177,8 @@ def _table(
     ]
     lines.append("|" + "---|" * (len(columns) + 6))
     base = [_mean(rows, key) for key in columns]
-    count = len({row["seed"] for row in rows if row["name"] == BASE})
+    counting = [row for row in rows if row["name"] == BASE and not row["stale"] and not row.get("failed")]
+    count = len({row["seed"] for row in counting})
     lines.append(f"| base{_mark(rows, BASE)} | {' | '.join(base)} | {count} | {_took(rows, BASE)} | | | |")
     for idea in ideas:
         entry, value = family.ideas[idea], found[idea]

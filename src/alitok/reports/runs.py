@@ -117,6 +117,21 @@ def parse_seeds(text: str) -> list[int]:
         raise BadInput(f"--seeds takes whole numbers and commas, not {text!r}.") from error
 
 
+def parse_scales(text: str) -> list[float]:
+    """The guidance scales that --guidance names ("0,2.5").
+
+    Raises:
+        BadInput: one is no number of 0 or more.
+    """
+    try:
+        scales = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise BadInput(f"--guidance takes numbers and commas, not {text!r}.") from error
+    if not all(0 <= scale < math.inf for scale in scales):
+        raise BadInput(f"--guidance takes scales of 0 or more, not {text!r}.")
+    return scales
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; raises BadInput if the file holds none."""
     try:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from einops import reduce
 from torch import Tensor
@@ -24,6 +25,8 @@ from alitok.evaluation.reconstruction import ReconstructionMetrics, psnr
 from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy, replace_tokens
 from alitok.networks.classifier import Classifier
 from alitok.reports.curves import Curve
+from alitok.reports.provenance import command, machine
+from alitok.reports.runs import read_json
 from alitok.sampling.images import sample_images
 from alitok.studies.ladder_settings import Settings
 from alitok.studies.probe import token_statistics
@@ -71,13 +74,14 @@ class Judge:
                 train_and_save(images, labels, classes, folder, steps, width, self.device, seed=seed)
         network = Classifier.load(out / "classifier")
         self.extractor = ClassifierExtractor(network, "ladder classifier", self.device)
-        if not (out / "reference.npz").is_file():
+        reference = out / f"reference-{self.extractor.digest[:12]}.npz"
+        if not reference.is_file():
             source = open_source(settings.data, "train", size=image_size, count=REFERENCE_PICTURES)
-            self._features(read_all(source, image_size)[0])[0].save(out / "reference.npz")
-        self.reference = FeatureStatistics.load(out / "reference.npz")
+            self._features(read_all(source, image_size)[0])[0].save(reference)
+        self.reference = FeatureStatistics.load(reference)
         statistics, right = self._features(self.images, self.labels)
         self.facts: dict[str, Any] = {
-            "settings": settings.record(),
+            "settings": settings.record() | {"pictures": len(self.images)},
             "extractor": {
                 "name": f"classifier of {settings.classifier_steps} steps on the training pictures of {settings.data}",
                 "digest": self.extractor.digest,
@@ -102,6 +106,12 @@ class Judge:
                 right += int((features.probabilities.argmax(1).cpu() == labels.split(500)[index]).sum())
         return statistics, None if labels is None else right / len(images)
 
+    def has_measured(self, folder: Path) -> bool:
+        """Whether a rung's folder holds a row by this judge."""
+        if not (folder / "row.json").is_file():
+            return False
+        return read_json(folder / "details.json").get("extractor", self.extractor.digest) == self.extractor.digest
+
     def measure(
         self, tokenizer_path: Path, generator_path: Path, folder: Path, tokens: Path
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,6 +125,7 @@ class Judge:
         generator = load_generator(generator_path, self.device)
         check_pair(generator, tokenizer)
         row, details = self._tokens_and_pictures(tokenizer, generator)
+        details |= {"extractor": self.extractor.digest, "command": command(), "machine": machine()}
         details |= self._first_tokens(tokenizer, folder / "first-tokens.png")
         details |= self._reach(tokenizer)
         cache = TokenCache(tokens)
@@ -255,14 +266,16 @@ class Judge:
         save_grid(torch.cat(rows), path, len(names), names)
 
 
-def last_tenth(curves: Mapping[str, Curve]) -> dict[str, float]:
+def last_tenth(curves: Mapping[str, Curve]) -> dict[str, float] | None:
     """What validation gained in the last tenth of a generator's training: `accuracy` and `nats` a token.
 
-    0 if nothing was validated earlier.
+    Between two validations the curve is taken as straight. None if the first one came later.
     """
     gains = {}
     for name, metric, sign in (("accuracy", "val/token_accuracy", 1), ("nats", "val/token_nats", -1)):
-        points = curves[metric]
-        before = [value for step, value in points if step <= 0.9 * points[-1][0]]
-        gains[name] = sign * (points[-1][1] - before[-1]) if before else 0.0
+        steps, values = zip(*curves[metric], strict=True)
+        start = 0.9 * steps[-1]
+        if steps[0] > start:
+            return None
+        gains[name] = sign * (values[-1] - float(np.interp(start, steps, values)))
     return gains

@@ -7,7 +7,7 @@ from typing import Any
 
 from alitok.common.files import atomic_file, write_json, write_text
 from alitok.reports.provenance import command, machine
-from alitok.reports.runs import read_json, spread
+from alitok.reports.runs import ABSENT, read_json, spread
 from alitok.studies.ladder_settings import LADDER
 
 # key of a row -> head of its column, format, factor
@@ -31,8 +31,8 @@ DETAILS: dict[tuple[str, ...], tuple[str, str, float]] = {
     ("reach", "after"): ("patches after (%)", ".1f", 100),
     ("last_tenth", "accuracy"): ("accuracy gained in the last tenth (%)", ".2f", 100),
     ("last_tenth", "nats"): ("nats gained in it", ".3f", 1),
-    ("gfid_error",): ("error of gFID", ".2f", 1),
-    ("gfid_guided_error",): ("of gFID, guided", ".2f", 1),
+    ("gfid_error",): ("error of gFID", ".3f", 1),
+    ("gfid_guided_error",): ("of gFID, guided", ".3f", 1),
 }
 PANELS = ("ar_accuracy", "ar_loss", "gfid", "gfid_guided", "rfid", "psnr")
 ROW_KEYS = ("variant", "seed", *COLUMNS)
@@ -79,6 +79,11 @@ def markdown(content: Mapping[str, Any], name: str) -> str:
     details = {
         variant: [content["details"][f"{variant}-{row['seed']}"] for row in rows] for variant, rows in groups.items()
     }
+    # a rung of an earlier version does not say how it was made
+    made = {
+        key: list(dict.fromkeys(one.get(key, content[key]) for one in content["details"].values()))
+        for key in ("command", "machine")
+    }
     extractor, settings = content["extractor"], content["settings"]
     scales = ", ".join(f"{scale:g}" for scale in settings["guidance"])
     notes = [
@@ -90,8 +95,8 @@ def markdown(content: Mapping[str, Any], name: str) -> str:
         f" {extractor['name']}: {extractor['accuracy']:.1%} right on held-out pictures, {extractor['features']}"
         f" features, digest `{extractor['digest'][:12]}`. Held-out pictures against the reference have FID"
         f" {content['fid_real']:.3f}.",
-        f"Data: `{settings['data']}`. Command: `{content['command']}`. Machine: {content['machine']};"
-        f" {settings['precision']}.",
+        f"Data: `{settings['data']}`. Commands: {', '.join(f'`{text}`' for text in made['command'])}. Machines:"
+        f" {'; '.join(made['machine'])}; {settings['precision']}.",
     ]
     pictures = [f"![{title}]({name}-{sheet}.png)" for sheet, title in SHEETS.items()]
     tables = [
@@ -114,18 +119,24 @@ def table(
     for variant, rows in groups.items():
         cells = [variant, str(len(rows))]
         for path, (_, form, factor) in columns.items():
-            mean, deviation = spread([factor * value_at(row, path) for row in rows])
+            values = [value_at(row, path) for row in rows]
+            known = [factor * value for value in values if value is not None]
+            if not known:
+                cells.append(ABSENT)
+                continue
+            mean, deviation = spread(known)
             alone = deviation is None or path in (("steps",), ("seconds",))
             cells.append(f"{mean:{form}}" if alone else f"{mean:{form}} ± {deviation:{form}}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def value_at(row: Mapping[str, Any], path: tuple[str, ...]) -> float:
+def value_at(row: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
+    """The number at a path of keys; None if a row of an earlier version has none."""
     value: Any = row
     for key in path:
-        value = value[key]
-    return float(value)
+        value = (value or {}).get(key)
+    return value
 
 
 def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -82,15 +82,12 @@ def settle(args: argparse.Namespace, configs: Path, out: Path) -> Settings:
     """
     from alitok.common.hardware import faster_precision
     from alitok.common.work import read_settings
+    from alitok.reports.runs import parse_scales
 
     for name, least in (("pictures", 20), ("samples", 20), ("tuning_samples", 20), ("classifier_steps", 1)):
         if getattr(args, name) < least:
             raise BadInput(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}.")
-    try:
-        guidance = [float(word) for word in args.guidance.split(",")]
-    except ValueError as error:
-        raise BadInput(f"--guidance takes numbers and commas, not {args.guidance!r}.") from error
-    define = {}
+    guidance, define = parse_scales(args.guidance), {}
     for word in args.set:
         key, equals, value = word.partition("=")
         if not equals or not value:

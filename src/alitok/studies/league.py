@@ -6,13 +6,13 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from alitok.common.ends import alone_in
 from alitok.common.errors import BadInput
-from alitok.common.files import write_json
+from alitok.common.files import no_room, write_json
 from alitok.config import compose_run, load_yaml
 from alitok.reports.differences import BASE
 from alitok.reports.league import Family, Idea, write_page
@@ -166,6 +166,8 @@ def _words(overrides: Mapping[str, Any]) -> list[str]:
 def digest_of(config: Mapping[str, Any], out: Path, *settings: Any) -> str:
     """A digest of what decides a run: configuration without its folder, sources of its classes, and settings."""
     decisive = {key: config["trainer"].get(key) for key in ("precision", "max_steps")}
+    if average := (config["trainer"].get("callbacks") or {}).get("average"):
+        decisive["average"] = average
     parts = _moved([config["model"], config["data"], decisive, settings], str(out), "OUT")
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name, source in class_digests(config).items():
@@ -191,13 +193,13 @@ def run_league(
         data: data spec of the pictures.
         out: folder of the runs.
         hours: budget; a run starts only if it should end within it, except the first.
-        renew: retrain runs whose rows come from another configuration or source; else these rows are marked stale.
+        renew: retrain runs that failed or whose rows come from another configuration or source, which are marked stale.
         only: names of ideas; None for all.
 
     Returns:
         one sentence for each failed, remaining or stale group of runs.
     """
-    kept = results.with_suffix(".json")
+    kept = results.with_name(f"{results.name}.json")
     with alone_in(out):
         rows: list[Row] = read_rows(kept)
 
@@ -206,9 +208,14 @@ def run_league(
             write_page(league.families, rows, results, [f"Made by `{command()}`.", f"Machine: {machine()}."])
 
         entries = list(entries_of(league, data, out))
-        for entry in entries:
-            for row in filter(entry.is_row, rows):
-                row["stale"] = row["digest"] != entry.digest
+        digests = {(entry.family, entry.name, entry.seed): entry.digest for entry in entries}
+        earlier = {row["seed"] for row in rows} - set(league.seeds)
+        if earlier:  # rows of seeds that the list names no longer count while they are of this configuration
+            more = entries_of(replace(league, seeds=sorted(earlier)), data, out)
+            digests |= {(entry.family, entry.name, entry.seed): entry.digest for entry in more}
+        for row in rows:
+            if (key := (row["family"], row["name"], row["seed"])) in digests:
+                row["stale"] = row["digest"] != digests[key]
         write()
         wanted = [entry for entry in entries if only is None or entry.name in (BASE, *only)]
         if only is not None:  # families without a chosen idea are dropped
@@ -218,7 +225,7 @@ def run_league(
         missing = []
         for entry in wanted:
             known = [row for row in rows if entry.is_row(row)]
-            if not known or (renew and known[0]["stale"]):
+            if not known or (renew and (known[0]["stale"] or known[0].get("failed"))):
                 missing.append(entry)
                 if (entry.family, entry.name) not in costs:
                     costs[entry.family, entry.name] = cost_of(entry.config)
@@ -241,7 +248,8 @@ def run_league(
                 judges[entry.family] = judge_of(league, entry.family, data, out)
                 began = time.perf_counter()
             row = row_of(entry, judges[entry.family]) | costs[entry.family, entry.name]
-            row |= {"flops": work, "wall": time.perf_counter() - began}
+            # the whole training, also if an earlier start did a part of it
+            row |= {"flops": work, "wall": max(time.perf_counter() - began, row["seconds"] or 0)}
             rows[:] = [other for other in rows if not entry.is_row(other)] + [row]
             pace = pace_of(rows)
             write()
@@ -249,7 +257,9 @@ def run_league(
     if left:
         notes.append(f"{left} runs do not fit into the {hours:g} hours: run the command again.")
     if stale := sum(row["stale"] for row in rows):
-        notes.append(f"{stale} rows are of another configuration or source: --renew trains them again.")
+        notes.append(
+            f"{stale} rows are of another configuration or source: --renew trains those again that the list names."
+        )
     return notes
 
 
@@ -276,10 +286,12 @@ def row_of(entry: Entry, judge: Judge) -> Row:
     try:
         launch("fit", copy.deepcopy(entry.config))
         judge.measure(entry.config, entry.root)
+        found = measures(*open_runs([entry.root]))
     except BadInput as error:
+        if no_room(error):
+            raise
         return row | {"seconds": None, "failed": str(error)}
-    (run,) = open_runs([entry.root])
-    return row | {"seconds": training_seconds(entry.root), **measures(run)}
+    return row | {"seconds": training_seconds(entry.root), **found}
 
 
 def judge_of(league: League, name: str, data: str, out: Path) -> Judge:
@@ -344,7 +356,7 @@ def pace_of(rows: Sequence[Row]) -> float:
     """FLOP/s of the rows, including measuring; without rows, a share of the rate of matrix products."""
     from alitok.common.hardware import measure_cpu
 
-    timed = [row for row in rows if row["seconds"]]
+    timed = [row for row in rows if row["seconds"] and row["flops"]]
     if timed:
         return float(sum(row["flops"] for row in timed) / sum(row["wall"] for row in timed))
     cpu = measure_cpu()

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from alitok.common.build import import_class
 from alitok.common.ends import alone_in
 from alitok.common.errors import BadInput, fault_of
-from alitok.common.files import write_json, write_text
+from alitok.common.files import no_room, write_json, write_text
 from alitok.common.source import code_digest
 from alitok.config import compose_run, has_place, load_yaml, parse_overrides
 from alitok.reports.differences import BASE, MEANING, collapsed, table, verdict_table
 
 if TYPE_CHECKING:
     from alitok.reports.runs import Run
-    from alitok.studies.judges import Judging
+    from alitok.studies.judges import Judge, Judging
 
 Plan = tuple[str, int, dict[str, Any]]  # name, seed, configuration
 
@@ -111,6 +112,14 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
 
     costs = {name: cost_of(config) for name, seed, config in plans if seed == plans[0][1]}
     failed: dict[tuple[str, int], str] = {}
+
+    def fails(name: str, seed: int, error: Exception) -> None:
+        """Note an idea's failure; the base's ends the trial, and so does a full disk."""
+        if name == BASE or isinstance(error, OSError) or no_room(error):
+            raise error
+        failed[name, seed] = str(error) if isinstance(error, BadInput) else fault_of(error)
+        print(f"{name}, seed {seed}: {failed[name, seed]}", flush=True)
+
     with alone_in(out):
         for _, _, config in plans:
             check_same(config)
@@ -122,20 +131,24 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
             try:
                 launch("fit", copy.deepcopy(config))
             except Exception as error:  # it diverges, or its code breaks: the others may not
-                if name == BASE or isinstance(error, OSError):  # a full disk ends them all
-                    raise
-                failed[name, seed] = str(error) if isinstance(error, BadInput) else fault_of(error)
-                print(f"{name}, seed {seed}: {failed[name, seed]}", flush=True)
+                fails(name, seed, error)
                 if not any(code_file(config).parent.rglob("*.ckpt")):  # nothing is trained, so the code may be mended
                     code_file(config).unlink(missing_ok=True)
         plans = [one for one in plans if one[:2] not in failed]
-        if judging is not None:
-            judge_all(judging, plans)
-    folders = [Path(config["trainer"]["default_root_dir"]) for _, _, config in plans]
-    rows = [
-        {"name": name, "seed": seed, "seconds": training_seconds(folder), **measures(run), **costs[name]}
-        for (name, seed, _), folder, run in zip(plans, folders, open_runs(folders), strict=True)
-    ]
+        judge = judge_of(judging, trains_tokenizer(plans[0][2])) if judging is not None else None
+        rows, folders = [], []
+        for number, (name, seed, config) in enumerate(plans, start=1):
+            folder = Path(config["trainer"]["default_root_dir"])
+            try:
+                if judge is not None:
+                    print(f"{number} of {len(plans)}: measuring {name}, seed {seed}", flush=True)
+                    judge.measure(config, folder)
+                found = measures(*open_runs([folder]))
+            except Exception as error:
+                fails(name, seed, error)
+                continue
+            rows.append({"name": name, "seed": seed, "seconds": training_seconds(folder), **found, **costs[name]})
+            folders.append(folder)
     lines = [f"- {name}, seed {seed}, failed: {sentence}" for (name, seed), sentence in failed.items()]
     few = collapsed(rows)
     write_json(
@@ -175,22 +188,22 @@ def code_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def class_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Class path -> digest of its source file ("" without one), for the classes of the model, sorted."""
+    """Class path -> digest of its source file ("" without one), sorted: the model's classes, the data's if your own."""
     from alitok.artifacts.folder import class_paths
 
-    files = {name: inspect.getsourcefile(import_class(name)) for name in sorted(set(class_paths(config["model"])))}
+    # the package's data classes are left out: they change often, and their tests hold the order and form of the data
+    data = {name for name in class_paths(config["data"]) if not name.startswith("alitok.")}
+    files = {
+        name: inspect.getsourcefile(import_class(name)) for name in sorted(data.union(class_paths(config["model"])))
+    }
     return {name: code_digest(file) if file else "" for name, file in files.items()}
 
 
-def judge_all(judging: "Judging", plans: Sequence[Plan]) -> None:
-    """Measure the finished runs that are not measured yet."""
+def judge_of(judging: "Judging", tokenizers: bool) -> "Judge":
     from alitok.common.devices import pick_device
     from alitok.studies.judges import GeneratorJudge, TokenizerJudge
 
-    judge = (TokenizerJudge if trains_tokenizer(plans[0][2]) else GeneratorJudge)(judging, pick_device("auto"))
-    for number, (name, seed, config) in enumerate(plans, start=1):
-        print(f"{number} of {len(plans)}: measuring {name}, seed {seed}", flush=True)
-        judge.measure(config, Path(config["trainer"]["default_root_dir"]))
+    return (TokenizerJudge if tokenizers else GeneratorJudge)(judging, pick_device("auto"))
 
 
 def cost_of(config: dict[str, Any]) -> dict[str, float]:
@@ -208,5 +221,12 @@ def cost_of(config: dict[str, Any]) -> dict[str, float]:
 
 
 def measures(run: "Run") -> dict[str, float]:
-    """The run's numbers, without the name of the part in their keys."""
+    """The run's numbers, without the name of the part in their keys.
+
+    Raises:
+        BadInput: one is not finite.
+    """
+    for key, value in run.numbers.items():
+        if not math.isfinite(value):
+            raise BadInput(f"{run.folder}: {key} is {value}, so the run cannot be compared.")
     return {key.rpartition(": ")[2]: value for key, value in run.numbers.items()}
