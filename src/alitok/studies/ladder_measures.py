@@ -131,6 +131,9 @@ class Judge:
         cache = TokenCache(tokens)
         statistics = token_statistics(cache, torch.arange(len(cache)), tokenizer.codebook_size)
         details |= {key: statistics[key] for key in ("entropy", "entropy_given_class", "codebook_perplexity")}
+        # what a picture costs without any context; tokens also get cheaper by saying less
+        details["entropy_per_picture"] = statistics["entropy_given_position"] * tokenizer.num_tokens
+        details["explained_nats"] = details["entropy_per_picture"] - details["nats_per_picture"]
         plain = self._fid(tokenizer, generator, 0.0, self.settings.samples, SEED)
         tried = {
             guidance: self._fid(tokenizer, generator, guidance, self.settings.tuning_samples, TUNING_SEED)["fid"]

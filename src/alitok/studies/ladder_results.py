@@ -25,6 +25,8 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 # the same for a row's details: a path of keys in the place of a key
 DETAILS: dict[tuple[str, ...], tuple[str, str, float]] = {
     ("nats_per_picture",): ("nats a picture", ".1f", 1),
+    ("entropy_per_picture",): ("entropy a picture", ".1f", 1),
+    ("explained_nats",): ("nats explained", ".1f", 1),
     ("noisy_accuracy",): ("accuracy (%), a tenth of the inputs replaced", ".1f", 100),
     ("reach", "own"): ("own patch (%)", ".1f", 100),
     ("reach", "before"): ("patches before (%)", ".1f", 100),
@@ -102,9 +104,10 @@ def markdown(content: Mapping[str, Any], name: str) -> str:
     tables = [
         table(groups, {(key,): column for key, column in COLUMNS.items()}),
         table(details, DETAILS),
-        "Own patch: the share of the change in the picture that stays in a token's own patch if its code is replaced by"
-        " the mean code. The error of a gFID is the jackknife's over ten groups of samples. The last tenth: of the"
-        " generator's training, in validation.",
+        "Entropy a picture: the nats of its tokens for one who knows only how often each code occurs at each position."
+        " Nats explained: how many of these class and context save. Own patch: the share of the change in the picture"
+        " that stays in a token's own patch if its code is replaced by the mean code. The error of a gFID is the"
+        " jackknife's over ten groups of samples. The last tenth: of the generator's training, in validation.",
     ]
     parts = ["# The ladder", *tables, f"![The ladder's numbers by rung]({name}.png)", *pictures, *notes]
     return "\n\n".join(parts) + "\n"
