@@ -6,6 +6,7 @@ import torch
 from scipy import linalg
 
 from alitok.common.errors import BadInput
+from alitok.common.random import stream
 from alitok.evaluation.fid import (
     FeatureStatistics,
     frechet_distance,
@@ -188,4 +189,9 @@ def test_a_distance_without_each_group_is_that_of_the_others() -> None:
     whole = FeatureStatistics(4)
     whole.update(features)
     assert distances[0] == pytest.approx(frechet_distance(whole, reference))
+    groups = torch.randperm(53, generator=stream("jackknife", 53)).tensor_split(10)
+    for group, distance in zip(groups, distances[1:], strict=True):
+        others = FeatureStatistics(4)
+        others.update(features[[row for row in range(53) if row not in group]])
+        assert distance == pytest.approx(frechet_distance(others, reference))
     assert 0 < jackknife_error(distances[1:]) < distances[0]

@@ -231,3 +231,8 @@ class TokenizerJudge(Judge):
             "codebook_usage": "probe_codebook_usage",
         }
         return {mine: found[name] for name, mine in names.items()}
+
+
+def open_judge(judging: Judging, tokenizers: bool, device: torch.device) -> Judge:
+    """The judge of tokenizers, or that of generators."""
+    return (TokenizerJudge if tokenizers else GeneratorJudge)(judging, device)

@@ -18,7 +18,7 @@ from alitok.reports.differences import BASE
 from alitok.reports.league import Family, Idea, write_page
 from alitok.reports.provenance import command, machine
 from alitok.reports.runs import open_runs, read_json, training_seconds
-from alitok.studies.judges import GeneratorJudge, Judge, Judging, TokenizerJudge
+from alitok.studies.judges import Judge, Judging, open_judge
 from alitok.studies.trial import class_digests, cost_of, measures, plan, trains_tokenizer
 from alitok.training.launch import total_steps
 
@@ -207,16 +207,14 @@ def run_league(
             write_json(kept, {"rows": rows, "command": command(), "machine": machine()})
             write_page(league.families, rows, results, [f"Made by `{command()}`.", f"Machine: {machine()}."])
 
-        entries = list(entries_of(league, data, out))
-        digests = {(entry.family, entry.name, entry.seed): entry.digest for entry in entries}
-        earlier = {row["seed"] for row in rows} - set(league.seeds)
-        if earlier:  # rows of seeds that the list names no longer count while they are of this configuration
-            more = entries_of(replace(league, seeds=sorted(earlier)), data, out)
-            digests |= {(entry.family, entry.name, entry.seed): entry.digest for entry in more}
-        for row in rows:
-            if (key := (row["family"], row["name"], row["seed"])) in digests:
-                row["stale"] = row["digest"] != digests[key]
+        # rows of seeds that the list no longer names count too, while they are of this configuration
+        earlier = sorted({row["seed"] for row in rows} - set(league.seeds))
+        entries = list(entries_of(replace(league, seeds=[*league.seeds, *earlier]), data, out))
+        for entry in entries:
+            for row in filter(entry.is_row, rows):
+                row["stale"] = row["digest"] != entry.digest
         write()
+        entries = [entry for entry in entries if entry.seed in league.seeds]
         wanted = [entry for entry in entries if only is None or entry.name in (BASE, *only)]
         if only is not None:  # families without a chosen idea are dropped
             families = {entry.family for entry in wanted if entry.name != BASE}
@@ -317,7 +315,7 @@ def judge_of(league: League, name: str, data: str, out: Path) -> Judge:
     probe_steps = league.probe_steps if family.tokenizer is None else 0
     classifier = str(_classifier("classifier", league, family, data, out))
     judging = Judging(classifier, data, artifact, league.samples, probe_steps=probe_steps)
-    return (TokenizerJudge if tokenizers else GeneratorJudge)(judging, device)
+    return open_judge(judging, tokenizers, device)
 
 
 def _tokenize(artifact: str, data: str, cache: Path) -> None:

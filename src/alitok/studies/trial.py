@@ -19,7 +19,7 @@ from alitok.reports.differences import BASE, MEANING, collapsed, table, verdict_
 
 if TYPE_CHECKING:
     from alitok.reports.runs import Run
-    from alitok.studies.judges import Judge, Judging
+    from alitok.studies.judges import Judging
 
 Plan = tuple[str, int, dict[str, Any]]  # name, seed, configuration
 
@@ -105,9 +105,11 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
     Returns:
         the tables in Markdown, and one sentence for each thing that the page could not show.
     """
+    from alitok.common.devices import pick_device
     from alitok.reports.comparison import write_page
     from alitok.reports.provenance import command, machine
     from alitok.reports.runs import open_runs, training_seconds
+    from alitok.studies.judges import open_judge
     from alitok.training.launch import run as launch
 
     costs = {name: cost_of(config) for name, seed, config in plans if seed == plans[0][1]}
@@ -135,7 +137,9 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
                 if not any(code_file(config).parent.rglob("*.ckpt")):  # nothing is trained, so the code may be mended
                     code_file(config).unlink(missing_ok=True)
         plans = [one for one in plans if one[:2] not in failed]
-        judge = judge_of(judging, trains_tokenizer(plans[0][2])) if judging is not None else None
+        judge = None
+        if judging is not None:
+            judge = open_judge(judging, trains_tokenizer(plans[0][2]), pick_device("auto"))
         rows, folders = [], []
         for number, (name, seed, config) in enumerate(plans, start=1):
             folder = Path(config["trainer"]["default_root_dir"])
@@ -197,13 +201,6 @@ def class_digests(config: Mapping[str, Any]) -> dict[str, str]:
         name: inspect.getsourcefile(import_class(name)) for name in sorted(data.union(class_paths(config["model"])))
     }
     return {name: code_digest(file) if file else "" for name, file in files.items()}
-
-
-def judge_of(judging: "Judging", tokenizers: bool) -> "Judge":
-    from alitok.common.devices import pick_device
-    from alitok.studies.judges import GeneratorJudge, TokenizerJudge
-
-    return (TokenizerJudge if tokenizers else GeneratorJudge)(judging, pick_device("auto"))
 
 
 def cost_of(config: dict[str, Any]) -> dict[str, float]:
