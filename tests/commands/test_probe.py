@@ -55,6 +55,9 @@ def test_entropies_of_a_known_law(tmp_path: Path) -> None:
     assert result["entropy"] == pytest.approx(math.log(8), abs=2e-3)
     assert result["entropy_given_position"] == pytest.approx(math.log(8), abs=2e-3)
     assert result["entropy_given_class"] == pytest.approx(math.log(2), abs=2e-3)
+    assert result["entropy_by_position"] == pytest.approx(6 * [math.log(8)], abs=2e-3)
+    assert result["entropy_per_picture"] == pytest.approx(6 * result["entropy_given_position"])
+    assert result["codes_by_position"] == 6 * [8]
     assert result["entropy_bias"] == pytest.approx(7 / 24_000)
     assert result["entropy_given_class_bias"] == pytest.approx(1 / 6_000)
 
@@ -81,6 +84,7 @@ def test_the_generator_finds_what_can_be_known(tmp_path: Path) -> None:
     assert max(nats[1:]) < 0.3
     assert nats[0] == pytest.approx(math.log(8), abs=0.5)  # nothing tells the first token
     assert record["nats_per_picture"] == pytest.approx(sum(nats))
+    assert record["explained_nats"] == pytest.approx(9 * math.log(8) - sum(nats), abs=0.2)  # eight of nine tokens
     assert record["token_nats"] == pytest.approx(sum(nats) / 9)
 
 
@@ -149,6 +153,18 @@ def test_entropies_of_sub_codes_add_up(tmp_path: Path) -> None:
     assert result["entropy"] == pytest.approx(math.log(8), abs=2e-3)
     assert result["entropy_given_class"] == pytest.approx(math.log(2), abs=2e-3)
     assert result["entropy_given_position"] == pytest.approx(math.log(8), abs=2e-3)
+    assert result["codes_by_position"] == 6 * [3]
+
+
+def test_positions_are_told_apart(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    # the first token is always the same, the second one of four
+    tokens = np.stack([np.zeros((2000, 1), dtype=np.int64), random.integers(0, 4, (2000, 1))], axis=-1)
+    result = token_statistics(
+        cache_of(tmp_path / "c", tokens, np.zeros(2000, dtype=np.int64), 8), torch.arange(2000), 8
+    )
+    assert result["entropy_by_position"] == pytest.approx([0, math.log(4)], abs=2e-3)
+    assert result["codes_by_position"] == [1, 4]
 
 
 def test_the_generator_finds_what_can_be_known_of_sub_codes(tmp_path: Path) -> None:

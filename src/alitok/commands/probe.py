@@ -155,6 +155,7 @@ def show(record: dict[str, Any]) -> None:
         ("loss a token, held out", f"{record['token_nats']:.3f} nats"),
         ("loss a token, seen", f"{record['token_nats_train']:.3f} nats"),
         ("loss a picture", f"{record['nats_per_picture']:,.1f} nats"),
+        ("  explained by class and earlier tokens", f"{record['explained_nats']:,.1f} nats"),
         ("bits a picture", f"{record['bits_per_picture']:,.0f}, {needed:,.0f} needed"),
     ]
     names = {

@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 BATCH = 100
 REFERENCE_PICTURES = 10_000
 CLASSIFIER_WIDTH = 48
+STATISTICS = (
+    "entropy",
+    "entropy_given_class",
+    "entropy_per_picture",
+    "entropy_by_position",
+    "codes_by_position",
+    "codebook_perplexity",
+)
 # Guidance is chosen on samples of another seed, so that the reported number is not the luckiest of several.
 TUNING_SEED, SEED = 1, 0
 
@@ -130,9 +138,8 @@ class Judge:
         details |= self._reach(tokenizer)
         cache = TokenCache(tokens)
         statistics = token_statistics(cache, torch.arange(len(cache)), tokenizer.codebook_size)
-        details |= {key: statistics[key] for key in ("entropy", "entropy_given_class", "codebook_perplexity")}
-        # what a picture costs without any context; tokens also get cheaper by saying less
-        details["entropy_per_picture"] = statistics["entropy_given_position"] * tokenizer.num_tokens
+        # the entropy a picture is what it costs without any context; tokens also get cheaper by saying less
+        details |= {key: statistics[key] for key in STATISTICS}
         details["explained_nats"] = details["entropy_per_picture"] - details["nats_per_picture"]
         plain = self._fid(tokenizer, generator, 0.0, self.settings.samples, SEED)
         tried = {
@@ -180,6 +187,7 @@ class Judge:
         }
         details = {
             "ssim": pictures["ssim"],
+            "image_accuracy": float(by_position[0][-(self.rows**2) :].mean()),
             "noisy_accuracy": noisy.compute()["token_accuracy"],
             "nats_per_picture": float(by_position[1].sum()),
             "accuracy_by_position": by_position[0].tolist(),

@@ -24,6 +24,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
 }
 # the same for a row's details: a path of keys in the place of a key
 DETAILS: dict[tuple[str, ...], tuple[str, str, float]] = {
+    ("image_accuracy",): ("accuracy of image tokens (%)", ".1f", 100),
     ("nats_per_picture",): ("nats a picture", ".1f", 1),
     ("entropy_per_picture",): ("entropy a picture", ".1f", 1),
     ("explained_nats",): ("nats explained", ".1f", 1),

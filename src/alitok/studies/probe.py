@@ -93,6 +93,7 @@ def probe(
         "seed": seed,
         **held_metric.compute(),
         "nats_per_picture": float(nats.sum()),
+        "explained_nats": statistics["entropy_per_picture"] - float(nats.sum()),
         "token_nats_train": seen_metric.compute()["token_nats"],
         "accuracy_by_position": accuracy.tolist(),
         "nats_by_position": nats.tolist(),
@@ -143,10 +144,11 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
     """Usage, perplexity and entropies (nats) of one view of the images, over all positions.
 
     `entropy` is a token's entropy, `entropy_given_class` that given its image's class, `entropy_given_position` that
-    given its position. Each is a plug-in estimate, which is too low for few tokens, plus the correction (m - 1) / 2n
-    for m codes seen in n tokens (Miller 1955); the first two corrections are also returned, with the suffix `_bias`.
-    With sub-codes, usage and perplexity are means and entropies are sums; the sum exceeds a token's entropy if its
-    sub-codes depend on one another.
+    given its position; `entropy_by_position` lists it, and `entropy_per_picture` is its sum. Each is a plug-in
+    estimate, which is too low for few tokens, plus the correction (m - 1) / 2n for m codes seen in n tokens (Miller
+    1955); the first two corrections are also returned, with the suffix `_bias`. `codes_by_position` is the number of
+    codes seen at each position. With sub-codes, numbers of codes, usage and perplexity are means and entropies are
+    sums; the sum exceeds a token's entropy if its sub-codes depend on one another.
     """
     import torch
 
@@ -167,6 +169,9 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
     by_position = torch.zeros(cache.num_tokens * sub_codes, codebook_size, dtype=torch.int64)
     for part in images.split(BLOCK):
         by_position += count_codes(gather(cache, part).flatten(1), codebook_size)
+    each = torch.tensor([sum(plug_in_entropy(row)) for row in by_position], dtype=torch.float64)
+    entropies = each.view(-1, sub_codes).sum(1)
+    codes = (by_position > 0).sum(1).view(-1, sub_codes).double().mean(1)
     return {
         "counted_tokens": int(counts[0].sum()),
         "codebook_usage": float((counts > 0).double().mean()),
@@ -175,7 +180,10 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
         "entropy_bias": bias,
         "entropy_given_class": class_entropy,
         "entropy_given_class_bias": class_bias,
-        "entropy_given_position": sum(e + b for e, b in map(plug_in_entropy, by_position)) / cache.num_tokens,
+        "entropy_given_position": float(entropies.mean()),
+        "entropy_per_picture": float(entropies.sum()),
+        "entropy_by_position": entropies.tolist(),
+        "codes_by_position": codes.tolist(),
     }
 
 
