@@ -147,21 +147,25 @@ def test_a_step_that_fails_ends_the_count(counting: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("card", "precision", "peak"),
+    ("card", "precision", "tf32", "peak"),
     [
-        ("NVIDIA H200", "bf16-mixed", 989e12),
-        ("NVIDIA H200", "32-true", 67e12),
-        ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989e12),
-        ("NVIDIA H100 PCIe", "bf16-mixed", 5.0),
-        ("another", "bf16-mixed", None),
+        ("NVIDIA H200", "bf16-mixed", True, 989e12),
+        ("NVIDIA H200", "32-true", True, 494e12),
+        ("NVIDIA H200", "32-true", False, 67e12),
+        ("NVIDIA H100 80GB HBM3", "bf16-mixed", True, 989e12),
+        ("NVIDIA H100 PCIe", "32-true", True, "high"),
+        ("NVIDIA H100 PCIe", "32-true", False, "highest"),
+        ("another", "bf16-mixed", True, None),
     ],
 )
 def test_peaks_come_from_the_makers_then_from_lightning(
-    card: str, precision: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+    card: str, precision: str, tf32: bool, peak: float | str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
-    monkeypatch.setattr(speed_module, "get_available_flops", lambda *_: None if card == "another" else 5)
+    # Lightning's table goes by the setting that training has in a step
+    table = {"another": lambda *_: None}.get(card, lambda *_: torch.get_float32_matmul_precision())
+    monkeypatch.setattr(speed_module, "get_available_flops", table)
     speed = Speed()
-    module: Any = SimpleNamespace(device=torch.device("cuda"))
+    module: Any = SimpleNamespace(device=torch.device("cuda"), tf32=tf32)
     speed.on_train_start(cast(Any, SimpleNamespace(precision=precision)), module)
     assert speed.peak == peak

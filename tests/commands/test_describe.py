@@ -33,7 +33,7 @@ def test_json_has_what_programs_read(capsys: pytest.CaptureFixture[str]) -> None
     assert record["memory_bytes"] == sum(record["memory_by_kind"].values())
     assert record["flops_per_step"] == sum(record["flops_by_part"].values()) > 1e9
     assert record["fits"] == {"A100": True}
-    expected = 100 * record["flops_per_step"] / GPUS["A100"].single / 0.4 / 3600
+    expected = 100 * record["flops_per_step"] / GPUS["A100"].tf32 / 0.4 / 3600
     assert record["hours"]["A100"] == pytest.approx(expected)
 
 

@@ -163,13 +163,14 @@ def test_micro_batches_and_recomputing_save_activations() -> None:
 
 
 def test_precision_and_device_decide_what_is_kept() -> None:
-    def take(device: Any, precision: str) -> Cost:
-        overrides = ["--data.global_batch", "128", "--trainer.precision", precision]
+    def take(device: Any, precision: str, *more: str) -> Cost:
+        overrides = ["--data.global_batch", "128", "--trainer.precision", precision, *more]
         return describe_large_generator(Layout(device), *overrides)
 
     half, single = take("cuda", "bf16-mixed"), take("cuda", "32-true")
     assert {precision for _, precision in half.flops} == {"bfloat16"}
-    assert {precision for _, precision in single.flops} == {"float32"}
+    assert {precision for _, precision in single.flops} == {"tf32"}
+    assert {precision for _, precision in take("cuda", "32-true", "--model.tf32", "false").flops} == {"float32"}
     assert half.peak.memory["activations"] < 0.85 * single.peak.memory["activations"]
     # dropout's attention weights, which a GPU's kernel does not keep
     assert take("cpu", "32-true").peak.memory["activations"] > 1.3 * single.peak.memory["activations"]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from alitok.common.build import build
 from alitok.training import parallel
-from alitok.training.parallel import children_end_with_this, whole
+from alitok.training.parallel import children_end_with_this, parallelize, whole
 
 
 @pytest.mark.parametrize("kind", ["generator", "tokenizer"])
@@ -96,6 +97,21 @@ def test_blocks_that_do_not_compile_run_as_they_are(
     parallel.compile_blocks(model)
     with pytest.raises(RuntimeError, match="backend"):
         model.blocks[0](x)
+
+
+@pytest.mark.parametrize(("device", "compiles"), [("cuda", True), ("cpu", False)])
+def test_auto_compiles_for_the_device_of_the_strategy(
+    device: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning calls `configure_model` while the module is still on the CPU."""
+    found: list[bool] = []
+    monkeypatch.setattr(parallel, "compile_blocks", lambda model, or_plain: found.append(or_plain))
+    monkeypatch.setattr(parallel, "has_compiler", lambda: True)
+    monkeypatch.setattr(parallel, "find_spec", lambda name: name == "triton")
+    trainer = SimpleNamespace(strategy=SingleDeviceStrategy(device), precision="bf16-mixed")
+    options = {"compile_blocks": "auto", "activation_checkpointing": False}
+    parallelize(SimpleNamespace(parallel=False, trainer=trainer, **options), Plain())
+    assert found == compiles * [True]
 
 
 def test_an_out_of_memory_error_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:

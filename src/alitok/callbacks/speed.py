@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 from torch.utils.flop_counter import FlopCounterMode
 
+from alitok.common.devices import float32_products
 from alitok.common.hardware import known_gpu
 from alitok.training.base import TrainingModule
 from alitok.training.records import StepRecord
@@ -36,12 +37,13 @@ class Speed(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.peak = self.given_peak
         if self.peak is None and pl_module.device.type == "cuda":
-            half = str(trainer.precision).startswith("bf16")
+            half, tf32 = str(trainer.precision).startswith("bf16"), cast(TrainingModule, pl_module).tf32
             gpu = known_gpu(torch.cuda.get_device_name(pl_module.device))
             if gpu is not None:  # Lightning's table misses the names of some cards
-                self.peak = gpu.rate("bfloat16" if half else "float32")
+                self.peak = gpu.rate("bfloat16" if half else "tf32" if tf32 else "float32")
             else:
-                self.peak = get_available_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
+                with float32_products(tf32):  # Lightning reads this setting
+                    self.peak = get_available_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
         self.ready = time.perf_counter()
         self._begin()
 

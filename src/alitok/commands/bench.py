@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 def measure(names: Any, options: "Options", console: Any, keep: Callable[[list["Row"]], None]) -> list["Row"]:
     """The rows of these parts; shows a progress bar over parts, and a line for each row.
 
-    Each part computes as its verb does: only sampling lets a GPU use TF32.
+    Each part computes as its verb does. Sampling lets a GPU use TF32; training decides it step by step.
 
     Args:
         keep: called with all rows so far, after each row.

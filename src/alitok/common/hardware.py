@@ -31,13 +31,10 @@ class Hardware:
     memory: int
 
     def rate(self, precision: str) -> float:
-        """FLOP/s for a precision of the ledger: a dtype, followed by "-conv" for convolutions."""
-        dtype, _, convolution = precision.partition("-")
-        if dtype in ("bfloat16", "float16"):
+        """FLOP/s for a precision of the ledger: a dtype's name or "tf32"."""
+        if precision in ("bfloat16", "float16"):
             return self.half
-        # PyTorch's defaults: float32 convolutions run in TF32, products do not.
-        tf32 = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
-        return self.tf32 if tf32 else self.single
+        return self.tf32 if precision == "tf32" else self.single
 
     def seconds(self, flops: Mapping[tuple[str, str], float], utilization: float) -> float:
         """Seconds that FLOPs, (part, precision) -> count, take at a share of the peak rate."""

@@ -53,7 +53,8 @@ class Machine:
 
     def peak(self, precision: str) -> float:
         """FLOP/s in "float32" (in TF32 if that is enabled) or "bfloat16"."""
-        return self.rates.rate(precision)
+        rounded = precision == "float32" and torch.backends.cuda.matmul.allow_tf32
+        return self.rates.rate("tf32" if rounded else precision)
 
     def seconds(self, flops: Mapping[tuple[str, str], float]) -> float:
         """Seconds that FLOPs, (part, precision) -> count, take at the measured peaks."""

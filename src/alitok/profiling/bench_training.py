@@ -147,13 +147,14 @@ def step_seconds(config: dict[str, Any], device: torch.device, plain: bool = Fal
     """The median seconds of a training step in a bare Trainer with the run's precision.
 
     Args:
-        plain: use plain attention, and AdamW parameter by parameter.
+        plain: use plain attention, exact float32 products, no compiler, and AdamW parameter by parameter.
         count: steps that are timed; None = a default by device.
     """
     kind = device.type
     warm_up, count = WARM_UP[kind], count or (PLAIN_STEPS if plain else STEPS)[kind]
     torch.manual_seed(0)
-    module = import_class(config["model"]["class_path"])(**config["model"]["init_args"])
+    own_form = {"compile_blocks": False, "tf32": False} if plain else {}
+    module = import_class(config["model"]["class_path"])(**config["model"]["init_args"] | own_form)
     if plain:
         own = module.configure_optimizers
         module.configure_optimizers = lambda: one_by_one(own())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alitok.common.build import build, import_class
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.models.seams import Part
 from alitok.networks.frozen import without_weights
@@ -285,6 +286,7 @@ def _rehearse(
             ledger.restart()
             stack.enter_context(torch.autocast("cpu", autocast) if autocast else nullcontext())
             stack.enter_context(gpu_kernels() if layout.device == "cuda" else nullcontext())
+            stack.enter_context(float32_products(module.tf32))  # the step itself sets this on a GPU only
             module.training_step(batch, 0)
             module.record = None  # frees its tensors before the next turn
             module.zero_grad()

@@ -31,7 +31,7 @@ class Ledger(TorchDispatchMode):
     Fake tensors have no values. When an operation asks for one, flags are false and numbers are 0.
 
     Attributes:
-        flops: (part, precision) -> FLOPs; precision is a dtype's name, with the suffix "-conv" for convolutions.
+        flops: (part, precision) -> FLOPs; precision is a dtype's name, or "tf32" if a GPU rounds float32 factors.
         live: bytes of live tensors by kind; unclaimed tensors are "activations", casts of weights "cast weights".
         peak: `live` at the moment when its sum was largest.
         peak_pieces: bytes of all activations smaller than `PIECE` at that moment.
@@ -172,8 +172,9 @@ class Ledger(TorchDispatchMode):
         formula = flop_registry.get(packet) or CPU_FORMULAS.get(packet)
         if formula is not None:
             precision = str(next(item for item in args if isinstance(item, Tensor)).dtype).removeprefix("torch.")
-            if packet in CONVOLUTIONS:
-                precision += "-conv"
+            backend = torch.backends.cudnn if packet in CONVOLUTIONS else torch.backends.cuda.matmul
+            if precision == "float32" and backend.allow_tf32:
+                precision = "tf32"
             self.flops[self._current_part(), precision] += formula(*args, **kwargs, out_val=out)
         return out
 

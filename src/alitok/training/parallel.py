@@ -119,7 +119,8 @@ def parallelize(
     if precision == "16-mixed":
         raise BadInput("precision 16-mixed is not supported; use bf16-mixed or 32-true.")
     if module.compile_blocks == "auto":
-        if module.device.type == "cuda" and has_compiler() and find_spec("triton"):
+        # not the module's device: Lightning moves the module only after `configure_model`
+        if strategy.root_device.type == "cuda" and has_compiler() and find_spec("triton"):
             compile_blocks(model, or_plain=True)
     elif module.compile_blocks:
         need_compiler("model.compile_blocks")
