@@ -118,6 +118,7 @@ def test_lists_are_replaced(base: Path) -> None:
         (["--model.betas", "0.9"], ["model.init_args.betas", "a list of 2"]),
         (["--model.tokenizer.anchor", "far"], ["tokenizer.init_args.anchor", "nearest or random"]),
         (["--define.sizze", "3"], ["--define.sizze", "'size'"]),
+        (["--define.siz", "3"], ["--define.siz", "'size'"]),
     ],
 )
 def test_what_is_mistyped_is_named_with_the_nearest(base: Path, overrides: list[str], words: list[str]) -> None:

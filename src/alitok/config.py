@@ -10,6 +10,7 @@ Every value keeps its written text until all is merged. Then it is read by the t
 import copy
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -298,7 +299,7 @@ def has_place(files: Iterable[str | Path], key: str) -> bool:
     node: Any = _merge([DEFAULTS, *files], ()).config
     path = _full_path(node, key)
     if path[0] == "define" and len(path) > 1:
-        return path[1] in node.get("define", {}) or f"define.{path[1]}" in str(node)
+        return path[1] in node.get("define", {}) or _uses(node, path[1])
     known: set[str] | None = None
     for name in path:
         if not isinstance(node, Mapping) or (known is not None and name not in known):
@@ -336,8 +337,13 @@ def _check_define(merged: Mapping[str, Any], path: list[str], key: str) -> None:
     if path[0] != "define" or len(path) == 1:
         return
     known = merged.get("define") or {}
-    if path[1] not in known and f"define.{path[1]}" not in str(merged):
+    if path[1] not in known and not _uses(merged, path[1]):
         raise BadInput(f"Override --{key}: no file defines or uses {path[1]!r}{nearest(path[1], known)}")
+
+
+def _uses(merged: Mapping[str, Any], name: str) -> bool:
+    """Whether a value refers to this name of the `define` block."""
+    return re.search(rf"define\.{re.escape(name)}(?!\w)", str(merged)) is not None
 
 
 def check(config: Mapping[str, Any]) -> None:

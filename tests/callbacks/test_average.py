@@ -1,6 +1,7 @@
 """The moving average of the weights: what it is, that it resumes, and that the artifact holds it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,40 @@ def test_the_artifact_holds_the_average_and_resuming_changes_nothing(tmp_path: P
     fit(tmp_path / "parts", "--trainer.max_steps", "3")
     parts = fit(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+class Counted(torch.nn.Module):
+    """A weight, and a table of integers as in windowed attention."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([value]))
+        self.register_buffer("table", torch.arange(600), persistent=False)
+
+
+def test_integers_are_copied() -> None:
+    callback, model = WeightAverage(0.9999), Counted(0.0)
+    callback._begin(model)
+    for _ in range(3):
+        callback._update(model)
+        model.weight.data += 1
+    assert callback.average_model is not None
+    assert torch.equal(callback.average_model.table, torch.arange(600))
+    assert callback.average_model.weight.item() == pytest.approx(0.9999 * 1e-4 + 2e-4)
+
+
+def test_a_failed_validation_gives_the_model_its_weights_back() -> None:
+    callback, model = WeightAverage(0.5), Counted(1.0)
+    trainer: Any = SimpleNamespace(ckpt_path=None)
+    module: Any = SimpleNamespace(model=model)
+    callback._begin(model)
+    callback._update(Counted(3.0))
+    callback.on_validation_start(trainer, module)
+    assert model.weight.item() == 3
+    assert callback.average_model is None
+    callback.on_exception(trainer, module, ValueError())
+    callback.on_exception(trainer, module, ValueError())
+    assert (model.weight.item(), callback.average_model.weight.item()) == (1, 3)
 
 
 def test_a_decay_out_of_range() -> None:

@@ -53,7 +53,9 @@ def rear(pair: Pair, folder: Path) -> bool:
         term.use_codebook(Codes())
     outputs = seen.join(dict(outputs))
     sum(term({"tokens": ids}, outputs, step) for term in terms).backward()
-    return not torch.equal(ids, noisy) and all(p.grad.any() for term in terms for p in term.head.parameters())
+    learned = [parameter for term in terms for parameter in term.head.parameters()]
+    learned.append(pair.model.embeddings.weight)  # the terms reach the generator, not only their heads
+    return not torch.equal(ids, noisy) and all(p.grad is not None and p.grad.any() for p in learned)
 
 
 def random_order(weighted: bool) -> Callable[[Pair, Path], bool]:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shlex
 from html import unescape
 from io import BytesIO
 from pathlib import Path
@@ -35,7 +36,7 @@ STEPS = {
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    configs, out = folder / "configs", folder / "out"
+    configs, out = folder / "my configs", folder / "my out"
     configs.mkdir()
     for name, steps in STEPS.items():
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(tiny(name, out, *QUICK, *steps)))
@@ -74,7 +75,7 @@ def test_what_a_person_looks_at(demo: Path) -> None:
 def test_the_commands_of_the_page_are_understood(demo: Path) -> None:
     page = (demo / "report.html").read_text()
     blocks = [unescape(re.sub("<[^>]+>", "", block)) for block in re.findall("<code>(.*?)</code>", page, re.DOTALL)]
-    commands = [line.split() for block in blocks for line in block.splitlines() if line.startswith("alitok ")]
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("alitok ")]
     assert [words[1] for words in commands] == ["app", "sample", "reconstruct", "fit", "compare", "demo"]
     for _, verb, *words in commands:
         module = importlib.import_module(f"alitok.commands.{verb}")
@@ -84,6 +85,8 @@ def test_the_commands_of_the_page_are_understood(demo: Path) -> None:
         if verb == "app":
             args = parser.parse_args(words)
             assert all(Path(path).is_dir() for path in [*args.generator, *args.tokenizer])
+        if verb == "fit":
+            assert words[:2] == ["-c", str(demo.with_name("my configs") / "generator.yaml")]
 
 
 @pytest.mark.parametrize(("stage", "picture"), [("stage1", "reconstruction"), ("generator", "samples")])

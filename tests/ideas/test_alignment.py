@@ -61,7 +61,7 @@ def test_a_step_moves_the_encoder_and_the_head_and_not_the_decoder(name: str, tm
     assert all(parameter.grad is None for parameter in module.tokenizer.decoder.parameters())
 
 
-def test_it_lowers_the_distance_and_leaves_a_plain_artifact(tmp_path: Path) -> None:
+def test_it_trains_and_leaves_a_plain_artifact(tmp_path: Path) -> None:
     words = ["--trainer.max_steps", "3", "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "3"]
     config = tiny("tokenizer-stage1", tmp_path, *loss("LatentREPA"), *words, "--trainer.callbacks.grid", "null")
     run("fit", config)

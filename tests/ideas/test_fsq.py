@@ -70,15 +70,6 @@ def test_gradient_is_that_of_the_bounded_latent() -> None:
     assert_close(found[..., 1], (1 - torch.tanh(latents[..., 1]) ** 2) * (4 * 1.001 / 2) / 2)
 
 
-def test_float32_under_autocast() -> None:
-    module = FiniteScalarQuantizer([8, 8, 8])
-    latents = torch.randn(4, 50, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = module(latents)
-    assert outputs.quantized.dtype == torch.float32
-    assert torch.equal(outputs.ids, module(latents).ids)
-
-
 def test_digests_tell_levels_apart(small_tokenizer_block) -> None:
     digests = set()
     for levels in ([4] * 8, [2, 8] * 4):

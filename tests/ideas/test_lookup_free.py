@@ -8,6 +8,7 @@ import pytest
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from alitok.common.build import build
@@ -212,7 +213,26 @@ def test_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         outputs = module(latents.bfloat16())
     assert outputs.quantized.dtype == outputs.losses["entropy"].dtype == torch.float32
-    assert torch.equal(outputs.ids, module(latents.bfloat16()).ids)
+    plain = module(latents.bfloat16())
+    assert torch.equal(outputs.ids, plain.ids)
+    assert torch.equal(outputs.losses["entropy"], plain.losses["entropy"])
+
+
+class TF32(TorchFunctionMode):
+    """Rounds the factors of matrix products to ten bits, toward zero."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.matmul:
+            args = tuple((factor.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32) for factor in args)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_sure_latent_has_no_gradient_of_the_usage_in_tf32() -> None:
+    module = LookupFreeQuantizer(4096, 1, tau=100.0)
+    signs = latents_of(1, 5, 12).sign()
+    with TF32():
+        _, gradient, _ = module._shares(signs, module.usage.clamp_min(1e-3 / 4096).log())
+    assert not gradient.any()
 
 
 def test_digests_tell_how_bits_make_ids_and_forget_usage(small_tokenizer_block) -> None:

@@ -139,14 +139,35 @@ def test_one_step_of_maskgit_takes_the_most_likely_tokens(monkeypatch: pytest.Mo
 
 @torch.no_grad()
 def test_halton_draws_from_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step over the grid: every place by itself, sharpened by beta."""
+    """The prefix as it is, then one step over the grid: every place by itself, sharpened by beta."""
     model = generator()
-    monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_: Halton(2, sharpen=1.5))
-    ids = Sampler(model, Draw()).sample(torch.zeros(3000, dtype=torch.int64))
-    first = ids[:, 0]
-    law = model.token_logits(torch.full((1, TOKENS), CODES), LABELS[:1])[0, 0].softmax(-1)
-    found = torch.bincount(first, minlength=CODES) / 3000
-    assert float((found - law).abs().max()) < 0.03
+    monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_: Halton(2, sharpen=3.0))
+    labels, prefix = torch.zeros(3000, dtype=torch.int64), torch.tensor([[3, 1, 4]])
+    read = torch.full((1, TOKENS), CODES)
+    plain = model.token_logits(read, LABELS[:1])[0, 0].softmax(-1)
+    first = Sampler(model, Draw()).sample(labels)[:, 0]
+    assert float((torch.bincount(first, minlength=CODES) / 3000 - plain).abs().max()) < 0.03
+    given = {"given": prefix.expand(3000, 3), "given_mask": torch.ones(3000, 3, dtype=torch.bool)}
+    ids = Sampler(model, Draw()).sample(labels, **given)
+    read[:, :3] = prefix
+    for place in (3, 18):
+        law = (3 * model.token_logits(read, LABELS[:1])[0, place]).softmax(-1)
+        assert float((torch.bincount(ids[:, place], minlength=CODES) / 3000 - law).abs().max()) < 0.03
+
+
+def test_tokens_without_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no prefix: MaskGIT has all its steps for them. Halton's order needs a grid."""
+    torch.manual_seed(0)
+    model = MaskedGenerator(CODES, **{**SHAPE, "num_prefix": 12, "grid": (0, 0)}).eval()
+    torch.nn.init.normal_(model.output.weight, std=0.3)
+    found = []
+    for sampler in (MaskGIT(6, 3.0, prefix_steps=2), MaskGIT(6, 3.0)):
+        monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_, sampler=sampler: sampler)
+        found.append(Sampler(model, draw()).sample(LABELS))
+    assert torch.equal(*found)
+    monkeypatch.setattr("alitok.sampling.generate.reveal_for", lambda *_: Halton(6))
+    with pytest.raises(BadInput, match="Halton needs a grid of tokens"):
+        Sampler(model, draw()).sample(LABELS)
 
 
 def test_the_sampler_of_the_card_and_of_the_draw() -> None:

@@ -6,6 +6,7 @@ import torch
 from alitok.common.build import build
 from alitok.common.draw import Draw
 from alitok.ideas.post_training import MixedSampler
+from alitok.ideas.sub_code_head import SubCodeHeadGenerator
 from alitok.models.seams import draw, image_uniforms
 from alitok.sampling.generate import Sampler, generate
 from alitok.sampling.guidance import BySubCode, Constant, PowerCosine, SoftCFG
@@ -70,6 +71,26 @@ def test_confidence_of_a_token_is_that_of_all_its_sub_codes(small):
 
     ids = generate(small, LABELS, Watched(2.0))
     largest = small(ids, LABELS).softmax(-1).amax(-1).prod(-1)
+    torch.testing.assert_close(seen[-1][:, :-1], largest[:, :-1], rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_confidence_of_a_token_counts_sub_codes_drawn_in_turn():
+    torch.manual_seed(0)
+    words = {"num_classes": 3, "num_prefix": 1, "grid": (2, 2), "width": 32, "depth": 1, "heads": 2}
+    model = SubCodeHeadGenerator(CODES, 2, head={"width": 16, "depth": 1, "heads": 2}, **words).eval()
+    for layer in model.output.last:
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    seen = []
+
+    class Watched(SoftCFG):
+        def value_weights(self, confidence):
+            seen.append(confidence.clone())
+            return super().value_weights(confidence)
+
+    ids = generate(model, LABELS, Watched(2.0))
+    hidden = model.hidden(ids, LABELS).flatten(0, 1)
+    largest = model.output(hidden, ids.flatten(0, 1)[:, :1]).softmax(-1).amax(-1).prod(-1).view(3, 5)
     torch.testing.assert_close(seen[-1][:, :-1], largest[:, :-1], rtol=1e-4, atol=1e-6)
 
 

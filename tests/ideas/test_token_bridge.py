@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alitok.common.errors import BadInput
-from alitok.ideas.token_bridge import BinQuantizer, bin_levels
+from alitok.ideas.token_bridge import MOST_LEVELS, BinQuantizer, bin_levels
 
 NORMAL = torch.randn(400_000, 1, 2, generator=torch.Generator().manual_seed(0))
 
@@ -52,3 +52,9 @@ def test_what_does_not_fit() -> None:
         BinQuantizer(1, 8)
     with pytest.raises(BadInput, match="has 2 channels, the latents 3"):
         BinQuantizer(2, 8)(torch.zeros(1, 1, 3))
+
+
+def test_no_bin_is_empty() -> None:
+    assert BinQuantizer(2, MOST_LEVELS).levels.isfinite().all()
+    with pytest.raises(BadInput, match="at most 740 levels, not 1024"):
+        BinQuantizer(2, 1024)

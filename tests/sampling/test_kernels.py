@@ -12,6 +12,7 @@ import torch
 
 from alitok.common import kernels
 from alitok.common.compiler import has_compiler
+from alitok.common.devices import float32_products
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
 from alitok.models import transformer
@@ -53,6 +54,23 @@ print("all agree")
     words = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=words)
     assert done.stdout.strip() == "all agree", done.stderr
+
+
+@needs_triton
+def test_the_triton_kernel_is_compared_with_exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling lets a GPU round float32 factors; the comparison must not."""
+    from alitok.sampling import decode_kernel
+
+    found = []
+
+    def cache(*_: Any) -> Any:
+        found.append(torch.get_float32_matmul_precision())
+        raise InterruptedError
+
+    monkeypatch.setattr(decode_kernel, "KeyValueCache", cache)
+    with float32_products(tf32=True), pytest.raises(InterruptedError):
+        decode_kernel.agrees(torch.device("cpu"))
+    assert found == ["highest"]
 
 
 @needs_triton

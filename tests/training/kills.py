@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning import Callback
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,7 +28,19 @@ AVERAGE = [
     "--trainer.callbacks.average",
     "{class_path: alitok.callbacks.average.WeightAverage, init_args: {decay: 0.9}}",
 ]
+SIGNAL = 9
 FOLDER = {"tokenizer-stage1": "stage1", "tokenizer-stage2": "stage2", "generator": "generator"}
+
+
+class Signal(Callback):
+    """Sends SIGTERM to the process of one rank, once in a run."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if (trainer.global_step, trainer.global_rank) == (SIGNAL, self.rank):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def configuration(name: str, folder: Path, shared: Path, steps: int) -> dict[str, Any]:

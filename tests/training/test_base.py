@@ -95,6 +95,19 @@ def test_each_decoding_gets_what_was_tapped_in_it(times: int) -> None:
     assert not model.decoder._forward_hooks
 
 
+def test_a_pass_without_a_gradient_is_not_the_step() -> None:
+    """GFT runs the generator without a class first. In a validation no pass has a gradient."""
+    model, x = Model(), torch.ones((), requires_grad=True)
+    with tapped(model, ["decoder"]) as seen:
+        with torch.no_grad():
+            plain = model(x, 0)
+        outputs = seen.join(model(x + 1, 0))
+    assert outputs["decoder"] is outputs["image"]
+    with tapped(model, ["decoder"]) as seen, torch.no_grad():
+        outputs = seen.join(model(x, 0))
+    assert outputs["decoder"] is outputs["image"] is not plain["image"]
+
+
 class FromTheFirst(LossTerm):
     """The distance of a decoding's value from the first one's; 10 for the first itself."""
 

@@ -90,3 +90,25 @@ def test_a_missing_weight_file_stops_a_fit_at_once(config: Path, capsys: pytest.
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "Missing weight file" in line
     assert not (config.parent / "stage1").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("gradient_clip_val", "1.0", "set model.clip"),
+        ("accumulate_grad_batches", "4", "set data.micro_batch"),
+        ("limit_train_batches", "0.1", "configuration is not valid"),
+        ("precision", "bf16-true", "precision bf16-true is not supported; use bf16-mixed or 32-true"),
+        ("max_steps", "0", "at least 1, not 0"),
+        ("max_steps", "-1", "at least 1, not -1"),
+    ],
+)
+def test_options_of_the_trainer_that_cannot_be_kept_end_in_one_sentence(
+    option: str, value: str, words: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "-c", str(config), f"--trainer.{option}", value])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert "\n" not in error

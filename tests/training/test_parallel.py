@@ -103,7 +103,6 @@ def test_blocks_that_do_not_compile_run_as_they_are(
 def test_auto_compiles_for_the_device_of_the_strategy(
     device: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning calls `configure_model` while the module is still on the CPU."""
     found: list[bool] = []
     monkeypatch.setattr(parallel, "compile_blocks", lambda model, or_plain: found.append(or_plain))
     monkeypatch.setattr(parallel, "has_compiler", lambda: True)

@@ -15,8 +15,8 @@ from alitok.training.parallel import check_replicas
 class Checkpoints(Checkpoint):
     """Writes `step=N.ckpt` every `every_n_train_steps` and at the end, and keeps the newest ones.
 
-    A run with one process also writes one when SIGTERM or the first Ctrl-C stops it. With several processes the signal
-    may reach them at different steps, so they write none. Before each checkpoint the processes compare their replicas.
+    Also writes one when SIGTERM stops a run, or the first Ctrl-C one of a single process. Before each checkpoint the
+    processes compare their replicas.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -53,7 +53,7 @@ class Checkpoints(Checkpoint):
         self.save(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.training and trainer.world_size == 1:
+        if isinstance(exception, SIGTERMException) and trainer.training:
             self.save(trainer, pl_module)
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:

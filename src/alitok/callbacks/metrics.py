@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from alitok.artifacts.folder import load_tokenizer
-from alitok.callbacks.average import averaged, evaluated
+from alitok.callbacks.average import evaluated
 from alitok.callbacks.loggers import show_counts
 from alitok.callbacks.pictures import check_prefix, draw_in_training
 from alitok.common.distributed import all_sum
@@ -22,22 +22,16 @@ from alitok.evaluation.reconstruction import ReconstructionMetrics
 from alitok.evaluation.reference import file_reference, refuse_for_samples
 from alitok.evaluation.tokens import CodebookUsage, TokenAccuracy
 from alitok.sampling.images import sample_images
-from alitok.training.tokenizer import reconstructed
 
 
 class ValidationMetric(Callback):
     """Passes validation batches to evaluation metrics, and logs the results as `val/NAME`.
 
-    A subclass makes its metrics in `metrics` and passes batches to them in `update`. If a callback keeps an average of
-    the weights, its outputs (`predict`) are measured instead of the trained model's.
+    A subclass makes its metrics in `metrics` and passes batches to them in `update`.
     """
 
     def metrics(self, module: Any) -> dict[str, Metric]:
         """New metrics by name, for one validation."""
-        raise NotImplementedError
-
-    def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs of the training module's validation step, but from `model`."""
         raise NotImplementedError
 
     def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
@@ -46,7 +40,6 @@ class ValidationMetric(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.running = self.metrics(pl_module)
-        self.average = averaged(trainer)
 
     def on_validation_batch_end(
         self,
@@ -58,7 +51,7 @@ class ValidationMetric(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self.running:
-            self.update(outputs if self.average is None else self.predict(self.average, batch), batch)
+            self.update(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for metric in self.running.values():
@@ -90,9 +83,6 @@ class Reconstruction(ValidationMetric):
     def metrics(self, module: Any) -> dict[str, Metric]:
         codes = CodebookUsage(module.tokenizer.codebook_size, module.tokenizer.sub_codes)
         return {"reconstruction": ReconstructionMetrics(self._extractor), "codebook": codes}
-
-    def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return reconstructed(model, batch, model(batch["image"]))
 
     def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
         images, copies, ids = batch["image"], outputs["image"], outputs["ids"]
@@ -126,9 +116,6 @@ class Accuracy(ValidationMetric):
         if not module.generator.output.has_logits:
             return {}
         return {"accuracy": TokenAccuracy(module.generator.num_tokens)}
-
-    def predict(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"logits": model(batch["tokens"], batch["label"]).float()}
 
     def update(self, outputs: Any, batch: dict[str, Tensor]) -> None:
         self.running["accuracy"].update(outputs["logits"], batch["tokens"])

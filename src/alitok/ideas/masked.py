@@ -159,7 +159,7 @@ class MaskGIT(Reveal):
         symbols, mask = canvas.symbols, canvas.generator.codebook_size
         tokens, prefix = symbols.shape[1], canvas.generator.num_prefix
         noise = _noise(canvas, self.steps, tokens, 2)
-        first = self.prefix_steps if prefix else 0
+        first = self.prefix_steps if 0 < prefix < tokens else 0
         parts = [(range(prefix), first), (range(prefix, tokens), self.steps - first)]
         parts = parts if first else [(range(tokens), self.steps)]
         done = 0
@@ -191,6 +191,9 @@ class MaskGIT(Reveal):
 class Halton(Reveal):
     """Draws places in the order of a Halton sequence, each once (arXiv 2503.17076).
 
+    Raises (when it draws):
+        BadInput: the tokens have no grid.
+
     The order spreads the places of a step over the grid. After step i of T, floor(n (1 - arccos((i + 1) / T) 2 / pi))
     of the grid's n places are known, and at least one more than before. Each is drawn from softmax(beta logits); beta
     rises from 1 to `sharpen` over the steps. The prefix tokens have no place on the grid, so they come first.
@@ -219,6 +222,8 @@ class Halton(Reveal):
     def __call__(self, canvas: Canvas) -> Tensor:
         symbols, generator = canvas.symbols, canvas.generator
         mask, prefix = generator.codebook_size, generator.num_prefix
+        if prefix == generator.num_tokens:
+            raise BadInput("Halton needs a grid of tokens, and these have none: take alitok.ideas.masked.MaskGIT.")
         rows = (generator.num_tokens - prefix) // generator.columns
         grid = prefix + halton_order(rows, generator.columns)
         first = min(self.prefix_steps, prefix)

@@ -14,6 +14,7 @@ WIDEST = 3.0  # standard deviations that the bins cover
 # The bins have equal probability under a standard normal law, so the channel is scaled by 1 / sqrt(3): the density of
 # levels with the least squared error is that of a normal law with three times the channel's variance.
 SCALE = 1 / math.sqrt(3)
+MOST_LEVELS = 740  # with more, the first and the last bin lie beyond `WIDEST`
 
 
 class BinQuantizer(Quantizer):
@@ -28,7 +29,7 @@ class BinQuantizer(Quantizer):
         codebook_size: B, levels per channel.
 
     Raises:
-        BadInput: fewer than 2 channels or levels.
+        BadInput: fewer than 2 channels, fewer than 2 levels, or so many that the outermost ones are empty.
     """
 
     mean: Tensor
@@ -39,6 +40,8 @@ class BinQuantizer(Quantizer):
         super().__init__()
         if code_dim < 2 or codebook_size < 2:
             raise BadInput(f"BinQuantizer takes 2 or more channels and levels, not {code_dim} and {codebook_size}.")
+        if codebook_size > MOST_LEVELS:
+            raise BadInput(f"BinQuantizer takes at most {MOST_LEVELS} levels, not {codebook_size}.")
         self.sub_codes, self.codebook_size = code_dim, codebook_size
         self.register_buffer("mean", torch.zeros(code_dim))
         self.register_buffer("deviation", torch.ones(code_dim))

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from alitok.common.devices import float32_products
 from alitok.sampling.cache import KeyValueCache, halves
 
 BLOCK = 32  # keys that a program reads at a time
@@ -174,6 +175,7 @@ def _like(query: Tensor, stored: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@float32_products(tf32=False)  # the plain products must be exact, even if the sampling is not
 def agrees(
     device: torch.device, dim: int = 64, dtype: torch.dtype = torch.float32, length: int = 1, room: int = 70
 ) -> bool:

@@ -188,11 +188,13 @@ class TokenLoop:
             parts = {network: iter(rows[network].split(self.batch)) for network in rows}
             branches = [next(parts[network]) for network in self.networks]
             if self.confident:
-                confidence = branches[0].softmax(-1).amax(-1).view(self.batch, -1)
-                self.confidence.index_copy_(1, self.position, confidence.prod(1, keepdim=True))  # over sub-codes
+                confidence = branches[0].softmax(-1).amax(-1).view(self.batch, -1).prod(1, keepdim=True)
+                before = self.confidence.index_select(1, self.position)
+                self.confidence.index_copy_(1, self.position, before * confidence)  # a head may draw sub-codes in turn
             return self.rule.combine(branches, self.position, self.generator.num_tokens)
 
         noise = self.noise.index_select(1, self.position)[:, 0]
+        self.confidence.index_fill_(1, self.position, 1.0)
         token = self.generator.output.draw(own, noise, guide, self.temperature)[:, None]
         if self.given is not None:
             mask = self.given_mask.index_select(1, self.position).view(-1, *[1] * (token.ndim - 1))

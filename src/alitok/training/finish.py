@@ -2,12 +2,16 @@
 
 import multiprocessing
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any
 
 import lightning
-from lightning import Callback
+import torch
+from lightning import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from alitok.common.devices import Fetched, send
+from alitok.common.distributed import all_sum
 from alitok.common.ends import Terminated, end_of_run, first_interrupt, sigterm_postponed
 
 
@@ -25,6 +29,26 @@ class Exporter(Callback):
         raise NotImplementedError
 
 
+class StopTogether(Callback):
+    """Stops a fit of several processes after the same step in all of them, if one has received SIGTERM.
+
+    The processes add their flags at every step and read the sum one step later, so that no device runs out of work.
+
+    Attributes:
+        agreed: whether the fit must stop now.
+    """
+
+    def __init__(self) -> None:
+        self.agreed = False
+        self._sum: Fetched | None = None
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.world_size > 1:
+            flag = torch.tensor([float(trainer._signal_connector.received_sigterm)])
+            before, self._sum = self._sum, Fetched(all_sum(send(flag, trainer.strategy.root_device)))
+            self.agreed = before is not None and bool(before.get())
+
+
 class Trainer(lightning.Trainer):
     """Lightning's trainer, with the end of a run after its last step: last validation, pictures, artifact.
 
@@ -34,6 +58,21 @@ class Trainer(lightning.Trainer):
     Raises (by fit):
         Terminated: the run was stopped before its last step (`max_time`, early stopping).
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._together = StopTogether()
+        self.callbacks.insert(0, self._together)  # type: ignore[attr-defined]
+        # Lightning's handler waits for the other processes wherever it interrupts this one, and each step of several
+        # processes waits for the device to ask for the signal.
+        self._signal_connector._sigterm_notifier_fn = self._note_sigterm  # type: ignore[method-assign]
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def _note_sigterm(self, number: int, frame: FrameType | None) -> None:
+        connector, launcher = self._signal_connector, self.strategy.launcher
+        if launcher is not None and not connector.received_sigterm:
+            launcher.kill(number)  # type: ignore[attr-defined]
+        connector.received_sigterm = True
 
     def _run_stage(self) -> Any:  # private: there is no public hook between the last step and the teardown
         resumed_at = self.global_step
@@ -54,7 +93,8 @@ class Trainer(lightning.Trainer):
     @property
     def received_sigterm(self) -> bool:
         """Whether the run must stop. A fit finishes a validation first, since a checkpoint needs a whole one."""
-        return super().received_sigterm and not (self.state.fn == TrainerFn.FITTING and self.validating)
+        stops = self._together.agreed if self.world_size > 1 else super().received_sigterm
+        return stops and not (self.state.fn == TrainerFn.FITTING and self.validating)
 
     def _finish(self, resumed_at: int) -> None:
         step = self.global_step

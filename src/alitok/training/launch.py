@@ -133,9 +133,15 @@ def _build(verb: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Raises BadInput if the interval is below one step, or the Weights & Biases logger is set but not installed."""
+    """Raises BadInput for values that Lightning takes, but not with these modules, and for a missing logger."""
     from importlib.util import find_spec
 
+    for name, usual, instead in (
+        ("gradient_clip_val", None, "model.clip"),
+        ("accumulate_grad_batches", 1, "data.micro_batch"),
+    ):
+        if trainer.get(name) not in (None, usual):
+            raise BadInput(f"trainer.{name} has no effect here, since a step is the module's own: set {instead}.")
     interval = trainer.get("val_check_interval")
     if isinstance(interval, int) and interval < 1:
         raise BadInput(
@@ -177,6 +183,8 @@ def total_steps(config: Mapping[str, Any]) -> int:
     from alitok.training.schedule import Schedule
 
     given = config["trainer"].get("max_steps")
+    if isinstance(given, int) and given < 1:
+        raise BadInput(f"trainer.max_steps must be at least 1, not {given}; without it the whole schedule is trained.")
     return given or Schedule(config["model"]["init_args"]["phases"]).total_steps
 
 
@@ -213,7 +221,7 @@ def quiet() -> None:
 def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any, data: Any) -> None:
     from lightning import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from alitok.training.finish import Trainer
     from alitok.training.parallel import children_end_with_this
@@ -255,6 +263,8 @@ def _lightning_cli(verb: str, config: Mapping[str, Any], total: int, module: Any
             )
     except argparse.ArgumentError as error:
         raise BadInput(f"The trainer's configuration is not valid: {_deepest(str(error))}.") from error
+    except MisconfigurationException as error:
+        raise _refusal(error) from error
     except SIGTERMException:  # raised between two batches
         raise end_of_run() from None
     except SystemExit as error:  # how Lightning ends after Ctrl-C

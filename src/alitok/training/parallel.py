@@ -116,10 +116,9 @@ def parallelize(
     module.parallel = True
     strategy, precision = module.trainer.strategy, str(module.trainer.precision)
     check_strategy(strategy)
-    if precision == "16-mixed":
-        raise BadInput("precision 16-mixed is not supported; use bf16-mixed or 32-true.")
+    if precision not in ("32-true", "bf16-mixed"):
+        raise BadInput(f"precision {precision} is not supported; use bf16-mixed or 32-true.")
     if module.compile_blocks == "auto":
-        # not the module's device: Lightning moves the module only after `configure_model`
         if strategy.root_device.type == "cuda" and has_compiler() and find_spec("triton"):
             compile_blocks(model, or_plain=True)
     elif module.compile_blocks:

@@ -96,7 +96,10 @@ class Taps(dict[str, list[Tensor]]):
         """Adds the modules' outputs to `outputs` and to each decoding, and returns `outputs`."""
         for number, (_, one) in enumerate([(1.0, outputs), *outputs.get("decodings", [])]):
             turn = max(0, number - 1)  # `outputs` has those of the first decoding
-            one.update({path: seen[min(turn, len(seen) - 1)] for path, seen in self.items() if seen})
+            for path, seen in self.items():
+                # a step may have passes without a gradient, e.g. GFT's
+                if own := [tensor for tensor in seen if tensor.requires_grad] or seen:
+                    one[path] = own[min(turn, len(own) - 1)]
         return outputs
 
 
