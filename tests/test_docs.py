@@ -25,6 +25,7 @@ from alitok.artifacts.presets import PRESETS
 from alitok.artifacts.release import generator_to_release, tokenizer_to_release
 from alitok.cli import VERBS, Parser, run
 from alitok.common.errors import BadInput
+from alitok.common.files import experiments_folder
 from alitok.config import compose_run
 from alitok.models.decoder import Decoder
 from alitok.models.encoder import Encoder
@@ -353,7 +354,8 @@ def test_a_line_that_cannot_run_fails(line: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_demo_report_says_what_the_page_says() -> None:
-    assert again_command(Path("runs/demo")) in commands((ROOT / "docs" / "laptop.md").read_text())
+    command = again_command(Path("runs/demo"), experiments_folder() / "demo")
+    assert command in commands((ROOT / "docs" / "laptop.md").read_text())
 
 
 def test_links_between_pages() -> None:

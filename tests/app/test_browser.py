@@ -1,154 +1,23 @@
 """The app in a real browser: generate, hover, swap a token, reconstruct, compare, reload an address."""
 
-import importlib.util
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from browsing import MISSING, all_of, close_messages, open_tab, settings, source, tokens, until
 from PIL import Image
 
-MISSING = [name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None]
-MISSING += [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         bool(MISSING), reason=f"the app is tried in a browser, and {', '.join(MISSING)} cannot be found here"
     ),
 ]
-
-
-# The verb, under a hook that names each file that is opened to be written outside the temporary folder.
-# A shell's background job ignores Ctrl-C, and so would the verb.
-WATCHED = """import os, signal, sys, tempfile
-signal.signal(signal.SIGINT, signal.default_int_handler)
-place = os.path.realpath(tempfile.gettempdir())
-def opened(event, arguments):
-    if event != "open" or not isinstance(arguments[0], (str, bytes)):
-        return
-    path, mode, flags = os.path.realpath(os.fsdecode(arguments[0])), arguments[1] or "", arguments[2]
-    writes = set(mode) & set("wax+") or flags & (os.O_WRONLY | os.O_RDWR)
-    if writes and not path.startswith((place, "/dev/", "/proc/")):
-        print("written:", path, file=sys.stderr)
-sys.addaudithook(opened)
-from alitok.cli import main
-main()
-"""
-
-
-@pytest.fixture(scope="module")
-def address(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app on small models, in an empty folder that must stay empty."""
-    place = tmp_path_factory.mktemp("place")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["app", "--generator", str(artifacts / "generator"), "--device", "cpu", "--port", str(port)]
-    words += ["--tokenizer", str(artifacts / "tokenizer"), str(artifacts / "stranger")]
-    log = (tmp_path_factory.mktemp("log") / "app.log").open("w+")
-    app = subprocess.Popen(
-        [sys.executable, "-B", "-c", WATCHED, *words],
-        cwd=place,
-        stdout=log,
-        stderr=log,
-        env=os.environ | {"HOME": "/nowhere"},
-    )
-    try:
-        for _ in range(1500):  # a fresh install is read and compiled first
-            log.seek(0)
-            if "The app is at" in log.read() or app.poll() is not None:
-                break
-            time.sleep(0.2)
-        assert app.poll() is None, log.read()
-        yield f"http://127.0.0.1:{port}/"
-        assert not list(place.iterdir())
-    finally:
-        app.send_signal(signal.SIGINT)
-        try:
-            assert app.wait(60) == 130
-        finally:
-            app.kill()
-            log.seek(0)
-            said = log.read()
-            sys.stdout.write(said)
-        assert "written:" not in said
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})  # type: ignore[no-untyped-call]
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        yield driver
-        elsewhere = [place for place in requested(driver) if not place.startswith("http://127.0.0.1:")]
-        assert not elsewhere
-        assert not [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
-    finally:
-        driver.quit()
-
-
-def requested(driver: Any) -> list[str]:
-    """Addresses that the page asked for."""
-    events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
-    kinds = ("Network.requestWillBeSent", "Network.webSocketCreated")
-    found = [event["params"] for event in events if event["method"] in kinds]
-    places = [params["request"]["url"] if "request" in params else params["url"] for params in found]
-    assert places
-    return [place for place in places if not place.startswith(("data:", "blob:", "chrome:", "about:"))]
-
-
-def until(wanted: Callable[[], Any], seconds: float = 120) -> Any:
-    """What `wanted` gives as soon as it is true."""
-    from selenium.common.exceptions import StaleElementReferenceException
-
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if found := wanted():
-                return found
-        except (StaleElementReferenceException, IndexError):  # drawn again between two looks
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"nothing after {seconds} s")
-
-
-def all_of(driver: Any, selector: str) -> list[Any]:
-    return list(driver.find_elements("css selector", selector))
-
-
-def source(driver: Any, selector: str) -> str:
-    return str(all_of(driver, selector)[0].get_attribute("src"))
-
-
-def tokens(driver: Any) -> list[dict[str, Any]]:
-    cells = all_of(driver, "#picture .token")
-    return [json.loads(cell.get_attribute("data-token")) for cell in cells]
-
-
-def settings(driver: Any) -> dict[str, list[str]]:
-    return parse_qs(urlsplit(driver.current_url).query)
-
-
-def open_tab(driver: Any, name: str) -> None:
-    until(lambda: [tab for tab in all_of(driver, "button[role=tab]") if tab.text == name and tab.is_displayed()])[
-        0
-    ].click()
 
 
 def test_generate_hover_swap_and_reload(address: str, browser: Any) -> None:
@@ -192,12 +61,6 @@ def test_generate_hover_swap_and_reload(address: str, browser: Any) -> None:
     all_of(browser, "#undo")[0].click()
     until(lambda: source(browser, "#picture img") == picture)
     until(lambda: "tokens" not in settings(browser))
-
-
-def close_messages(driver: Any) -> None:
-    for button in all_of(driver, ".toast-close"):
-        driver.execute_script("arguments[0].click()", button)
-    until(lambda: not all_of(driver, ".toast-close"))
 
 
 def test_a_choice_is_of_the_picture_on_the_screen(address: str, browser: Any) -> None:
@@ -317,6 +180,85 @@ def test_compare_and_reload(address: str, browser: Any, tmp_path: Path) -> None:
     until(lambda: all_of(browser, "#compared figure"))
     assert settings(browser)["tab"] == ["compare"]
     assert source(browser, "#compared img") == drawn
+
+
+def test_each_tab_keeps_its_own_address(address: str, browser: Any, tmp_path: Path) -> None:
+    """A look at another tab, and work there, lose neither the picture of this one nor its tokens."""
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "red.png")
+    browser.get(address + "?seed=3&class=star&tokens=8:4")
+    until(lambda: all_of(browser, "#picture .token.chosen"))
+    drawn = source(browser, "#picture img")
+    generated = until(lambda: settings(browser).get("tokens") and settings(browser))
+    assert (generated["tab"], generated["seed"], generated["class"]) == (["generate"], ["3"], ["star"])
+    open_tab(browser, "Reconstruct")
+    until(lambda: settings(browser)["tab"] == ["reconstruct"])
+    assert "seed" not in settings(browser)
+    all_of(browser, "#files input[type=file]")[0].send_keys(str(tmp_path / "red.png"))
+    until(lambda: len(all_of(browser, "#rebuilt figure")) == 3)
+    slider = all_of(browser, "#keep input[type=range]")[0]
+    slider.send_keys("\ue012")  # arrow to the left
+    rebuilt = until(lambda: settings(browser).get("keep") and settings(browser))
+    open_tab(browser, "Compare")
+    compared = until(lambda: settings(browser).get("model") and settings(browser))
+    assert (compared["tab"], compared["seed"], compared["class"]) == (["compare"], ["3"], ["star"])
+    until(lambda: all_of(browser, "#compare"))[0].click()
+    until(lambda: len(all_of(browser, "#compared figure")) == 1)
+    open_tab(browser, "Generate")
+    until(lambda: settings(browser) == generated)
+    open_tab(browser, "Reconstruct")
+    until(lambda: settings(browser) == rebuilt)
+    open_tab(browser, "Generate")
+    until(lambda: settings(browser) == generated)
+    browser.get(browser.current_url)
+    until(lambda: all_of(browser, "#picture .token.chosen"))
+    assert source(browser, "#picture img") == drawn
+
+
+def test_ticked_tokenizers_come_back_from_the_address(address: str, browser: Any) -> None:
+    browser.get(address + "?tab=compare&seed=3")
+    boxes = until(lambda: all_of(browser, "#tokenizers input[type=checkbox]"))
+    until(lambda: all_of(browser, "#compared figure"))
+    assert [box.is_selected() for box in boxes] == [True, True]
+    boxes[0].click()
+    models = until(lambda: len(settings(browser).get("model", [])) == 2 and settings(browser)["model"])
+    assert settings(browser)["seed"] == ["3"]
+    browser.get(browser.current_url)
+    until(lambda: all_of(browser, "#compared figure"))
+    assert [box.is_selected() for box in all_of(browser, "#tokenizers input[type=checkbox]")] == [False, True]
+    assert settings(browser)["model"] == models
+
+
+def test_the_keyboard_reaches_every_token(address: str, browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    def press(*keys: str) -> None:
+        ActionChains(browser).send_keys(*keys).perform()  # type: ignore[no-untyped-call]
+
+    def place() -> Any:
+        return browser.execute_script("return document.activeElement.dataset.place")
+
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "red.png")
+    browser.get(address + "?tab=reconstruct")
+    until(lambda: all_of(browser, "#files input[type=file]"))[0].send_keys(str(tmp_path / "red.png"))
+    cells = until(lambda: all_of(browser, "#rebuilt .token"))
+    browser.execute_script("arguments[0].focus()", cells[0])
+    press(Keys.ARROW_LEFT)
+    assert place() == "0"
+    press(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+    assert place() == "5"  # of four columns
+    press(Keys.ARROW_UP)
+    assert place() == "1"
+    assert [cell.get_attribute("tabindex") for cell in cells[:3]] == ["-1", "0", "-1"]
+    press(Keys.ENTER)
+    until(lambda: len(all_of(browser, "#rebuilt .about button[data-ids]")) == 8)
+    press(Keys.TAB)
+    assert place() is None  # the tokens that follow are no stops
+    field = all_of(browser, "#rebuilt .about input")[0]
+    assert browser.switch_to.active_element == field
+    field.clear()
+    field.send_keys("7", Keys.ENTER)
+    until(lambda: all_of(browser, "#rebuilt .token.chosen"))
+    assert json.loads(all_of(browser, "#rebuilt .token")[1].get_attribute("data-token"))["ids"] == [7]
 
 
 @pytest.mark.parametrize("tab", ["generate", "reconstruct", "compare"])

@@ -1,5 +1,6 @@
 """What the page shows: HTML of pictures, sentences if there are none, progress."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 
 from alitok.app.desk import MOST_PICTURES, Desk
+from alitok.app.drawing import Token
 from alitok.app.layout import Layout
-from alitok.app.markup import data_uri, figure, token_figure
+from alitok.app.markup import data_uri, figure, progress, token_figure
 from alitok.app.opened import Opened
 from alitok.app.settings import Settings, first_settings, read_query
 from alitok.common.errors import BadInput
@@ -122,6 +124,38 @@ def test_comparisons(desk: Desk, opened: Opened, red: Path) -> None:
         desk.compared_tokenizers(["x"], red)
 
 
+@pytest.fixture
+def two(opened: Opened) -> Opened:
+    """The generator, and the same one with a moon in place of the star, under another name."""
+    (generator, tokenizer), *_ = opened.pairs
+    network = opened.generators[generator]
+    other = copy.copy(network)
+    names = ["moon" if name == "star" else name for name in opened.labels(generator)]
+    vars(other)["card"] = {**network.card, "class_names": names}
+    generators = {"other": other, generator: network}
+    return Opened(generators, opened.tokenizers, [("other", tokenizer), (generator, tokenizer)], opened.device)
+
+
+def test_a_generator_without_the_class_leaves_the_others(two: Opened) -> None:
+    desk = Desk(two)
+    without, having = desk.pair_names()
+    html = desk.compared_generators([without, having], "star", 5, None)
+    assert sources(html) == sources(desk.compared_generators([having], "star", 5, None))
+    assert html.startswith('<p class="message" role="alert">other has no class &#x27;star&#x27;')
+    assert html.count('class="message"') == 1
+    assert len(sources(desk.compared_generators([without, having], "circle", 5, None))) == 2
+    with pytest.raises(BadInput, match="other has no class 'star'"):
+        desk.compared_generators([without], "star", 5, None)
+
+
+@pytest.mark.parametrize("label", ["star", "moon", "circle"])
+def test_the_class_of_any_generator_comes_back_from_the_address(two: Opened, label: str) -> None:
+    desk = Desk(two)
+    settings = desk.comparison(desk.pair_names(), label, 9, None, [])
+    assert settings.generator == ("other" if label != "star" else two.pairs[1][0])
+    assert read_query(settings.query(), two) == (settings, [])
+
+
 def test_a_comparison_comes_back_from_the_address(desk: Desk, opened: Opened) -> None:
     stranger = list(opened.tokenizers)[1]
     settings = desk.comparison(desk.pair_names(), "star", 9, None, [stranger])
@@ -142,6 +176,19 @@ def test_names_from_elsewhere_are_no_html() -> None:
 def test_a_broken_model_is_named() -> None:
     with pytest.raises(BadInput, match="NaN or infinity"):
         data_uri(torch.full((3, 4, 4), torch.nan), "round")
+
+
+def test_each_picture_is_one_stop_of_the_tab_key() -> None:
+    cells = [Token((place,)) for place in range(6)]
+    html = token_figure(torch.zeros(3, 4, 4), Layout(2, 2), cells, "x")
+    assert re.findall(r'data-place="(\d)".*? tabindex="(-?\d)"', html) == [
+        ("0", "0"),
+        *((str(place), "-1") for place in range(1, 6)),
+    ]
+
+
+def test_the_progress_bar_says_what_it_counts() -> None:
+    assert '<progress value="3" max="9" aria-label="tokens drawn">' in progress(3, 9)
 
 
 def test_tokens_without_a_place_stand_in_front() -> None:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from alitok.app.opened import Opened
 from alitok.cli import main
+from alitok.common.devices import float32_products
 from alitok.common.ends import Terminated
 
 
@@ -88,6 +90,23 @@ def test_it_listens_on_this_machine_unless_asked(
     assert served.calls[1][2:] == ("0.0.0.0", 8000, ("*",))
     said = capsys.readouterr().out
     assert "listening on 0.0.0.0: anyone who reaches this port can use the models and upload pictures" in said
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("cuda", "high"), ("cpu", "highest")])
+def test_a_gpu_draws_in_tf32_as_the_command_does(
+    served: Served, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    seen = []
+
+    def open_models(generators: list[str], tokenizers: list[str], device: torch.device) -> Opened:
+        seen.append((device.type, torch.get_float32_matmul_precision()))
+        return Opened({}, {}, [], device)
+
+    monkeypatch.setattr("alitok.common.devices.pick_device", lambda name: torch.device(kind))
+    monkeypatch.setattr("alitok.app.opened.open_models", open_models)
+    with float32_products(tf32=False):  # sets it back
+        main(["app", "--tokenizer", "any"])
+    assert seen == [(kind, precision)]
 
 
 def test_the_demo_opens_by_itself(

@@ -145,6 +145,27 @@ def test_the_page(line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert '<meta name="viewport"' in page
 
 
+def test_a_ninth_group_looks_unlike_the_first(tmp_path: Path) -> None:
+    """There are eight colors; the ninth group has the first one, and dashes in its lines, legend and keys."""
+    for number in range(9):
+        write_run(tmp_path / f"run{number}", {"tokenizer": {}, "lr": 0.1 * number})
+    write_page([tmp_path / f"run{number}" for number in range(9)], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    legend = re.search('<div class="legend">(.*?)</div>', page, re.DOTALL)
+    assert legend is not None
+    marks = re.findall('<span class="(.*?)" style="(.*?)">run', legend[1])
+    assert [mark[0] for mark in marks] == ["name"] * 8 + ["name dashed"]
+    assert marks[0][1] == marks[8][1]
+    assert len(set(marks)) == 9
+    keys = re.findall('<span class="key">(.*?)</span></figcaption>', page, re.DOTALL)
+    assert len(keys) == 2  # a chart of each loss
+    assert all(re.findall(r'<span( class="dashed")? style', key) == [""] * 8 + [' class="dashed"'] for key in keys)
+    (rule,) = re.findall(r"^(.*dashed::before) {(.*)}$", page, re.MULTILINE)
+    assert rule[0] == ".key .dashed::before, .name.dashed::before"
+    assert "repeating-linear-gradient(90deg, var(--own)" in rule[1]
+    assert page.count("\n.name::before") == 1
+
+
 def test_a_second_stage_borrows_the_generator_of_its_tokens(
     line: Path, tmp_path: Path, small_tokenizer_block: Block
 ) -> None:

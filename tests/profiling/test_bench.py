@@ -18,10 +18,10 @@ from alitok.common import devices
 from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.models.quantizer import ClusteredQuantizer
-from alitok.profiling import bench_data, bench_training
+from alitok.profiling import bench_data, bench_sampling, bench_training
 from alitok.profiling.bench_data import flops_of
 from alitok.profiling.bench_machine import Machine, Options, Row
-from alitok.profiling.bench_sampling import GrowingCache, random_generator, sampling, step_limit
+from alitok.profiling.bench_sampling import GrowingCache, random_generator, sampling, step_limit, window_rows
 from alitok.profiling.bench_training import merged_update, one_hot_update, peak_bytes, training_config, written_out
 
 MACHINE = Machine(torch.device("cpu"), 1e11, 4e11, 2e10)
@@ -130,6 +130,54 @@ def test_the_limit_of_a_step_counts_weights_and_cache_once() -> None:
     seconds, bound = step_limit(generator, 1, "float32", Machine(torch.device("cpu"), 1e9, 1e9, 1e15))
     assert bound == "float32 products"
     assert seconds == pytest.approx(2 * (2 * weights + cache) / 1e9)
+
+
+class Gpu(Machine):
+    """A processor that counts as a GPU."""
+
+    cuda = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("machine", "seconds"), [(MACHINE, 100.0), (Gpu(torch.device("cpu"), 1e11, 4e11, 2e10), 1.0)])
+def test_windows_on_a_gpu_are_timed_after_the_capture_of_graphs(
+    machine: Machine, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a sampler takes 100 s for its first batch and 1 s for each later one."""
+    clock = [0.0]
+
+    class Sampler:
+        def __init__(self, generator: Any, draw: Any) -> None:
+            one = torch.ones(1)
+            self.windows = SimpleNamespace(passes=0, accepted=one, tried=2 * one) if draw.window > 1 else None
+            self.draws = 0
+
+        def sample(self, labels: torch.Tensor) -> None:
+            clock[0] += 1.0 if self.draws else 100.0
+            self.draws += 1
+            if self.windows is not None:
+                self.windows.passes += 12
+
+    monkeypatch.setattr(bench_sampling, "Sampler", Sampler)
+    monkeypatch.setattr(bench_sampling, "wait", lambda device: clock[0])
+    generator: Any = SimpleNamespace(num_classes=10, num_tokens=16)
+    (row,) = window_rows(generator, replace(options(), machine=machine), "x")
+    assert (row.value, row.baseline) == (2 / seconds, 2 / seconds)
+    assert row.notes == {"window": 8, "passes_per_token": 0.75, "right_drafts": 0.5}
+
+
+def test_a_plain_step_is_timed_from_the_end_of_earlier_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in for a device works for 7 s before each wait that nothing was timed for."""
+    generator = random_generator(options().model("generator")["generator"], torch.device("cpu"))
+    clock, waits = [0.0], []
+
+    def wait(device: torch.device) -> float:
+        clock[0] += 1.0 if len(waits) % 2 else 7.0
+        waits.append(clock[0])
+        return clock[0]
+
+    monkeypatch.setattr(bench_sampling, "wait", wait)
+    assert bench_sampling.plain_step(generator, 1) == 1.0
+    assert len(waits) >= 2 * bench_sampling.PLAIN_STEPS
 
 
 def test_sampling_takes_every_size_of_an_experiment() -> None:

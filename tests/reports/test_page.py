@@ -254,7 +254,8 @@ def test_interrupted_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
 def test_chart_takes_any_curve(unit: str, points: list[tuple[int, float]], log: bool) -> None:
     made = chart("stage & 1", "A <title>", unit, {"val": points}, may_be_log=True, colors={"val": ("#123456", True)})
     assert ("log scale" in made["units"]) == log
-    assert made["ends"] == [{"name": "val", "value": number(points[-1][1], unit), "color": "#123456"}]
+    end = {"name": "val", "value": number(points[-1][1], unit), "color": "#123456", "dashed": True}
+    assert made["ends"] == [end]
     drawing = base64.b64decode(made["image"]["src"].partition(",")[2])
     figure = ElementTree.fromstring(drawing)
     texts = [label.text or "" for label in figure.iter("{http://www.w3.org/2000/svg}text")]

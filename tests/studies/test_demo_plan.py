@@ -77,6 +77,24 @@ def test_blocks_are_compiled_where_that_is_faster(
     assert planned(tmp_path / "none", configs, 12, "auto", CPU, SIZES).compiled == []
 
 
+def test_work_of_the_cpu_is_counted_in_steps_of_the_cpu(
+    configs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The classifier, the token cache and the report never use the GPU, which trains twenty times as fast here."""
+    monkeypatch.setattr(demo_plan, "timed_step", lambda config, precision, device: 0.2 if device == CPU else 0.01)
+    monkeypatch.setattr(demo_plan, "has_compiler", lambda: False)
+    monkeypatch.setattr(demo_plan, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(demo_plan, "loading_seconds", lambda config: 0.0)
+    plans = [
+        planned(tmp_path / kind / precision, configs, 0, precision, torch.device(kind), SIZES).seconds
+        for kind in ("cpu", "cuda")
+        for precision in ("auto", "bf16-mixed")
+    ]
+    for part in ("classifier", "tokenize", "samples and measures"):
+        assert len({seconds[part] for seconds in plans}) == 1, part
+    assert plans[0]["generator"] > 10 * plans[-1]["generator"]
+
+
 def test_a_compiler_that_does_not_work_is_left_out(configs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> float:
         raise RuntimeError("CppCompileError")

@@ -117,9 +117,13 @@ class Desk:
         Args:
             names: elements of `pair_names`.
             guidance: scale for all; None for each card's own.
+
+        Raises:
+            BadInput: an unknown pair, or no pair has the class. If only some have it, the others get a sentence.
         """
         pairs = dict(zip(self.pair_names(), self.opened.pairs, strict=True))
-        figures = []
+        figures: list[str] = []
+        refused: list[BadInput] = []
         for number, name in enumerate(names):
             if name not in pairs:
                 raise BadInput(f"{name} is not open here; choose among {', '.join(pairs)}.")
@@ -127,10 +131,19 @@ class Desk:
             generator, tokenizer = pairs[name]
             card = self.opened.generators[generator].card
             draw = Draw.chosen(card, seed=check_seed(seed), guidance=guidance)
-            settings = Settings("compare", generator, tokenizer, label)
-            image = self.paint_with(generator, tokenizer, draw).picture(settings.class_number(self.opened)).image
+            try:
+                class_number = Settings("compare", generator, tokenizer, label).class_number(self.opened)
+            except BadInput as error:
+                refused.append(error)
+                continue
+            image = self.paint_with(generator, tokenizer, draw).picture(class_number).image
             figures.append(markup.figure(image, name, "truncate", f"{label}, guidance {draw.guidance:g}, seed {seed}"))
-        return f'<div class="pictures">{"".join(figures)}</div>' if figures else markup.message("Choose a generator.")
+        if not figures:
+            if refused:
+                raise refused[0]
+            return markup.message("Choose a generator.")
+        sentences = "".join(dict.fromkeys(markup.message(str(error)) for error in refused))
+        return f'{sentences}<div class="pictures">{"".join(figures)}</div>'
 
     def compared_tokenizers(self, names: Sequence[str], path: str | Path, report: Report = no_report) -> str:
         """The same picture reconstructed by several tokenizers, each at its own size."""
@@ -150,11 +163,11 @@ class Desk:
     def comparison(
         self, pairs: Sequence[str], label: str, seed: int, guidance: float | None, tokenizers: Sequence[str]
     ) -> Settings:
-        """The settings of a comparison, for the address. The class belongs to the first pair's generator."""
-        generators = {
-            name: generator for name, (generator, _) in zip(self.pair_names(), self.opened.pairs, strict=True)
-        }
-        base = first_settings(self.opened, generators.get(pairs[0]) if pairs else None)
+        """The settings of a comparison, for the address. Its generator is the first one that has the class."""
+        generators = dict(zip(self.pair_names(), (generator for generator, _ in self.opened.pairs), strict=True))
+        chosen = [generators[name] for name in pairs if name in generators]
+        having = [generator for generator in chosen if label in self.opened.labels(generator)]
+        base = first_settings(self.opened, next(iter([*having, *chosen]), None))
         return replace(base, tab="compare", label=label, seed=seed, guidance=guidance, models=(*pairs, *tokenizers))
 
     def pair_names(self) -> list[str]:

@@ -61,16 +61,18 @@ def token_figure(
 def _cell(place: int, token: Token, chosen: bool) -> str:
     data = {"ids": token.ids, "p": token.probability, "others": token.others}
     name = " ".join(["token", *(["chosen"] if chosen else [])])
+    stop = -1 if place else 0  # one stop for the Tab key in each picture; the arrow keys move it
     word = f"token {place}, id {'.'.join(map(str, token.ids))}"
     return (
-        f'<button type="button" class="{name}" data-place="{place}" aria-label="{word}"'
+        f'<button type="button" class="{name}" data-place="{place}" aria-label="{word}" tabindex="{stop}"'
         f' data-token="{escape(json.dumps(data, separators=(",", ":")))}"></button>'
     )
 
 
 def progress(done: int, total: int) -> str:
     """A progress bar for a picture that forms."""
-    return f'<progress value="{done}" max="{total}"></progress><p class="soft">{done} of {total} tokens</p>'
+    bar = f'<progress value="{done}" max="{total}" aria-label="tokens drawn"></progress>'
+    return f'{bar}<p class="soft">{done} of {total} tokens</p>'
 
 
 def message(sentence: str) -> str:

@@ -42,7 +42,9 @@ const offerCodes = async (cell, { token, about, offer }) => {
   button.textContent = "Replace";
   // what is no number goes as it was written, for the sentence that refuses it
   const code = (text) => (/^\d+$/.test(text) ? Number(text) : text);
-  button.addEventListener("click", () => replaceBy(input.value.trim().split(".").map(code)));
+  const send = () => replaceBy(input.value.trim().split(".").map(code));
+  button.addEventListener("click", send);
+  input.addEventListener("keydown", (event) => { if (event.key === "Enter") send(); });
   about.append(input, button);
   if (token.ids.length > 1) return;
   const tokenizer = cell.closest("[data-tokenizer]").dataset.tokenizer;
@@ -63,6 +65,23 @@ for (const kind of ["pointerover", "focusin"]) {
     if (cell && !picked()) describe(cell);
   });
 }
+// One token of a picture is a stop of the Tab key: the last one that had the focus. Arrow keys go to the others.
+element.addEventListener("focusin", (event) => {
+  const cell = event.target.closest(".token");
+  if (!cell) return;
+  for (const stop of cell.closest("figure").querySelectorAll('.token[tabindex="0"]')) stop.tabIndex = -1;
+  cell.tabIndex = 0;
+});
+element.addEventListener("keydown", (event) => {
+  const cell = event.target.closest(".token");
+  if (!cell) return;
+  const columns = Number(getComputedStyle(cell.parentElement).getPropertyValue("--columns"));
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+  if (!step) return;
+  event.preventDefault(); // no scrolling
+  const cells = [...cell.closest("figure").querySelectorAll(".token")];
+  cells[cells.indexOf(cell) + step]?.focus();
+});
 element.addEventListener("click", (event) => {
   const cell = event.target.closest(".token");
   if (cell) {

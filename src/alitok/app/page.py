@@ -18,10 +18,10 @@ from alitok.app.settings import Settings, changed_tokens, first_settings, read_q
 from alitok.common.errors import BadInput
 
 HERE = Path(__file__).parent
-SCRIPT, STYLE = ((HERE / name).read_text("utf-8") for name in ("page.js", "page.css"))
-ADDRESS = "(query) => { history.replaceState(null, '', '?' + query); return []; }"
-TAB = """() => { const address = new URL(location.href); address.searchParams.set('tab', '%s');
-history.replaceState(null, '', address); return []; }"""
+SCRIPT, HEAD, STYLE = ((HERE / name).read_text("utf-8") for name in ("page.js", "address.js", "page.css"))
+ADDRESS = "(query) => { alitok.keep(query); return []; }"
+TAB = "() => { alitok.select('%s'); return []; }"
+START = "(queries) => { alitok.start(queries); return []; }"
 PROGRESS = gr.Progress()  # gradio finds it among the defaults of a function
 NAMES = ("generator", "tokenizer", "label", "guidance", "power", "schedule", "temperature", "seed")  # of the controls
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # a desk serves one caller at a time
@@ -45,6 +45,11 @@ def pictures(**more: Any) -> gr.HTML:
     return gr.HTML("", js_on_load=SCRIPT, apply_default_css=False, **more)
 
 
+def lines_of(shown: Sequence[Settings], tab: str) -> str:
+    """The queries of all tabs for `address.js`, one a line; that of the open tab is the first."""
+    return "\n".join(settings.query() for settings in sorted(shown, key=lambda settings: settings.tab != tab))
+
+
 class Page:
     """The blocks of the page and what they do."""
 
@@ -52,7 +57,8 @@ class Page:
         self.opened, self.desk = opened, Desk(opened)
         self.first = first_settings(opened)
         with gr.Blocks(title="alitok", analytics_enabled=False) as self.blocks:
-            self.query = gr.Textbox(visible="hidden")
+            self.query = gr.Textbox(visible="hidden")  # of the last change
+            self.address: dict[str, Any] = {"fn": None, "inputs": [self.query], "js": ADDRESS}
             with gr.Tabs(selected=self.first.tab) as self.tabs:
                 if opened.generators:
                     with gr.Tab("Generate", id="generate") as generate:
@@ -117,7 +123,7 @@ class Page:
             fresh = first_settings(opened, name)
             return self.shown_settings(fresh)[1:]
 
-        address = {"fn": None, "inputs": [self.query], "js": ADDRESS}
+        address = self.address
         quiet: dict[str, Any] = {"show_progress": "hidden", **MODEL}
         draw.click(drawn, self.controls, shown, **quiet).then(**address)
         undo.click(undone, [self.painted, *self.controls], shown, **quiet).then(**address)
@@ -178,7 +184,7 @@ class Page:
             total = self.opened.tokenizers[tokenizer].num_tokens
             return gr.Slider(1, total, total, step=1)
 
-        address = {"fn": None, "inputs": [self.query], "js": ADDRESS}
+        address = self.address
         for event in (self.files.change, self.back.click):
             event(other_files, inputs, shown, **MODEL).then(**address)
         switched = self.tokenizer.select(length, self.tokenizer, self.keep, show_progress="hidden")
@@ -221,22 +227,33 @@ class Page:
 
             self.redraw_all, self.redrawn = generators, [drawn, self.query]
             clicked = go.click(generators, [*self.comparing, self.through], self.redrawn, **MODEL)
-            clicked.then(None, [self.query], js=ADDRESS)
+            clicked.then(**self.address)
         gr.Markdown("### Tokenizers: the same picture")
         self.through.render()
         file = gr.File(label="Picture", height=130, elem_id="file")
         shown = gr.HTML("", apply_default_css=False, elem_id="through")
 
         @in_one_sentence
-        def tokenizers(names: list[str], path: str | None, progress: Any = PROGRESS) -> str:
+        def tokenizers(
+            names: list[str],
+            path: str | None,
+            pairs: list[str],
+            label: str,
+            seed: int | None,
+            guidance: float | None,
+            progress: Any = PROGRESS,
+        ) -> tuple[str, str]:
+            query = self.desk.comparison(pairs, label, seed or 0, guidance, names).query()
             if path is None:
-                return ""
-            return self.desk.compared_tokenizers(
+                return "", query
+            html = self.desk.compared_tokenizers(
                 names, path, lambda done, all_, name: progress((done, all_), desc=name)
             )
+            return html, query
 
+        inputs = [self.through, file, *(self.comparing or map(gr.State, ([], "", 0, None)))]
         for event in (file.change, self.through.input):
-            event(tokenizers, [self.through, file], shown, **MODEL)
+            event(tokenizers, inputs, [shown, self.query], **MODEL).then(**self.address)
 
     def shown_settings(self, settings: Settings) -> list[Any]:
         """Values for the controls of the tab Generate."""
@@ -255,8 +272,8 @@ class Page:
     def open(self) -> None:
         """Apply the settings in the address when the page loads, and draw."""
         opened, has_generator = self.opened, bool(self.opened.generators)
-        tab = gr.State("")
-        outputs = [tab, self.tabs, self.tokenizer, self.keep, self.through]
+        tab, queries = gr.State(""), gr.Textbox(visible="hidden")
+        outputs = [queries, tab, self.tabs, self.tokenizer, self.keep, self.through]
         outputs += [*self.controls, self.painted, *self.comparing] if has_generator else []
 
         def restored(query: str) -> list[Any]:
@@ -267,11 +284,13 @@ class Page:
             through = [name for name in settings.models if name in opened.tokenizers] or list(opened.tokenizers)
             total = opened.tokenizers[settings.tokenizer].num_tokens
             keep = gr.Slider(1, total, settings.keep or total, step=1)
+            pairs = pairs or self.desk.pair_names()
+            guidance = settings.guidance if settings.tab == "compare" else None
             values = [settings.tab, gr.Tabs(selected=settings.tab), settings.tokenizer, keep, through]
+            shown = [Settings("reconstruct", "", settings.tokenizer, keep=settings.keep)]
+            shown.append(self.desk.comparison(pairs, settings.label, settings.seed, guidance, through))
             if not has_generator:
-                return values
-            compared = [pairs or self.desk.pair_names(), settings.label, settings.seed]
-            compared.append(settings.guidance if settings.tab == "compare" else None)
+                return [lines_of(shown, settings.tab), *values]
             own = first_settings(opened, settings.generator)  # for a comparison, which may have no guidance
             painted = replace(
                 settings,
@@ -281,12 +300,15 @@ class Page:
                 keep=None,
                 models=(),
             )
-            return [*values, *self.shown_settings(painted), painted, *compared]
+            lines = lines_of([*shown, painted], settings.tab)
+            compared = [pairs, settings.label, settings.seed, guidance]
+            return [lines, *values, *self.shown_settings(painted), painted, *compared]
 
         def all_if_open(tab: str, *values: Any) -> Any:
             return self.redraw_all(*values) if tab == "compare" else (gr.skip(), gr.skip())
 
-        loaded = self.blocks.load(restored, self.query, outputs, js="() => window.opened", show_progress="hidden")
+        loaded = self.blocks.load(restored, self.query, outputs, js="() => alitok.opened", show_progress="hidden")
+        loaded.then(None, [queries], js=START)
         if has_generator:
             painted = loaded.then(self.repaint, self.painted, self.repainted, show_progress="hidden", **MODEL)
             painted.then(all_if_open, [tab, *self.comparing, self.through], self.redrawn, **MODEL)
@@ -320,7 +342,7 @@ def serve(opened: Opened, host: str, port: int | None, names: Sequence[str] = ("
             theme=theme,
             app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(names))]},
             css=STYLE,
-            head="<script>window.opened = location.search</script>",  # tabs change it before the page has loaded
+            head=f"<script>{HEAD}</script>",
             enable_monitoring=False,
         )
     except OSError as error:

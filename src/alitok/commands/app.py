@@ -58,6 +58,8 @@ def show(args: argparse.Namespace) -> None:
     import os
     import tempfile
 
+    import torch
+
     from alitok.common.errors import BadInput
 
     if args.port is not None and not 1 <= args.port <= 65535:
@@ -71,7 +73,10 @@ def show(args: argparse.Namespace) -> None:
 
     from alitok.common.devices import pick_device
 
-    opened = open_models(*paths, pick_device(args.device))
+    device = pick_device(args.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as `alitok sample` draws; a reconstruction switches it off
+    opened = open_models(*paths, device)
     if args.host not in LOOPBACK:
         print(
             f"alitok: listening on {args.host}: anyone who reaches this port can use the models and upload pictures.",

@@ -1,13 +1,14 @@
-"""Check in about a minute whether a new machine has everything, and whether it is right and fast.
+"""Check in one to two minutes whether a new machine has everything, and whether it is right and fast.
 
-Each line is right, slow, missing or wrong, with advice. With --full every part is measured, stage by stage: seven
-minutes on an H100. The exit status is 0, or 2 if something is missing or wrong.
+Each line is right, slow, missing or wrong, and says what to do. Slow is also what works, but not for every run: a
+weight file or a compiler is not there. With --full every part is measured, stage by stage: seven minutes on an H100.
+The exit status is 0; it is 2 if something is missing or wrong.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alitok.common.errors import BadInput
 
@@ -22,7 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto (default) = a GPU if there is one"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs go (default runs)")
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="FILE",
+        help="where the machine and the lines go as JSON; without FILE they are printed instead of the words",
+    )
     parser.add_argument("--full", action="store_true", help="measure every part, into --out")
     parser.add_argument("--out", type=Path, metavar="DIR", help="with --full: folder for numbers, logs and table.md")
     parser.add_argument("--only", action="append", metavar="STAGE", help="with --full: run one stage; may be repeated")
@@ -52,27 +60,45 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(2)
 
 
-def _look(device: "torch.device", runs: Path, as_json: bool) -> bool:
-    """Print the findings; return whether something is missing or wrong."""
+def _look(device: "torch.device", runs: Path, json_file: Path | bool | None) -> bool:
+    """Print the findings; return whether something is missing or wrong.
+
+    Args:
+        json_file: file that gets them as JSON too; True = print them as JSON only.
+    """
     import json
-    from dataclasses import asdict
 
     from rich.console import Console
     from rich.text import Text
 
-    from alitok.studies.doctor.quick import look
+    from alitok.common.files import write_json
+    from alitok.profiling.bench_machine import Machine
+    from alitok.studies.doctor.quick import Finding, look
 
-    console, findings = Console(highlight=False), []
-    for finding in look(device, runs):
+    console = Console(highlight=False)
+    findings: list[Finding] = []
+    machines: list[Machine] = []
+
+    def content() -> dict[str, Any]:
+        return {
+            "machine": machines[0].record() if machines else None,
+            "lines": [finding.record() for finding in findings],
+        }
+
+    if isinstance(json_file, Path):
+        write_json(json_file, content())  # a file that cannot be written is refused before the checks
+    for finding in look(device, runs, machines):
         findings.append(finding)
-        if not as_json:
+        if json_file is not True:
             line = Text.assemble((f"{finding.state:<9}", STYLES[finding.state]), f"{finding.name}: {finding.found}")
             console.print(line, soft_wrap=True)
-            if finding.advice:
-                console.print(Text(f"         {finding.advice}", style="dim"), soft_wrap=True)
-    if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+            if finding.todo:
+                console.print(Text(f"         {finding.todo}", style="dim"), soft_wrap=True)
+    if json_file is True:
+        print(json.dumps(content(), indent=2))
     else:
+        if isinstance(json_file, Path):
+            write_json(json_file, content())
         counts = {state: sum(finding.state == state for finding in findings) for state in STYLES}
         console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     return any(finding.state in ("missing", "wrong") for finding in findings)

@@ -39,7 +39,10 @@ def chart(
     """
     values = [value for points in lines.values() for _, value in points]
     log = may_be_log and min(values) > 0 and max(values) >= 10 * min(values)
-    ends = [{"name": name, "value": number(lines[name][-1][1], unit), "color": colors[name][0]} for name in lines]
+    ends: list[dict[str, Any]] = []
+    for name, points in lines.items():
+        color, dashed = colors[name]
+        ends.append({"name": name, "value": number(points[-1][1], unit), "color": color, "dashed": dashed})
     spoken = ", ".join(f"{end['name']} ends at {end['value']}" for end in ends)
     source = base64.b64encode(svg(unit, lines, log, colors)).decode("ascii")
     return {

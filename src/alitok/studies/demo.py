@@ -1,6 +1,7 @@
 """The whole pipeline on built-in data: two tokenizer stages, token cache, generator, samples, report."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ def demo(
             cache_tokens(out, images)
         train("generator")
         with clock("samples and measures"):
-            report(out, samples, plan, clock)
+            report(out, samples, plan, clock, configs)
 
 
 class Clock:
@@ -141,7 +142,7 @@ def cache_tokens(out: Path, images: int) -> None:
     tokenize(tokenizer, Shapes("train", tokenizer.image_size, count=images), out / "tokens", batch=200)
 
 
-def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
+def report(out: Path, count: int, plan: "Plan", clock: Clock, configs: Path) -> None:
     """Draw samples, measure, and write the page, even if they exist already."""
     import resource
 
@@ -281,7 +282,7 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
             ),
             (
                 "Change one number, train again (six minutes), and lay both runs side by side.",
-                f"{again_command(out)}{as_trained(out)}\nalitok compare {out} {out}-2 --out compare.html",
+                f"{again_command(out, configs)}{as_trained(out)}\n{compare_command(out)}",
             ),
         ],
     )
@@ -294,22 +295,26 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock) -> None:
 
 
 def steps_in_words(plan: "Plan") -> str:
-    """How much of the recipe was trained, and the result of a longer run."""
+    """How much of the recipe was trained, and how to train all of it."""
     words = f"{plan.share:.0%} of the recipe's"
     if plan.minutes is not None:
         words += f", for {plan.minutes:g} minutes here"
     if plan.share < 1:
-        words += "; on a faster machine all of them gave samples of which 93 % show the class asked for (--minutes 0)"
+        words += "; --minutes 0 and another --out train all of them"
     return words
 
 
 def app_command(out: Path) -> str:
-    return f"alitok app --generator {out}/generator/artifact --tokenizer {out}/stage2/artifact {out}/stage1/artifact"
+    """The command that shows the demo's models in a browser."""
+    generator, stage2, stage1 = (f"{out}/{name}/artifact" for name in ("generator", "stage2", "stage1"))
+    return shlex.join(["alitok", "app", "--generator", generator, "--tokenizer", stage2, stage1])
 
 
 def sample_command(out: Path, classes: str) -> str:
-    parts = f"--generator {out}/generator/artifact --tokenizer {out}/stage2/artifact"
-    return f"alitok sample {parts} --classes {classes} --temperature {TEMPERATURE} --out {out}/more.png"
+    """The command that draws more samples of these classes."""
+    words = ["alitok", "sample", "--generator", f"{out}/generator/artifact", "--tokenizer", f"{out}/stage2/artifact"]
+    words += ["--classes", classes, "--temperature", str(TEMPERATURE), "--out", f"{out}/more.png"]
+    return shlex.join(words)
 
 
 def as_trained(out: Path) -> str:
@@ -321,13 +326,30 @@ def as_trained(out: Path) -> str:
     return f" --model.phases.main.steps {steps} --trainer.precision {config['trainer']['precision']}"
 
 
-def again_command(out: Path) -> str:
-    shared = f"--define.cache {out}/tokens --define.tokenizer {out}/stage2/artifact"
-    return f"alitok fit -c experiments/demo/generator.yaml {shared} --define.run {out}-2 --model.generator.depth 3"
+def again_command(out: Path, configs: Path) -> str:
+    """The command that trains a second generator, with another depth, on the demo's tokens.
+
+    Args:
+        configs: folder of the demo's configurations. The package's own has a short name in every folder.
+    """
+    from alitok.common.files import experiments_folder
+
+    own = configs == experiments_folder() / "demo"
+    file = "experiments/demo/generator.yaml" if own else f"{configs}/generator.yaml"
+    words = ["alitok", "fit", "-c", file, "--define.cache", f"{out}/tokens"]
+    words += ["--define.tokenizer", f"{out}/stage2/artifact", "--define.run", f"{out}-2"]
+    return shlex.join([*words, "--model.generator.depth", "3"])
+
+
+def compare_command(out: Path) -> str:
+    """The command that compares the demo with the second generator."""
+    return shlex.join(["alitok", "compare", str(out), f"{out}-2", "--out", "compare.html"])
 
 
 def reconstruct_command(out: Path) -> str:
-    return f"alitok reconstruct --tokenizer {out}/stage2/artifact picture.jpg --out {out}/mine"
+    """The command that sends a picture through the demo's tokenizer."""
+    words = ["alitok", "reconstruct", "--tokenizer", f"{out}/stage2/artifact", "picture.jpg", "--out", f"{out}/mine"]
+    return shlex.join(words)
 
 
 def forming(stage1: Any, stage2: Any, ids: Any) -> tuple[list[int], Any]:

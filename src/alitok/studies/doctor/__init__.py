@@ -1,1 +1,1 @@
-"""Is this machine right, and how fast is it: a minute's look, or all of it."""
+"""Is this machine right, and how fast is it: a look of one to two minutes, or all of it."""

@@ -7,6 +7,7 @@ Seven minutes on an H100 or H200; `tiny` is a dry run for any machine.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ STAGES = {
     "rest": 120,
 }
 TINY_LIMIT = 300  # seconds per stage, on a slow CPU
+WAITS = "waits at"  # begins the name of a number that counts the waits for the device at a place
 
 
 def full(out: Path, device: str, only: Sequence[str] | None = None, tiny: bool = False) -> int:
@@ -67,7 +69,13 @@ def run_stage(stage: str, out: Path, device: str, tiny: bool) -> str:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # the stage, or its leftover workers
             process.wait()
+            shutil.rmtree(scratch(out, stage), ignore_errors=True)  # a killed stage leaves it
     return f"{outcome} ({time.perf_counter() - start:.0f} s)"
+
+
+def scratch(out: Path, stage: str) -> Path:
+    """The folder of a stage's checkpoints and pictures, removed when the stage ends."""
+    return out / f"{stage}.scratch"
 
 
 def show(out: Path, outcomes: dict[str, str]) -> int:

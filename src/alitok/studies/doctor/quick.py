@@ -1,4 +1,4 @@
-"""A one-minute check of a new machine: what is right, slow, missing or wrong, and what to do about it."""
+"""A check of a new machine in one to two minutes: what is right, slow, missing or wrong, and what to do about it."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -26,10 +26,10 @@ from alitok.evaluation.extractors import INCEPTION_FILE, INCEPTION_ORIGIN, clean
 from alitok.networks.frozen import CONVNEXT_SMALL, VGG16
 from alitok.profiling.bench_data import decoding_rate, write_pictures
 from alitok.profiling.bench_machine import Machine, measure_machine
-from alitok.studies.doctor.full import read_lines, run_stage
+from alitok.studies.doctor.full import WAITS, read_lines, run_stage, worded
 from alitok.studies.processes import free_port
 
-State = Literal["right", "slow", "missing", "wrong"]
+State = Literal["right", "slow", "missing", "wrong"]  # slow: also what only some runs need
 PACKAGES = ("alitok", "torch", "torchvision", "lightning", "triton", "datasets", "torchmetrics")
 GIB = 2**30
 # FLOPs to train stage 1 at 256 x 256 on one image, forward and backward (`alitok describe`), and the expected share of
@@ -42,23 +42,34 @@ class Finding:
     """One line of the check.
 
     Attributes:
-        found: what was found or measured.
-        advice: what to do, if it is not right.
+        found: what was found or measured, in words.
+        todo: what to do, if it is not right.
+        value, unit: the measured number; None if there is none.
+        wanted: the least value that is right; None if there is no bound.
     """
 
     name: str
     state: State
     found: str
-    advice: str = ""
+    todo: str = ""
+    value: float | None = None
+    unit: str = ""
+    wanted: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The line for the JSON file; without a number its value is in words."""
+        value = self.found if self.value is None else self.value
+        record = {"name": self.name, "state": self.state, "value": value, "unit": self.unit}
+        return {**record, "wanted": self.wanted, "todo": self.todo}
 
 
-def look(device: torch.device, folder: Path) -> Iterator[Finding]:
+def look(device: torch.device, folder: Path, machines: list[Machine]) -> Iterator[Finding]:
     """Run all checks, one finding after the other. A check that fails is a finding too.
 
     Args:
         folder: future folder of runs.
+        machines: gets the measured machine, unless measuring fails.
     """
-    machines: list[Machine] = []
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": versions,
         "device": lambda: devices(device, machines),
@@ -90,14 +101,23 @@ def versions() -> Iterator[Finding]:
 
 
 def devices(device: torch.device, machines: list[Machine]) -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0))
+    cores = physical_cores()
     threads = torch.get_num_threads()
     idle = threads < cores and device.type == "cpu"
-    advice = f"OMP_NUM_THREADS={cores} lets torch take all cores" if idle else ""
-    yield Finding("processor", "slow" if idle else "right", f"{cores} cores, torch takes {threads}", advice)
+    todo = f"OMP_NUM_THREADS={cores} lets torch take all cores" if idle else ""
+    words, most = f"{cores} cores, torch takes {threads}", cores if device.type == "cpu" else None
+    yield Finding("processor", "slow" if idle else "right", words, todo, threads, "threads", most)
     if device.type == "cpu" and torch.version.cuda and Path("/proc/driver/nvidia").exists():
-        advice = "the driver is older than this torch; take a newer driver, or a torch built for an older CUDA"
-        yield Finding("GPU", "wrong", "an NVIDIA driver is here, and torch finds no GPU", advice)
+        todo = "the driver is older than this torch; take a newer driver, or a torch built for an older CUDA"
+        yield Finding("GPU", "wrong", "an NVIDIA driver is here, and torch finds no GPU", todo)
+    for index in range(torch.cuda.device_count() if device.type == "cuda" else 0):
+        # before anything is measured: torch keeps the memory of what it measures
+        name, memory = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory
+        free, _ = torch.cuda.mem_get_info(index)
+        busy = free < 0.9 * memory
+        words = f"{name}, {free / GIB:.0f} of {memory / GIB:.0f} GiB free"
+        todo = "other work holds memory there" * busy
+        yield Finding(f"GPU {index}", "slow" if busy else "right", words, todo, free / GIB, "GiB", 0.9 * memory / GIB)
     machine = measure_machine(device, 0.3)
     machines.append(machine)
     rates = f"float32 {machine.float32 / 1e9:,.0f}, bfloat16 {machine.bfloat16 / 1e9:,.0f} GFLOP/s"
@@ -105,16 +125,22 @@ def devices(device: torch.device, machines: list[Machine]) -> Iterator[Finding]:
     if device.type == "cpu":
         yield Finding("speed", "right", f"{rates}; train in {faster_precision()}")
         return
-    for index in range(torch.cuda.device_count()):
-        name, memory = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory
-        free, _ = torch.cuda.mem_get_info(index)
-        busy = free < 0.9 * memory
-        words = f"{name}, {free / GIB:.0f} of {memory / GIB:.0f} GiB free"
-        yield Finding(f"GPU {index}", "slow" if busy else "right", words, "other work holds memory there" * busy)
     table = known_gpu(torch.cuda.get_device_name(device))
-    slow = table is not None and machine.bfloat16 < 0.6 * table.half
-    advice = "below 60 % of its data sheet: is it hot, shared or limited in power? nvidia-smi -q -d PERFORMANCE"
-    yield Finding("speed", "slow" if slow else "right", rates, advice * slow)
+    wanted = None if table is None else 0.6 * table.half / 1e9
+    rate = machine.bfloat16 / 1e9
+    slow = wanted is not None and rate < wanted
+    todo = "below 60 % of its data sheet: is it hot, shared or limited in power? nvidia-smi -q -d PERFORMANCE"
+    yield Finding("speed", "slow" if slow else "right", rates, todo * slow, rate, "GFLOP/s", wanted)
+
+
+def physical_cores() -> int:
+    """Number of cores that this process may use. Torch starts one thread on each; hyperthreads share a core's units."""
+    allowed = os.sched_getaffinity(0)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(topology.format(number)).read_text() for number in allowed})
+    except OSError:  # not every container shows them
+        return len(allowed)
 
 
 def collectives(device: torch.device) -> Iterator[Finding]:
@@ -133,9 +159,11 @@ def collectives(device: torch.device) -> Iterator[Finding]:
                 yield Finding("collectives", "wrong", f"{count} processes hang", "set NCCL_DEBUG=INFO and run again")
                 return
         rate = float(file.read_text())
-    slow = device.type == "cuda" and rate < 5
+    wanted = 5 if device.type == "cuda" else None
+    slow = wanted is not None and rate < wanted
     words = f"{count} x {device.type}: sums agree, {rate:.1f} GB/s"
-    yield Finding("collectives", "slow" if slow else "right", words, "see nvidia-smi topo -m: no NVLink?" * slow)
+    todo = "see nvidia-smi topo -m: no NVLink?" * slow
+    yield Finding("collectives", "slow" if slow else "right", words, todo, rate, "GB/s", wanted)
 
 
 def _exchange(rank: int, count: int, kind: str, port: int, file: str) -> None:
@@ -161,8 +189,8 @@ def _exchange(rank: int, count: int, kind: str, port: int, file: str) -> None:
 def compilers(device: torch.device) -> Iterator[Finding]:
     gxx = has_compiler()
     words = "g++ is here" if gxx else "no C++ compiler"
-    advice = "" if gxx else "install g++ for --compile and compiled training steps; all else works without"
-    yield Finding("compiler", "right" if gxx else "missing", words, advice)
+    todo = "" if gxx else "install g++ for --compile and compiled training steps; all else works without"
+    yield Finding("compiler", "right" if gxx else "slow", words, todo)
     if device.type == "cuda":
         triton = find_spec("triton") is not None
         words = "Triton is here" if triton else "no Triton"
@@ -175,9 +203,9 @@ def shared_memory() -> Iterator[Finding]:
         return
     total, _, free = shutil.disk_usage(place)
     few = free < GIB
-    advice = "loaders pass batches through it: start the container with --shm-size=8g, or set data.num_workers to 0"
+    todo = "loaders pass batches through it: start the container with --shm-size=8g, or set data.num_workers to 0"
     words = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free in {place}"
-    yield Finding("shared memory", "slow" if few else "right", words, advice * few)
+    yield Finding("shared memory", "slow" if few else "right", words, todo * few, free / GIB, "GiB", 1)
 
 
 def disk(folder: Path) -> Iterator[Finding]:
@@ -192,10 +220,12 @@ def disk(folder: Path) -> Iterator[Finding]:
             file.flush()
             os.fsync(file.fileno())
         rate = 8 * len(data) / 1e6 / (time.perf_counter() - start)
-    words = f"{rate:.0f} MB/s written, {free / GIB:.0f} GiB free in {folder}"
     slow, full = rate < 50, free < 10 * GIB
-    advice = "a checkpoint of 662M takes 8 GB: put runs on another disk (--define.run)"
-    yield Finding("disk", "slow" if slow or full else "right", words, advice * (slow or full))
+    todo = "a checkpoint of 662M takes 8 GB: put runs on another disk (--define.run)"
+    words = f"{rate:.0f} MB/s written in {folder}"
+    yield Finding("disk", "slow" if slow else "right", words, todo * slow, rate, "MB/s", 50)
+    words = f"{free / GIB:.0f} GiB free in {folder}"
+    yield Finding("disk space", "slow" if full else "right", words, todo * full, free / GIB, "GiB", 10)
 
 
 def weights() -> Iterator[Finding]:
@@ -209,25 +239,26 @@ def weights() -> Iterator[Finding]:
         try:
             yield Finding(name, "right", str(find_weights(file, None, folder, origin)))
         except BadInput:
-            yield Finding(name, "missing", f"no {folder / file}", f"download {origin}")
+            yield Finding(name, "slow", f"no {folder / file}", f"download {origin}")
 
 
 def loader(machines: list[Machine]) -> Iterator[Finding]:
     """Whether processes on all cores decode pictures as fast as stage 1 trains on them."""
-    cores = len(os.sched_getaffinity(0))
+    cores = physical_cores()
     with TemporaryDirectory() as folder:
         pictures = write_pictures(Path(folder), 16)
         module = ImageNetDataModule(str(pictures), image_size=256, global_batch=16, num_workers=0, val_fraction=0.0)
         rate = cores * decoding_rate(module, 48)
     words = f"{rate:.0f} training crops/s of 256 x 256 on {cores} cores"
     if not machines:
-        yield Finding("loader", "right", words)
+        yield Finding("loader", "right", words, "", rate, "crops/s")
         return
     count = torch.cuda.device_count() if machines[0].cuda else 1
     wanted = count * REACHED * machines[0].bfloat16 / STAGE1_FLOPS
     slow = rate < wanted
-    advice = "more cores, or smaller files: pictures of 300 pixels decode several times faster than of 1,600"
-    yield Finding("loader", "slow" if slow else "right", f"{words}; stage 1 takes {wanted:.2g}", advice * slow)
+    todo = "more cores, or smaller files: pictures of 300 pixels decode several times faster than of 1,600"
+    words += f"; stage 1 takes {wanted:.2g}"
+    yield Finding("loader", "slow" if slow else "right", words, todo * slow, rate, "crops/s", wanted)
 
 
 def paths(device: torch.device) -> Iterator[Finding]:
@@ -242,4 +273,7 @@ def paths(device: torch.device) -> Iterator[Finding]:
                 if "failed" in line or line["value"] == "no":
                     yield Finding(line["name"], "wrong", str(line.get("failed", "no")), "please report it")
                 elif "skipped" not in line:
-                    yield Finding(line["name"], "right", f"{line['value']} {line['unit']}".strip())
+                    number = None if isinstance(line["value"], str) else line["value"]
+                    waits = line["name"].startswith(WAITS)
+                    todo = "please report it" * waits
+                    yield Finding(line["name"], "slow" if waits else "right", worded(line), todo, number, line["unit"])

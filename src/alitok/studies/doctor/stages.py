@@ -31,6 +31,7 @@ from alitok.sampling.generate import Sampler
 from alitok.sampling.sets import draw_set, set_settings
 from alitok.sampling.weights import for_inference
 from alitok.studies.doctor.checks import right, strategies
+from alitok.studies.doctor.full import scratch
 
 
 class Day:
@@ -43,12 +44,15 @@ class Day:
         self.experiment = "demo" if tiny else "release"
         self.start, self.failed = time.perf_counter(), False
         self.file = self.out / f"{stage}.jsonl"
-        self.scratch = self.out / f"{stage}.scratch"
+        self.scratch = scratch(self.out, stage)
 
     def run(self) -> int:
         """Run the stage; return the exit status, 1 if a number failed."""
         shutil.rmtree(self.scratch, ignore_errors=True)  # left by an earlier run
-        globals()[self.stage](self)
+        try:
+            globals()[self.stage](self)
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         return int(self.failed)
 
     def say(self, name: str, value: Any, unit: str = "", **notes: Any) -> None:
