@@ -103,6 +103,16 @@ def test_generator_card(save_generator):
     assert torch.equal(ids, alitok.generate(generator, torch.tensor([0, 2]), 3.0, 1.0, seed=1))
 
 
+def test_an_artifact_at_a_link_is_where_the_link_leads(tmp_path, folder):
+    loaded = load_artifact(folder)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    for note in ("first", "second"):  # and replaces an older one
+        save_artifact(tmp_path / "link", loaded.block, loaded, {**loaded.card, "note": note})
+        assert (tmp_path / "link").is_symlink()
+        assert load_artifact(tmp_path / "disk").card["note"] == note
+
+
 def test_extra_modules_travel(tmp_path, tokenizer, small_tokenizer_block):
     block = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 2}}
     extra = build(block)

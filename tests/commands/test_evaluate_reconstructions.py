@@ -17,10 +17,12 @@ from alitok.common.errors import BadInput
 from alitok.common.images import to_uint8
 from alitok.common.random import stream
 from alitok.config import compose_run
-from alitok.data.sources import open_source
+from alitok.data.datamodule import ImageNetDataModule
+from alitok.data.sources import Source, open_source
 from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.code_distance import CodeHistograms
 from alitok.evaluation.fid import FeatureStatistics, frechet_distance
+from alitok.evaluation.image_sets import Reader, SourceImages
 from alitok.studies import small
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -180,24 +182,53 @@ def test_what_a_flow_was_integrated_with_is_in_the_record(sets: Path, tmp_path: 
     assert len(list((tmp_path / "out").iterdir())) >= 12
 
 
-def test_images_that_are_held_out_since_training_only_are_named(
-    sets: Path, artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "pets"
+def trained_on_pets(artifacts: Path, folder: Path, share: float, count: int | None = None) -> tuple[Path, Path]:
+    """A data set of 100 pictures, and a tokenizer whose card says that training held out this share of them."""
+    data = folder / "pets"
     data.mkdir()
-    for name, pictures in zip(
-        "ab", np.random.default_rng(0).integers(0, 256, (2, 20, 32, 32, 3), np.uint8), strict=True
-    ):
-        save_pngs(data / name, pictures)
-    source = open_source(str(data), "train", size=32)
+    random = np.random.default_rng(0)
+    for name in "ab":
+        save_pngs(data / name, random.integers(0, 256, (50, 32, 32, 3), np.uint8))
+    module = ImageNetDataModule(str(data), image_size=32, val_fraction=share, count=count)
+    module.setup("fit")
     tokenizer = load_tokenizer(artifacts / "tokenizer")
-    card = {"kind": "tokenizer", "data": f"train: {source.description}"}
-    save_artifact(tmp_path / "tokenizer", tokenizer.block, tokenizer, card)
-    words = ["--reconstruction", "--tokenizer", tmp_path / "tokenizer", "--data", data]
-    assert not any("in training" in reason for reason in evaluate(sets, *words)["reasons"])
+    card = {"kind": "tokenizer", "data": module.description}
+    save_artifact(folder / "tokenizer", tokenizer.block, tokenizer, card)
+    return data, folder / "tokenizer"
+
+
+@pytest.mark.parametrize("count", [None, 30])
+def test_the_images_of_an_rfid_are_those_that_training_held_out(
+    sets: Path, artifacts: Path, tmp_path: Path, count: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, tokenizer = trained_on_pets(artifacts, tmp_path, 0.02, count)
+    words = ["--reconstruction", "--tokenizer", tokenizer, "--data", data]
+    record = evaluate(sets, *words)
+    assert record["samples"]["count"] == 2
+    assert record["samples"]["digest"] == digest_of(open_source(str(data), "val", val_fraction=0.02))
+    assert any("held out of the training split" in reason for reason in record["reasons"])
+    assert not any("in training" in reason for reason in record["reasons"])
     assert "in training" not in capsys.readouterr().err
     (data / "a" / "000.png").unlink()
     (data / "a" / "001.png").unlink()
-    sentence = "in training 2 of 40 images were held out, now 2 of 38 images are"
+    sentence = "in training 2 of 100 images were held out, now 2 of 98 images are: files were added or removed"
     assert any(sentence in reason for reason in evaluate(sets, *words)["reasons"])
+    assert sentence in capsys.readouterr().err
+
+
+def digest_of(source: Source) -> str:
+    reader = Reader(SourceImages(source, 32))
+    list(reader)
+    return reader.digest()
+
+
+@pytest.mark.parametrize("count", [None, 30])
+def test_an_rfid_of_images_that_were_trained_on_says_so(
+    sets: Path, artifacts: Path, tmp_path: Path, count: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, tokenizer = trained_on_pets(artifacts, tmp_path, 0, count)
+    reasons = evaluate(sets, "--reconstruction", "--tokenizer", tokenizer, "--data", data)["reasons"]
+    sentence = "nothing was held out in training: these images were trained on"
+    assert sentence in reasons
+    assert not any("held out of the training split" in reason for reason in reasons)
     assert sentence in capsys.readouterr().err

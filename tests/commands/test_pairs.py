@@ -1,13 +1,16 @@
 """`alitok pairs`: what it writes, that it goes on, and what it refuses."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from alitok.artifacts.folder import load_generator, load_tokenizer
 from alitok.cli import main
@@ -16,7 +19,7 @@ from alitok.common.images import to_uint8
 from alitok.data.sources import open_source
 from alitok.data.token_cache import TokenCache
 from alitok.data.token_shards import TokenShards
-from alitok.ideas.post_training import MixedSampler
+from alitok.ideas.post_training import MixedSampler, PairedDataModule
 from alitok.sampling.generate import Sampler
 
 
@@ -79,9 +82,69 @@ def test_it_goes_on_where_it_stopped_and_says_when_it_is_done(
     assert "7 pairs, all there already" in capsys.readouterr().out
 
 
+NAMES = ("circle", "square", "star")
+DAMAGED = 3  # the first picture of the second class
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Nine pictures of three classes, one of them damaged."""
+    for number in range(9):
+        file = tmp_path / "pictures" / "train" / NAMES[number // 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * number, 90, 200 - 20 * number)).save(file)
+    (tmp_path / "pictures" / "val" / "circle").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "val" / "circle" / "0.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "50"])
+def test_all_tokens_of_a_picture_that_cannot_be_read_are_drawn(
+    artifacts: Path, tmp_path: Path, pictures: Path, batch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = ["--data", str(pictures), "--count", "9", "--batch", batch, "--sigma", "0.7"]
+    main(command(artifacts, tmp_path / "whole", *more))
+    file = pictures / "train" / NAMES[DAMAGED // 3] / f"{DAMAGED}.png"
+    file.write_bytes(b"no picture")
+    with caplog.at_level(logging.WARNING, "alitok"):
+        main(command(artifacts, tmp_path / "pairs", *more))
+    assert [str(file) in record.getMessage() for record in caplog.records] == [True]
+    others = torch.arange(9) != DAMAGED
+    whole, pairs = gathered(tmp_path / "whole"), gathered(tmp_path / "pairs")
+    assert torch.equal(pairs[:, others], whole[:, others])
+    generator = load_generator(artifacts / "generator")
+    draw = Draw(generator.card["guidance"], generator.card["power"], seed=0)
+    assert torch.equal(pairs[0, DAMAGED], Sampler(generator, draw).sample(torch.tensor([1]), [DAMAGED])[0])
+    assert TokenCache(tmp_path / "pairs").labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+    data = PairedDataModule(str(tmp_path / "pairs"), "direct", source=str(pictures), image_size=32, global_batch=9)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, training=True)
+    taken = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
+    assert DAMAGED not in taken["index"]
+    assert torch.equal(taken["tokens"], pairs[0, taken["index"]])
+
+
+def test_more_pictures_than_allowed_that_cannot_be_read_end_it(
+    artifacts: Path, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (3, 7):
+        (pictures / "train" / NAMES[number // 3] / f"{number}.png").write_bytes(b"no picture")
+    more = ["--data", str(pictures), "--count", "9", "--max-skipped"]
+    for limit, name in (("0", "3.png"), ("1", "7.png")):
+        with pytest.raises(SystemExit):
+            main(command(artifacts, tmp_path / "pairs", *more, limit))
+        said = capsys.readouterr().err
+        assert "More images than --max-skipped allows cannot be read" in said
+        assert name in said
+    main(command(artifacts, tmp_path / "pairs", *more, "2"))
+    assert len(TokenCache(tmp_path / "pairs")) == 9
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--max-skipped", "-1"], "--max-skipped must be at least 0, not -1"),
         (["--sigma", "1.5"], "sigma, must lie in 0..1"),
         (["--schedule", "cosin"], "No guidance schedule 'cosin'"),
         (["--tokenizer", "nowhere"], "nowhere is not an artifact"),

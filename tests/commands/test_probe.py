@@ -186,6 +186,8 @@ def test_the_generator_finds_what_can_be_known_of_sub_codes(tmp_path: Path) -> N
         (["--tokenizer", "t"], "together with --data"),
         (["c", "--steps", "0"], "--steps"),
         (["c", "--width", "100"], "--width"),
+        (["nowhere", "--json", "."], "Cannot write .: it is a folder"),
+        (["nowhere", "--json", "/dev/null/p.json"], "Cannot write /dev/null/p.json"),
     ],
 )
 def test_wrong_usage(words: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,7 +1,9 @@
 """`alitok tokenize`: what a cache holds, and what is never overwritten."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -14,6 +16,7 @@ from alitok.common.errors import BadInput
 from alitok.data.pictures import center_crop, ten_crop, to_tensor
 from alitok.data.shapes import Shapes
 from alitok.data.token_cache import TokenCache
+from alitok.data.token_shards import TokenShards
 
 
 def tokenize(artifacts: Path, out: Path, *more: object, data: object = "shapes", tokenizer: str = "tokenizer") -> None:
@@ -61,13 +64,8 @@ def test_one_center_crop_of_a_folder(artifacts: Path, tmp_path: Path) -> None:
 
 
 def test_columns_and_splits_of_a_table_by_name(artifacts: Path, tmp_path: Path) -> None:
-    shapes = Shapes("train", 32, 6)
-    pictures, labels = zip(*shapes, strict=True)
-    features = datasets.Features(
-        {"first": datasets.Image(), "second": datasets.Image(), "label": datasets.Value("int64")}
-    )
-    columns = {"first": list(pictures), "second": list(pictures[::-1]), "label": list(labels)}
-    table = datasets.Dataset.from_dict(columns, features=features)
+    pictures, labels = zip(*Shapes("train", 32, 6), strict=True)
+    table = datasets.load_from_disk(str(two_columns(tmp_path / "table")))
     datasets.DatasetDict(train=table, extra=table.select(range(2))).save_to_disk(str(tmp_path / "data"))
     with pytest.raises(BadInput, match="needs one image column and has several: first, second"):
         tokenize(artifacts, tmp_path / "none", data=tmp_path / "data")
@@ -81,6 +79,77 @@ def test_columns_and_splits_of_a_table_by_name(artifacts: Path, tmp_path: Path) 
     assert torch.equal(cache.gather(torch.tensor([0]), torch.tensor([0])), expected)
     with pytest.raises(BadInput, match="has no split 'exrta'"):
         tokenize(artifacts, tmp_path / "none", *names, "--split", "exrta", data=tmp_path / "data")
+
+
+def two_columns(folder: Path) -> Path:
+    """A table of six pictures in two columns, the second in the opposite order."""
+    pictures, labels = zip(*Shapes("train", 32, 6), strict=True)
+    features = datasets.Features(
+        {"first": datasets.Image(), "second": datasets.Image(), "label": datasets.Value("int64")}
+    )
+    columns = {"first": list(pictures), "second": list(pictures[::-1]), "label": list(labels)}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder))
+    return folder
+
+
+def stopping(number: int) -> Callable[..., None]:
+    """`TokenShards.write`, killed before it writes this shard."""
+    write = TokenShards.write
+
+    def killed(self: TokenShards, shard: int, *rest: Any) -> None:
+        if shard == number:
+            raise KeyboardInterrupt
+        write(self, shard, *rest)
+
+    return killed
+
+
+def test_two_image_columns_are_not_mixed_in_one_cache(artifacts: Path, tmp_path: Path) -> None:
+    data = two_columns(tmp_path / "data")
+    words = ["--images-per-shard", 2, "--crops", "center", "--image-column"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenShards, "write", stopping(1))
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(artifacts, tmp_path / "cache", *words, "first", data=data)
+    with pytest.raises(BadInput, match=r'other settings \(image column "first", not "second"\)'):
+        tokenize(artifacts, tmp_path / "cache", *words, "second", data=data)
+    tokenize(artifacts, tmp_path / "cache", *words, "first", data=data)
+    with pytest.raises(BadInput, match="another tokenizer, data set, image column or crop recipe"):
+        tokenize(artifacts, tmp_path / "cache", *words, "second", data=data)
+    assert json.loads((tmp_path / "cache" / "alitok.json").read_text())["image_column"] == "first"
+
+
+@pytest.mark.parametrize("record", ["alitok.json", "progress/job.json"])
+def test_a_cache_of_a_version_that_recorded_no_column_is_still_good(
+    artifacts: Path, tmp_path: Path, record: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--images-per-shard", 2, "--crops", "center", "--image-column", "first"]
+    data = two_columns(tmp_path / "data")
+    out = tmp_path / "cache"
+    if record == "alitok.json":
+        tokenize(artifacts, out, *words, data=data)
+        about = out / record
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TokenShards, "write", stopping(1))
+            with pytest.raises(KeyboardInterrupt):
+                tokenize(artifacts, out, *words, data=data)
+        about = out.with_name("cache.partial") / record
+    content = json.loads(about.read_text())
+    assert content.pop("image_column") == "first"
+    about.write_text(json.dumps(content))
+    capsys.readouterr()
+    tokenize(artifacts, out, *words, data=data)
+    assert len(TokenCache(out)) == 5  # one is held out
+    assert ("is finished" in capsys.readouterr().out) == (record == "alitok.json")
+
+
+def test_a_cache_at_a_link_to_an_empty_folder(artifacts: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    tokenize(artifacts, tmp_path / "link", "--count", 2)
+    assert (tmp_path / "link").is_symlink()
+    assert len(TokenCache(tmp_path / "disk")) == 2
 
 
 def test_a_finished_cache_is_left_alone(artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,9 +254,9 @@ def test_an_unfinished_cache_of_another_job_is_refused(artifacts: Path, tmp_path
 def test_a_finished_cache_of_another_data_set_is_refused(artifacts: Path, tmp_path: Path, pictures: Path) -> None:
     tokenize(artifacts, tmp_path / "cache", data=pictures)
     (pictures / "train" / "circle" / "8.png").rename(pictures / "train" / "circle" / "x.png")
-    with pytest.raises(BadInput, match="another tokenizer, data set or crop recipe"):
+    with pytest.raises(BadInput, match="another tokenizer, data set, image column or crop recipe"):
         tokenize(artifacts, tmp_path / "cache", data=pictures)
-    with pytest.raises(BadInput, match="another tokenizer, data set or crop recipe"):
+    with pytest.raises(BadInput, match="another tokenizer, data set, image column or crop recipe"):
         tokenize(artifacts, tmp_path / "cache", data=pictures, tokenizer="stranger")
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from alitok.cli import main, run
 from alitok.common.errors import BadInput
@@ -47,3 +48,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     with pytest.raises(SystemExit):
         main(["train-classifier", "--data", "nowhere", "--out", str(tmp_path / "file" / "clf")])
     assert "is no folder that can be written" in capsys.readouterr().err
+
+
+def test_a_picture_held_out_that_cannot_be_read_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / "data" / split / name / "0.png")
+    (tmp_path / "data" / "val" / "b" / "0.png").write_bytes(b"no picture")
+    monkeypatch.setattr("alitok.evaluation.classifier.train_and_save", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(BadInput, match=r"Cannot read the image .*val/b/0\.png"):
+        run(["train-classifier", "--data", str(tmp_path / "data"), "--size", "32", "--out", str(tmp_path / "a")])

@@ -2,17 +2,21 @@ import errno
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from alitok.common.errors import BadInput
 from alitok.common.files import (
+    UMASK,
     atomic_file,
     atomic_folder,
     check_readable_name,
     find_weights,
     hub_checkpoints,
     no_room,
+    renamable,
     sha256,
     write_json,
     write_text,
@@ -33,8 +37,24 @@ def test_file_appears_whole(tmp_path):
         assert not path.exists()
         assert temporary.suffix == ".txt"
     assert path.read_text() == "done"
-    assert stat.S_IMODE(path.stat().st_mode) & 0o400
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    (tmp_path / "plain folder").mkdir()
+    assert (tmp_path / "folder").stat().st_mode == (tmp_path / "plain folder").stat().st_mode
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_the_mask_of_new_files_is_left_alone_while_threads_write(tmp_path, monkeypatch):
+    def refuse(_):
+        raise AssertionError("another thread's file would have the wrong mode")
+
+    monkeypatch.setattr(os, "umask", refuse)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_text(tmp_path / f"{number}.txt", "x"), range(50)))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666 & ~UMASK}
 
 
 def test_older_file_survives_an_exception(tmp_path):
@@ -57,6 +77,41 @@ def test_folder_replaces_the_older_one_only_when_it_is_whole(tmp_path):
         (temporary / "b").write_text("2")
     assert [p.name for p in path.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("old", [None, "empty", "full"])
+def test_a_folder_at_a_link_is_where_the_link_leads(tmp_path, old):
+    target = tmp_path / "disk" / "run"
+    if old is not None:
+        target.mkdir(parents=True)
+    if old == "full":
+        (target / "old").touch()
+    (tmp_path / "link").symlink_to(target)
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "a").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in target.iterdir()] == ["a"]
+    assert [path.name for path in target.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", [".", "below/.."])
+def test_a_folder_may_be_the_current_one(tmp_path, monkeypatch, name):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    with atomic_folder(name) as temporary:
+        (temporary / "a").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["a"]
+
+
+def test_a_path_without_links_is_kept_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert renamable("runs/a") == Path("runs/a")
+    Path("here").symlink_to("there")
+    assert renamable("here/a") == Path("here/a")
+    assert renamable("here") == tmp_path.resolve() / "there"
+    Path("round").symlink_to("round")
+    with pytest.raises(BadInput, match=r"Cannot write round: .*; name another folder"):
+        renamable("round")
 
 
 @pytest.mark.parametrize("make", [atomic_file, atomic_folder])

@@ -78,6 +78,42 @@ def test_a_column_that_holds_no_labels_is_refused_by_name_too(feature):
         choose_columns(Features({"image": Image(), "kind": feature, "label": INT}), "image", "kind", "pets")
 
 
+@pytest.mark.parametrize(
+    ("feature", "word"),
+    [
+        (INT, "int64"),
+        (NAMED, "int64"),
+        (FLOAT, "float32"),
+        (Value("bool"), "bool"),
+        (Value("null"), "null"),
+        ([INT], "list"),
+        ({"x": INT}, "dict"),
+        (datasets.Array3D((2, 2, 3), "uint8"), "uint8"),
+    ],
+)
+def test_a_column_that_holds_no_pictures_is_refused_by_name_too(feature, word):
+    columns = Features({"image": Image(), "kind": feature, "label": INT})
+    with pytest.raises(BadInput, match=rf"'kind' of pets holds {word}, not pictures or their paths; name .* image_col"):
+        choose_columns(columns, "kind", "label", "pets")
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        Image(),
+        Value("binary"),
+        Value("large_binary"),
+        {"bytes": Value("binary"), "path": TEXT},
+        TEXT,
+        Value("large_string"),
+        Value("string_view"),
+    ],
+)
+def test_pictures_and_their_paths_may_be_named(feature):
+    columns = Features({"image": Image(), "kind": feature, "label": INT})
+    assert choose_columns(columns, "kind", "label", "pets") == ("kind", "label", [])
+
+
 def read(values, feature=INT, classes=None, guessed=()):
     return read_labels(pa.chunked_array([pa.array(values)]), feature, classes, "pets", guessed)
 

@@ -1,3 +1,4 @@
+import shutil
 from itertools import chain, islice
 from types import SimpleNamespace
 
@@ -255,6 +256,25 @@ def test_without_validation(folder):
     held = module(source=str(folder), val_fraction=0.25, val_count=None)
     assert "held out" in held.description
     assert sum(len(batch["index"]) for batch in held.val_dataloader()) == 2
+
+
+def test_a_named_split_is_read_whole_and_nothing_is_held_out_for_it(folder):
+    for name in ("train", "extra"):
+        shutil.copytree(folder, folder / name, ignore=lambda *_: ["train", "extra"])
+    options = {"source": str(folder), "count": None, "val_count": None, "val_fraction": 0.25}
+    for name in ("train", "extra"):
+        data = module(**options, train_split=name)
+        assert len(data.splits["train"].source) == 8
+        assert data.val_dataloader() == []
+        (note,) = [str(note) for note in data.found.notes if note.what == "validation"]
+        assert note.endswith(f"and train_split {name} is read whole; val_split names one")
+        with pytest.raises(BadInput, match=f"train_split {name} is read whole; name a split .* with val_split"):
+            ImageNetDataModule(**options, train_split=name).setup("validate")
+    for more in ({}, {"train_split": "train"}):
+        data = module(**options, val_split="extra", **more)
+        assert [len(data.splits[split].source) for split in ("train", "val")] == [8, 8]
+        assert "held out" not in data.description
+    ImageNetDataModule(**options, train_split="train", val_split="extra").setup("validate")
 
 
 def test_what_was_found_is_in_the_description_for_the_card(folder, tmp_path):

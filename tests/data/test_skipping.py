@@ -35,7 +35,7 @@ def broken(folder: Path) -> Path:
 
 
 def module(folder: Path, **options) -> ImageNetDataModule:
-    data = ImageNetDataModule(str(folder), image_size=16, global_batch=4, micro_batch=2, **options)
+    data = ImageNetDataModule(str(folder), image_size=16, global_batch=4, **{"micro_batch": 2, **options})
     data.setup("fit")
     return data
 
@@ -84,8 +84,14 @@ def test_validation_leaves_a_broken_image_out(broken):
     assert len(seen["image"]) == len(seen["position"]) == 5
     for file in broken.glob("val/*/*.png"):
         file.write_bytes(b"")
-    with pytest.raises(BadInput, match="No image of a validation batch can be read"):
+    with pytest.raises(BadInput, match="No image of a validation batch of 2 can be read"):
         list(module(broken).val_dataloader())
+
+
+def test_a_validation_batch_of_one_that_cannot_be_read_names_the_option(broken):
+    """A batch without images would leave the other devices waiting."""
+    with pytest.raises(BadInput, match=r"batch of 1 can be read; .*data\.micro_batch .*: Cannot .*val/a/1\.png"):
+        list(module(broken, micro_batch=1).val_dataloader())
 
 
 def test_the_limit(broken):

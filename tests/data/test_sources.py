@@ -7,7 +7,16 @@ from made_sources import class_folders, parquet, png, told, values
 
 from alitok.common.errors import BadInput
 from alitok.data.folders import FolderSource
-from alitok.data.sources import NoValidation, describe_source, open_source
+from alitok.data.found import Origin
+from alitok.data.sources import (
+    NoValidation,
+    describe_source,
+    held_out_in_training,
+    hold_out,
+    limit,
+    open_source,
+    trained_on,
+)
 from alitok.data.splits import NAMES
 
 
@@ -48,6 +57,26 @@ def test_a_seeded_share_is_held_out_and_said_so(tmp_path):
     assert len(open_source(str(tmp_path), "train", val_fraction=0)) == 40
     with pytest.raises(NoValidation, match="no validation split"):
         open_source(str(tmp_path), "val", val_fraction=0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("count", [None, 7])
+@pytest.mark.parametrize("number", [0, 1, 3, 1234])
+def test_what_was_held_out_in_training_is_read_from_the_description(number, count, streaming):
+    class Many(list):
+        name, class_names, origin = "data/my pets", ["a"], Origin("made up")
+        description = "2,000 images of 1 classes in data/my pets" + " (streamed)" * streaming
+
+    source = hold_out(Many(range(2000)), "train", number / 2000, 0)
+    source = source if count is None else limit(source, count, 0)
+    for card in (f"train: {source.description}", f"train: {source.description}; validation: left out"):
+        then = held_out_in_training(card, "data/my pets")
+        assert then == ((number, 2000) if number else (0, 0))
+        assert len(hold_out(Many(range(2000)), "train", then.share, 0)) == 2000 - number
+        for other in ("data/my", "my pets", "data/my pets/train", "elsewhere"):
+            assert held_out_in_training(card, other) is None
+    assert (trained_on(then, 2000, number or 100) is None) == (number > 0)
+    assert trained_on(None, 2000, 100) is None
 
 
 def test_count_takes_a_seeded_part(tmp_path):

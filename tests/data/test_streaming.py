@@ -120,6 +120,34 @@ def test_a_share_held_out_and_a_count_stay_local(tmp_path):
     assert fingerprint(train) != fingerprint(val)
 
 
+@pytest.mark.parametrize("options", [{"val_fraction": 0.1}, {"val_fraction": 0.1, "count": 60, "val_count": 12}])
+def test_few_images_of_many_row_groups_read_each_group_once(tmp_path, monkeypatch, options):
+    write(tmp_path / "train.parquet", 0, 240, 6)  # 40 groups, of which 3 are mixed
+    read = []
+    original = streaming.ParquetRows._read
+    monkeypatch.setattr(
+        streaming.ParquetRows, "_read", lambda self, block, *a: (read.append(block), original(self, block, *a))[1]
+    )
+    data = ImageNetDataModule(str(tmp_path), image_size=8, global_batch=5, streaming=True, **options)
+    data.setup("fit")
+    seen = len(joined(list(data.val_dataloader()))["index"])
+    assert seen == options.get("val_count", 24)
+    assert len(read) == len(set(read)) <= seen
+    read.clear()
+    steps = len(data.splits["train"].source) // 5
+    joined(list(islice(data.train_dataloader(), steps)))
+    assert len(read) == len(set(read)) <= 40
+
+
+def test_the_order_of_a_whole_streamed_source_is_that_of_its_blocks(folder):
+    data = ImageNetDataModule(str(folder), image_size=8, global_batch=5, streaming=True)
+    data.setup("fit")
+    order = torch.cat([slots.indices for slots in islice(data.train_dataloader().order, 8)])
+    blocks = data.splits["train"].source.blocks
+    assert torch.equal(order, streaming.mixed(40, blocks, stream(0, "order", 0)))
+    assert order.tolist()[:10] == [12, 14, 11, 10, 18, 15, 13, 36, 16, 37]  # as version 0.1 drew it
+
+
 def test_labels_without_names_are_read_at_first(tmp_path):
     write(tmp_path / "train.parquet", 0, 7, 3, named=False)
     write(tmp_path / "val.parquet", 1, 1, 3, named=False)

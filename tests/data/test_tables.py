@@ -85,6 +85,30 @@ def test_labels_of_two_types(tmp_path, streaming):
     assert [source[i][1] for i in range(4)] == [0, 1, 2, 0]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hidden_tables_are_ignored(tmp_path, streaming):
+    parquet(tmp_path / "train-0.parquet", 0, 4, label=pa.array([0, 1, 0, 1]))
+    parquet(tmp_path / "val" / "0.parquet", 50, 1, label=pa.array([1]))
+    for name in ("._train-0.parquet", "val/._0.parquet", "._more.tar", ".x.arrow", ".parquet"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    train, val = (open_source(str(tmp_path), split, streaming=streaming) for split in ("train", "val"))
+    assert (values(train), values(val)) == ([0, 1, 2, 3], [50])
+    assert told(train) == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_named_column_without_pictures_is_one_sentence(tmp_path, streaming):
+    (tmp_path / "0.png").write_bytes(png(7))
+    paths = pa.array([str(tmp_path / "0.png")] * 2)
+    parquet(tmp_path / "t" / "train-0.parquet", 0, 2, label=pa.array([0, 1]), id=pa.array([3, 4]), file=paths)
+    parquet(tmp_path / "t" / "train-1.parquet", 2, 2, label=pa.array([0, 1]), id=pa.array([3, 4]), file=paths)
+    options = {"val_fraction": 0, "streaming": streaming}
+    with pytest.raises(BadInput, match=r"The column 'id' of .* holds int64, not pictures or their paths") as caught:
+        open_source(str(tmp_path / "t"), image_column="id", label_column="label", **options)
+    assert "\n" not in str(caught.value)
+    assert values(open_source(str(tmp_path / "t"), image_column="file", label_column="label", **options)) == [7] * 4
+
+
 @pytest.mark.parametrize("name", NAMES["val"])
 def test_tables_know_the_same_splits(tmp_path, name):
     parquet(tmp_path / "train.parquet", 0, 4, label=pa.array([0, 1, 0, 1]))

@@ -110,6 +110,7 @@ def test_a_foreign_cache_is_accepted_with_a_warning(tmp_path, form):
     folder = tmp_path / "foreign"
     if form == "parquet":
         foreign.to_parquet(folder / "data" / "train-0.parquet")
+        (folder / "data" / "._train-0.parquet").write_bytes(b"Mac OS X")
     else:
         saved = datasets.DatasetDict({"train": foreign}) if form == "splits" else foreign
         saved.save_to_disk(str(folder))

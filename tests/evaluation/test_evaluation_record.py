@@ -75,6 +75,15 @@ def test_unequal_counts_and_other_class_numbers_are_told() -> None:
         assert any("equal counts" in reason for reason in reasons_against(**facts(labels=labels)))
 
 
+def test_labels_that_are_no_class_numbers_cost_no_memory() -> None:
+    """A count for each number up to the largest would take 8 EiB."""
+    for largest in (1000, 2**62):
+        labels = torch.arange(50_000) % 1000
+        labels[7] = largest
+        reasons = reasons_against(**facts(labels=labels))
+        assert ["equal counts" in reasons[0], "cycle" in reasons[1]] == [True, True]
+
+
 def test_reasons_against_a_reconstruction() -> None:
     good: dict[str, Any] = {
         "images": 50_000,

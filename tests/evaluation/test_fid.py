@@ -1,4 +1,7 @@
+import json
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from alitok.evaluation.fid import (
     jackknife_error,
     left_out_distances,
 )
+from alitok.evaluation.reference import read_about
 
 
 def features(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
@@ -153,6 +157,24 @@ def test_failures(tmp_path: Path) -> None:
         FeatureStatistics.load(tmp_path / "images.npz")
     with pytest.raises(BadInput, match="expected"):
         FeatureStatistics.from_dict({"mu": np.zeros(3), "sigma": np.zeros((2, 2))})
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("name", ["mu", "sigma", "count", "about"])
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.99])
+def test_damaged_statistics_are_a_sentence(tmp_path: Path, save: Any, name: str, place: float) -> None:
+    path = tmp_path / "real.npz"
+    about = np.asarray(json.dumps({"extractor": {"name": "x", "digest": "y"}}))
+    save(path, **of(features(30)).to_dict(), about=about)
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+    content = bytearray(path.read_bytes())
+    start = member.header_offset + 30 + int.from_bytes(content[member.header_offset + 26 :][:2], "little")
+    start += int.from_bytes(content[member.header_offset + 28 :][:2], "little")
+    content[start + int(place * member.compress_size)] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"real\.npz: .*(damaged|must be numbers)"):
+        read_about(path) if name == "about" else FeatureStatistics.load(path)
 
 
 def test_inference_mode_and_its_absence_may_alternate() -> None:

@@ -14,6 +14,7 @@ from alitok.common.files import sha256
 from alitok.data.pictures import to_tensor
 from alitok.data.sources import open_source
 from alitok.evaluation.image_sets import Reader, SourceImages, array_names, holds_images, open_images
+from alitok.evaluation.protocol import is_spec
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
 
@@ -117,6 +118,27 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     assert not holds_images(tmp_path / "classes")
     assert holds_images(tmp_path / "empty")  # an empty folder is a folder of PNG with none in it
     assert not holds_images(tmp_path / "none")
+
+
+@pytest.mark.parametrize("beside", ["classes", "splits", "saved", "parquet", "tar"])
+def test_a_stray_picture_beside_a_data_set_makes_no_set_of_it(tmp_path: Path, beside: str) -> None:
+    folder = save_pngs(tmp_path / "pets", IMAGES[:1])
+    assert holds_images(folder)
+    if beside == "classes":
+        save_pngs(folder / "a")
+        assert holds_images(folder)  # one folder of pictures may be anything
+        save_pngs(folder / "b")
+    elif beside == "splits":
+        (folder / "train").mkdir()
+        save_pngs(folder / "train" / "a")
+    elif beside == "saved":
+        (folder / "dataset_dict.json").touch()
+    else:
+        (folder / f"train-0.{beside}").touch()
+    assert not holds_images(folder)
+    assert is_spec(str(folder))
+    (folder / "samples.json").touch()  # `alitok sample` wrote the pictures
+    assert holds_images(folder)
 
 
 def stored(image: Image.Image, kind: str, **options: Any) -> bytes:

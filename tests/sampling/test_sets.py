@@ -71,6 +71,33 @@ def test_ragged_batches_in_any_order(tmp_path: Path, name: str) -> None:
     assert json.loads(told.read_text()) == settings()
 
 
+@pytest.mark.parametrize("place", ["link", "dangling link", "."])
+def test_a_folder_at_a_link_is_where_the_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    target = tmp_path / "disk" / "samples"
+    (target.parent if place == "dangling link" else target).mkdir(parents=True)
+    if place == ".":
+        monkeypatch.chdir(target)
+        out = Path(".")
+    else:
+        out = tmp_path / "link"
+        out.symlink_to(target)
+    work = SampleSet(out, settings())
+    work.start()
+    work.write(0, images(range(10)))
+    work.finish()
+    assert len(names(target)) == 11
+    assert names(target.parent) == ["samples"]
+    assert out.is_symlink() == (place != ".")
+    assert SampleSet(target, settings()).done()
+
+
+def test_a_link_to_a_file_decides_the_format_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "samples.npz").symlink_to(tmp_path / "blob")
+    assert SampleSet(tmp_path / "samples.npz", settings()).kind == "npz"
+
+
 def test_other_settings_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     first = SampleSet(tmp_path / "samples.npz", settings())
     first.start()

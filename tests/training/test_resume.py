@@ -9,6 +9,7 @@ from tiny import GAN, tiny
 
 from alitok.data.shapes import Shapes
 from alitok.data.token_cache import write_token_cache
+from alitok.models.seams import Part
 from alitok.training.launch import run
 
 STAGE1 = [
@@ -36,7 +37,9 @@ def tokens(folder: Path) -> None:
     ("name", "stage", "options"), [("tokenizer-stage1", "stage1", STAGE1), ("generator", "generator", GENERATOR)]
 )
 @pytest.mark.parametrize("stop", [3, 4])
-def test_resumed_equals_uninterrupted(name: str, stage: str, options: list[str], stop: int, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(
+    name: str, stage: str, options: list[str], stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     if name == "generator":
         # The picture of samples needs a tokenizer, which is not what is tested here.
@@ -45,8 +48,13 @@ def test_resumed_equals_uninterrupted(name: str, stage: str, options: list[str],
             folder.mkdir()
             tokens(folder)
     run("fit", tiny(name, whole, *options))
+    read: list[Part] = []
+    monkeypatch.setattr(Part, "setup", lambda self, device: read.append(self))
     run("fit", tiny(name, parts, *options, "--trainer.max_steps", str(stop)))
+    assert read
+    read.clear()
     run("fit", tiny(name, parts, *options))
+    assert not read  # parts read their files at the start of a new run only
     first, second = (load_file(folder / stage / "artifact" / "model.safetensors") for folder in (whole, parts))
     assert first.keys() == second.keys()
     for key, tensor in first.items():

@@ -2,10 +2,11 @@
 
 Every image of the training split is encoded. The generator then draws its tokens; with probability --sigma the true
 token replaces a drawn one. The output is a token cache of two views: the drawn tokens, and the tokens of the picture
-that they decode to. After an interruption the same command continues.
+that they decode to. After an interruption the same command continues. All tokens of an unreadable picture are drawn.
 """
 
 import argparse
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from alitok.commands.options import add_guidance_arguments, add_speed_arguments, draw_of
 from alitok.common.errors import BadInput
 
+log = logging.getLogger("alitok")
 # Settings of the draw that decide the tokens, except the precision.
 DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "compiled")
 
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images-per-shard", type=int, default=4096, metavar="N", help="saved at a time (default 4096)"
+    )
+    parser.add_argument(
+        "--max-skipped", type=int, default=10, metavar="N", help="unreadable images of a process (default 10)"
     )
     add_speed_arguments(parser)
     parser.epilog = (
@@ -50,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     from alitok.sampling.sets import common_batch, set_settings
 
     check_sigma(args.sigma)
+    if args.max_skipped < 0:
+        raise BadInput(f"--max-skipped must be at least 0, not {args.max_skipped}.")
     if args.window != 1:
         raise BadInput("Pairs have true tokens among the drawn ones and are drawn one token a pass: take --window out.")
     with process_group(pick_device(args.device), timedelta(days=7)) as device:
@@ -78,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
                 mine = shards.share()
                 batch = args.batch or common_batch(generator, tokenizer, draw)
                 with all_or_none():
-                    make(shards, mine, generator, tokenizer, source, draw, args.sigma, batch)
+                    make(shards, mine, generator, tokenizer, source, draw, args.sigma, batch, args.max_skipped)
                 with all_or_none():
                     if rank() == 0:
                         shards.finish({**wanted, "source_description": describe_source(source)})
@@ -112,26 +119,34 @@ def make(
     draw: Any,
     sigma: float,
     batch: int,
+    max_skipped: int,
 ) -> None:
     """Draw and write these shards. No collective.
+
+    Post-training takes the row of an image by its number. An unreadable image therefore has a row too, without true
+    tokens. It is never asked for: training puts another image in its place.
 
     Args:
         draw: settings of the draw.
         batch: images drawn together.
+        max_skipped: the most images that this process may fail to read.
 
     Raises:
-        BadInput: an image that cannot be read.
+        BadInput: more images than `max_skipped` cannot be read.
     """
     import torch
 
     from alitok.common.images import to_uint8
     from alitok.common.progress import counter
+    from alitok.data.encoding import check_skipped
     from alitok.data.reading import read_crops
     from alitok.ideas.post_training import MixedSampler
     from alitok.sampling.generate import Sampler
 
     device, size = generator.embeddings.weight.device, tokenizer.image_size
-    sampler = MixedSampler(Sampler(generator, draw), sigma)
+    sampler = Sampler(generator, draw)
+    mixed = MixedSampler(sampler, sigma)
+    unreadable = 0
     with counter("Pairs", sum(len(shards.images(shard)) for shard in mine)) as advance, torch.inference_mode():
         for shard in mine:
             images = shards.images(shard)
@@ -139,12 +154,26 @@ def make(
             ids: list[Any] = []
             for start in range(images.start, images.stop, batch):
                 chosen = range(start, min(start + batch, images.stop))
-                read = read_crops(source, chosen, size)
-                true = tokenizer.encode(read.images.to(device).float() / 255)[:, : generator.num_tokens]
-                drawn = sampler.sample(true, read.labels, chosen)
-                decoded = to_uint8(tokenizer.decode(drawn, draw.seed, chosen))
+                read = read_crops(source, chosen, size, skip=True)
+                for number, skip in enumerate(read.skipped, start=unreadable + 1):
+                    log.warning("All tokens of image %d are drawn (%d so far): %s", skip.image, number, skip.reason)
+                    check_skipped(number, max_skipped, skip.reason)
+                unreadable += len(read.skipped)
+                blank = [skip.image for skip in read.skipped]
+                whole = [image for image in chosen if image not in blank]
+                drawn: dict[int, torch.Tensor] = {}
+                classes = dict(zip(whole, read.labels.tolist(), strict=True))
+                if whole:
+                    true = tokenizer.encode(read.images.to(device).float() / 255)[:, : generator.num_tokens]
+                    drawn |= zip(whole, mixed.sample(true, read.labels, whole), strict=True)
+                if blank:
+                    known = torch.from_numpy(source.class_labels()[blank])
+                    classes |= zip(blank, known.tolist(), strict=True)
+                    drawn |= zip(blank, sampler.sample(known, blank), strict=True)
+                tokens = torch.stack([drawn[image] for image in chosen])
+                decoded = to_uint8(tokenizer.decode(tokens, draw.seed, chosen))
                 again = tokenizer.encode(decoded.float() / 255)[:, : generator.num_tokens]
-                labels += read.labels.tolist()
-                ids += list(torch.stack([drawn, again], dim=1).cpu().numpy())
+                labels += [classes[image] for image in chosen]
+                ids += list(torch.stack([tokens, again], dim=1).cpu().numpy())
                 advance(len(chosen))
             shards.write(shard, labels, ids, [])

@@ -58,6 +58,10 @@ def run(args: argparse.Namespace) -> None:
             raise BadInput(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     if args.width % 64:
         raise BadInput(f"--width must be a multiple of 64, not {args.width}.")
+    if args.json:
+        from alitok.common.files import check_writable
+
+        check_writable(args.json)  # before the minutes of training
     features: dict[str, float] = {}
     if args.features:
         features = measured_features(args)

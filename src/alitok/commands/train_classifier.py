@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> None:
     held_out = open_source(args.data, "val", size=args.size, count=args.count)
     announce(args.data, {"train": source, "val": held_out})
     images, labels = read_all(source, args.size)
+    unseen, known = read_all(held_out, args.size)  # before the minutes of training
     classes = len(source.class_names)
     network = train_and_save(images, labels, classes, args.out, args.steps, args.width, device, seed=args.seed)
-    images, labels = read_all(held_out, args.size)
     with torch.inference_mode():
-        logits = torch.cat([network(part.to(device).float() / 255).cpu() for part in images.split(500)])
-    right = (logits.argmax(1) == labels).double().mean().item()
+        logits = torch.cat([network(part.to(device).float() / 255).cpu() for part in unseen.split(500)])
+    right = (logits.argmax(1) == known).double().mean().item()
     print(
-        f"{args.out}: {network.num_features} features, digest {network.digest()[:12]}; {right:.1%} of {len(labels):,}"
+        f"{args.out}: {network.num_features} features, digest {network.digest()[:12]}; {right:.1%} of {len(known):,}"
         f" held-out pictures right (chance {1 / classes:.1%}). Numbers by it compare runs of your own only."
     )

@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alitok.common.errors import BadInput
+from alitok.common.errors import BadInput, first_line
+
+# Read once: reading sets it, which another thread could see.
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 @contextmanager
@@ -30,7 +34,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private; a user's output is not
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp's files are private; a user's output is not
         temporary.replace(path)
     except OSError as error:
         raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
@@ -38,13 +42,29 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def renamable(path: str | Path) -> Path:
+    """The path of a folder onto which another can be renamed: the target of a link, and `.` or `..` by its name.
+
+    Raises BadInput if links lead back to themselves.
+    """
+    path = Path(path)
+    if not path.is_symlink() and path.name not in ("", ".."):
+        return path  # as it was given, for messages
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"Cannot write {path}: {first_line(error)}; name another folder.") from error
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty folder next to `path`, which replaces `path` if the block ends without an error.
 
+    A link stays, and the folder to which it leads is replaced.
+
     Raises BadInput if the parent folder cannot be written.
     """
-    path = Path(path)
+    path = renamable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -52,7 +72,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~UMASK)
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
@@ -92,12 +112,6 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sha256(path: str | Path) -> str:

@@ -41,7 +41,7 @@ class TrainOrder:
     Args:
         total: number of images.
         start: returns the first step; called each time an iteration begins.
-        blocks: (total,) int64, see `blocks_of`.
+        blocks, window: see `blocks_of` and `window_of`.
 
     Raises:
         BadInput: the global batch is not a multiple of the number of processes.
@@ -56,13 +56,14 @@ class TrainOrder:
         world_size: int,
         start: Callable[[], int],
         blocks: Tensor | None = None,
+        window: int | None = None,
     ) -> None:
         if global_batch < 1 or global_batch % world_size:
             raise BadInput(f"The global batch of {global_batch} does not divide by {world_size} devices; change one.")
         self.total, self.global_batch, self.seed, self.start = total, global_batch, seed, start
         self.share = global_batch // world_size
         self.offset = rank * self.share
-        self.blocks = blocks
+        self.blocks, self.window = blocks, window
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __iter__(self) -> Iterator[Slots]:
@@ -84,7 +85,7 @@ class TrainOrder:
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, mixed(self.total, self.blocks, stream(self.seed, "order", epoch)))
+            self._epoch = (epoch, mixed(self.total, self.blocks, stream(self.seed, "order", epoch), self.window))
         return self._epoch[1]
 
 
@@ -114,17 +115,28 @@ class ValidationOrder:
     All ranks get the same number of batches, none of them empty, so that every rank takes part in each collective.
     Ranks differ by at most one image.
 
+    Args:
+        blocks, window: see `blocks_of` and `window_of`.
+
     Raises:
         BadInput: there are fewer images than processes.
     """
 
-    def __init__(self, total: int, batch: int, rank: int, world_size: int, blocks: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        batch: int,
+        rank: int,
+        world_size: int,
+        blocks: Tensor | None = None,
+        window: int | None = None,
+    ) -> None:
         if total < world_size:
             raise BadInput(f"The validation split has {total} image(s), fewer than the {world_size} devices.")
         batches = max(1, min(-(-total // (world_size * batch)), total // world_size))
         # shuffled, so that the first batch, which is shown, has several classes
         positions = torch.arange(rank, total, world_size)
-        indices = mixed(total, blocks, stream("validation order"))[positions]
+        indices = mixed(total, blocks, stream("validation order"), window)[positions]
         self.batches = [
             Slots(*pair) for pair in zip(positions.tensor_split(batches), indices.tensor_split(batches), strict=True)
         ]
@@ -177,7 +189,10 @@ class ImageBatches:
                 image = crop(picture, self.size)
             rows.append((image, label, index, position))
         if not rows:
-            return BadInput(f"No image of a validation batch can be read: {next(iter(skipped.values()))}")
+            return BadInput(
+                f"No image of a validation batch of {len(slots.indices)} can be read; replace or remove the damaged"
+                f" ones, or give data.micro_batch a larger number. The first: {next(iter(skipped.values()))}"
+            )
         images, labels, indices, positions = zip(*rows, strict=True)
         batch = {
             "image": torch.stack(images),

@@ -22,6 +22,12 @@ def _is_image(feature: Any) -> bool:
     return binary or isinstance(feature, datasets.Image)
 
 
+def _is_text(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
+
+
 def label_kind(feature: Any) -> str | tuple[str, ...] | None:
     """The kind of a column's labels: names of classes, "integers" or "words"; None if it cannot contain labels."""
     import datasets
@@ -32,7 +38,7 @@ def label_kind(feature: Any) -> str | tuple[str, ...] | None:
         return None
     if re.fullmatch(r"u?int\d+", feature.dtype):
         return "integers"
-    return "words" if feature.dtype in ("string", "large_string", "string_view", "bool") else None
+    return "words" if _is_text(feature) or feature.dtype == "bool" else None
 
 
 def choose_columns(features: Any, image: str | None, label: str | None, name: str) -> tuple[str, str, list[PassedOver]]:
@@ -42,10 +48,16 @@ def choose_columns(features: Any, image: str | None, label: str | None, name: st
     integers or words. If there is none, it is the only column of integers, which is a guess.
 
     Raises:
-        BadInput: there is no such column, or a choice of several.
+        BadInput: there is no such column, a choice of several, or a given column that holds something else.
     """
     images = [column for column in features if _is_image(features[column])]
-    return _given_or_only(features, image, images, "image", name), *choose_label(features, label, name)
+    chosen = _given_or_only(features, image, images, "image", name)
+    if chosen not in images and not _is_text(features[chosen]):
+        raise BadInput(
+            f"The column {chosen!r} of {name} holds {_content(features[chosen])}, not pictures or their paths; "
+            "name a column of pictures with image_column."
+        )
+    return chosen, *choose_label(features, label, name)
 
 
 def choose_label(features: Any, label: str | None, name: str) -> tuple[str, list[PassedOver]]:

@@ -21,7 +21,7 @@ from alitok.data.batches import (
     check_shared_memory,
 )
 from alitok.data.found import Described, Found, Origin, PassedOver, label_notes
-from alitok.data.sources import NoValidation, Source, Split, blocks_of, draw_some, held_out, open_source
+from alitok.data.sources import NoValidation, Source, Split, blocks_of, draw_some, held_out, open_source, window_of
 from alitok.data.token_cache import TokenCache
 
 
@@ -64,7 +64,7 @@ class ImageNetDataModule(LightningDataModule):
         image_column, label_column: columns of a table, if their types leave a choice.
         train_split, val_split: the data set's own names of its splits.
         count, val_count: the most images of each split; for shapes the number to draw.
-        val_fraction: share of train to hold out if there is no validation split; 0 = no validation.
+        val_fraction: share of train to hold out if there is no validation split and no split is named; 0: none.
         augment: random crops in training, else center crops.
         flip: mirror half of the training images.
         max_skipped: the most images of a split that a process may fail to read; each is logged, left out of validation,
@@ -138,18 +138,25 @@ class ImageNetDataModule(LightningDataModule):
             if "val" not in self.splits:
                 try:
                     self.splits["val"] = ImageBatches(self.open_split("val"), self.image_size, self.seed, False)
-                except NoValidation:
-                    if stage not in (None, "fit"):
+                except NoValidation as error:
+                    if stage in (None, "fit"):
+                        return
+                    if self.train_split is None:
                         raise
+                    raise BadInput(
+                        f"{self.source} has no validation split, and train_split {self.train_split} is read whole;"
+                        " name a split to validate on with val_split."
+                    ) from error
 
     def open_split(self, split: Split) -> Source:
+        named, other = (self.train_split, self.val_split)[:: 1 if split == "train" else -1]
         source = open_source(
             self.source,
             split,
             image_column=self.image_column,
             label_column=self.label_column,
-            split_name=self.train_split if split == "train" else self.val_split,
-            val_fraction=self.val_fraction,
+            split_name=named,
+            val_fraction=0 if other is not None else self.val_fraction,  # a named split is read whole
             size=self.image_size,
             count=self.count if split == "train" else self.val_count,
             streaming=self.streaming,
@@ -199,7 +206,7 @@ class ImageNetDataModule(LightningDataModule):
         """This process's share of the training batches from `step()` on, called when the first batch is read."""
         rank, world_size = self._place()
         total, blocks = self._total("train"), self._blocks("train")
-        order = TrainOrder(total, self.global_batch, self.seed, rank, world_size, step, blocks)
+        order = TrainOrder(total, self.global_batch, self.seed, rank, world_size, step, *blocks)
         parts = Parts(order, self.micro_batch)
         if self.cache is None:
             check_shared_memory(self.num_workers, parts.most * 3 * self.image_size**2)
@@ -212,7 +219,7 @@ class ImageNetDataModule(LightningDataModule):
         rank, world_size = self._place()
         share = max(1, self.global_batch // world_size)
         batch = min(self.micro_batch or share, share)
-        order = ValidationOrder(self._total("val"), batch, rank, world_size, self._blocks("val"))
+        order = ValidationOrder(self._total("val"), batch, rank, world_size, *self._blocks("val"))
         loader = FiniteLoader(self.splits["val"], order, self.num_workers, self.max_skipped)
         self.loaders["val"] = loader
         return loader
@@ -249,18 +256,20 @@ class ImageNetDataModule(LightningDataModule):
     @property
     def found(self) -> Found:
         """How the data was understood; known after `setup`."""
-        missing = PassedOver(
-            "validation", 1, "left out: there is no split for it, and val_fraction 0 holds nothing out"
-        )
+        why = "val_fraction 0 holds nothing out"
+        if self.cache is None and self.train_split is not None:
+            why = f"train_split {self.train_split} is read whole; val_split names one"
+        missing = PassedOver("validation", 1, f"left out: there is no split for it, and {why}")
         return Found(self.cache or self.source, self.sources, *([] if "val" in self.sources else [missing]))
 
     def _total(self, split: Split) -> int:
         data = self.splits[split]
         return len(data.source) if isinstance(data, ImageBatches) else len(data.chosen)
 
-    def _blocks(self, split: Split) -> Tensor | None:
+    def _blocks(self, split: Split) -> tuple[Tensor | None, int | None]:
+        """Blocks and window of a split's images."""
         data = self.splits[split]
-        return blocks_of(data.source) if isinstance(data, ImageBatches) else None
+        return (blocks_of(data.source), window_of(data.source)) if isinstance(data, ImageBatches) else (None, None)
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of processes."""

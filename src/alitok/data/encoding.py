@@ -42,6 +42,8 @@ def job(tokenizer: Any, source: Any, crops: str, precision: str) -> dict[str, An
         "recipe": crop_recipe(tokenizer.image_size, crops),
         "source": fingerprint(source),
         "precision": precision,
+        # a fingerprint leaves it out
+        **({} if source.origin.columns is None else {"image_column": source.origin.columns["image"]}),
     }
 
 
@@ -67,8 +69,8 @@ def is_finished(out: Path, wanted: Mapping[str, Any], source: Any) -> bool:
     # a cache made elsewhere, or by an earlier version, has less metadata
     if cache.digest is not None and any(made.get(key, value) != value for key, value in asked.items()):
         raise BadInput(
-            f"{out} holds a token cache of another tokenizer, data set or crop recipe, or of another number of"
-            " images; name another folder."
+            f"{out} holds a token cache of another tokenizer, data set, image column or crop recipe, or of another"
+            " number of images; name another folder."
         )
     clean(out)
     return True
@@ -137,7 +139,7 @@ def tokenize(
             crop_count, seconds, waiting = _make(shards, mine, source, encode, workers, max_skipped - skipped_before)
         skipped = shards.skipped()
         with all_or_none():
-            _check_skipped(len(skipped), max_skipped, skipped[-1].reason if skipped else "")
+            check_skipped(len(skipped), max_skipped, skipped[-1].reason if skipped else "")
             if rank() == 0:
                 shards.finish({**wanted, "source_description": describe_source(source)})
     return Pace(crop_count, seconds, waiting, len(skipped))
@@ -225,7 +227,7 @@ def _make(
                 left_out += 1
                 log.warning("Left out image %d (%d so far): %s", skip.image, left_out, skip.reason)
             if missing:
-                _check_skipped(left_out, may_skip, missing[-1].reason)
+                check_skipped(left_out, may_skip, missing[-1].reason)
             encoded = None
             if len(made.images):
                 found = encode(made.images)
@@ -263,7 +265,12 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _check_skipped(number: int, limit: int, reason: str) -> None:
+def check_skipped(number: int, limit: int, reason: str) -> None:
+    """Raises BadInput if more images cannot be read than allowed.
+
+    Args:
+        reason: why the last one cannot be read.
+    """
     from alitok.common.errors import BadInput
 
     if number > limit:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from alitok.common.random import stream
 from alitok.data.found import Described, PassedOver
 
 Split = Literal["train", "val"]
+USUAL_SHARE = 0.05  # of train, held out if there is no validation split
 
 
 class Source(Described, Protocol):
@@ -45,6 +46,7 @@ class Subset:
         self.origin = replace(source.origin, parts=(*source.origin.parts, part))
         blocks = blocks_of(source)
         self.blocks = None if blocks is None else blocks[indices]
+        self.window = window_of(source)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,7 +65,7 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     split_name: str | None = None,
-    val_fraction: float = 0.05,
+    val_fraction: float = USUAL_SHARE,
     seed: int = 0,
     size: int = 64,
     count: int | None = None,
@@ -205,19 +207,38 @@ def hold_out(source: Source, split: Split, fraction: float, seed: int) -> Source
     return subset
 
 
-def redrawn(trained_with: str, description: str) -> str | None:
-    """A sentence if other images of the same data are held out now than in training; both are descriptions of data.
+class HeldOut(NamedTuple):
+    """How many images of a data set were held out in training, and how many it had; both 0 if none were held out."""
 
-    A file that was added or removed since then changes which images are held out.
+    number: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.number / max(1, self.total)  # exact: a rounded share could hold out another number
+
+
+def held_out_in_training(trained_with: str, name: str) -> HeldOut | None:
+    """What a training held out of the data set `name`, by the description of its data; None if it names another."""
+    place = rf" in {re.escape(name)}(?: \(streamed\))?"
+    share = re.search(rf"{place}: (?:all but )?the ([\d,]+) of ([\d,]+) images held out for validation", trained_with)
+    if share is not None:
+        return HeldOut(*(int(number.replace(",", "")) for number in share.groups()))
+    return HeldOut(0, 0) if re.search(rf"{place}(?:[:;]|$)", trained_with) else None
+
+
+def trained_on(then: HeldOut | None, total: int, number: int) -> str | None:
+    """A sentence if some of the `number` of `total` images that are held out now were trained on.
+
+    A file that was added or removed since training changes which images are held out.
     """
-    now = re.search(r" in (.+): the ([\d,]+ of [\d,]+ images) held out for validation", description)
-    if now is None or f" in {now[1]}: " not in trained_with or now[2] in trained_with:
+    if then is None or then == (number, total):
         return None
-    then = re.search(r"([\d,]+ of [\d,]+ images) held out for validation", trained_with)
-    if then is None:
-        return None
+    if then.number == 0:
+        return "nothing was held out in training: these images were trained on"
     changed = "files were added or removed, and some of these images were trained on"
-    return f"in training {then[1]} were held out, now {now[2]} are: {changed}"
+    before, now = (f"{some:,} of {all_:,} images" for some, all_ in (then, (number, total)))
+    return f"in training {before} were held out, now {now} are: {changed}"
 
 
 def limit(source: Source, count: int, seed: int) -> Source:
@@ -237,6 +258,11 @@ def draw_some(total: int, count: int, seed: int) -> Tensor:
 def blocks_of(source: Source) -> Tensor | None:
     """(images,) int64, block of each image: a block's images are read together. None if any order costs the same."""
     return getattr(source, "blocks", None)
+
+
+def window_of(source: Source) -> int | None:
+    """How many blocks an order may use at a time: as many as the source keeps, even if few of their images are used."""
+    return getattr(source, "window", None)
 
 
 def fingerprint(source: Source) -> str:

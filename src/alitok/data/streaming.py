@@ -32,6 +32,8 @@ class ParquetRows:
     Attributes:
         features: features of each file.
         blocks: (rows,) int64, the row group of each row.
+        window: the row groups among which an order is mixed.
+        kept: the most row groups in memory.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
@@ -43,7 +45,8 @@ class ParquetRows:
         sizes = [footers[file].row_group(group).num_rows for file, group in self.groups]
         self.starts = np.cumsum([0, *sizes])
         self.blocks = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-        self.kept = window_blocks(self.blocks) + 2
+        self.window = window_blocks(self.blocks)
+        self.kept = self.window + 2
         self._forget()
 
     def __len__(self) -> int:
@@ -94,7 +97,7 @@ class ParquetRows:
 class StreamedSource:
     """Pictures with labels from `ParquetRows`.
 
-    Rows of one row group are cheap to read together; the training order uses this through `blocks`.
+    Rows of one row group are cheap to read together; the training order uses this through `blocks` and `window`.
 
     Args:
         classes: classes of the training split; None = from the label column.
@@ -111,7 +114,7 @@ class StreamedSource:
         label_column: str | None = None,
         classes: list[str] | None = None,
     ) -> None:
-        self.rows, self.name, self.blocks = rows, name, rows.blocks
+        self.rows, self.name, self.blocks, self.window = rows, name, rows.blocks, rows.window
         features = rows.features[0]
         self.image_column, self.label_column, notes = choose_columns(features, image_column, label_column, name)
         check_same(rows.files, rows.features, self.image_column, self.label_column)
@@ -166,17 +169,20 @@ def window_blocks(blocks: Tensor) -> int:
     return max(2, round(WINDOW / mean))
 
 
-def mixed(total: int, blocks: Tensor | None, generator: torch.Generator) -> Tensor:
+def mixed(total: int, blocks: Tensor | None, generator: torch.Generator, window: int | None = None) -> Tensor:
     """A random order of 0 .. total - 1. With `blocks` (total,) it uses only a few blocks at a time.
 
     The blocks are shuffled, and the images of the block at place r are spread over the places r .. r + window. At any
     time a window of blocks is in use.
+
+    Args:
+        window: as `ParquetRows.window`; None = as many blocks as contain about `WINDOW` images.
     """
     if blocks is None:
         return torch.randperm(total, generator=generator)
     ranks = torch.randperm(int(blocks.max()) + 1, generator=generator)
     spread = torch.rand(total, generator=generator, dtype=torch.float64)
-    return (ranks[blocks] + window_blocks(blocks) * spread).argsort()
+    return (ranks[blocks] + (window or window_blocks(blocks)) * spread).argsort()
 
 
 def features_of(schemas: Sequence[pa.Schema]) -> list[Any]:

@@ -96,10 +96,13 @@ def is_saved(folder: Path) -> bool:
 
 
 def table_files(folder: Path) -> dict[str, list[Path]]:
-    """Table files and archives by their ending, in a folder and in its subfolders that may contain a split."""
+    """Table files and archives by their ending, in a folder and in its subfolders that may contain a split.
+
+    Hidden files are left out: a Mac writes `._train.parquet` next to `train.parquet`, which is no table.
+    """
     # only these subfolders: listing a thousand class folders takes seconds
     places = [folder, *(folder / name for name in subfolders(folder) if name == "data" or role_of(name) is not None)]
-    found = {ending: [path for place in places for path in sorted(place.glob(f"*{ending}"))] for ending in BUILDERS}
+    found = {ending: [path for place in places for path in sorted(place.glob(f"[!.]*{ending}"))] for ending in BUILDERS}
     return {ending: files for ending, files in found.items() if files}
 
 

@@ -256,7 +256,7 @@ def _load(folder: Path) -> Any:
             f"Token cache {folder} does not exist; make it with `alitok tokenize` or `make tokenize`, or name another"
             " one with --define.cache or make's CACHE=."
         )
-    parquet = sorted(str(path) for place in (folder, folder / "data") for path in place.glob("*.parquet"))
+    parquet = sorted(str(path) for place in (folder, folder / "data") for path in place.glob("[!.]*.parquet"))
     try:
         dataset = load_files("parquet", parquet) if parquet else datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets and pyarrow raise many kinds on damaged files

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file, check_readable_name, write_json
+from alitok.common.files import atomic_file, check_readable_name, renamable, write_json
 from alitok.common.work import Work
 from alitok.data.reading import Skip
 from alitok.data.token_cache import TokenCache, check_row, token_batch, write_metadata
@@ -27,6 +27,7 @@ JOB_KEYS = {
     "digest": "tokenizer",
     "recipe": "crop recipe",
     "source": "data set",
+    "image_column": "image column",
     "images_per_shard": "size of shard",
 }
 
@@ -54,6 +55,7 @@ class TokenShards:
         class_names: list[str],
         images_per_shard: int = IMAGES_PER_SHARD,
     ) -> None:
+        folder = renamable(folder)
         check_readable_name(folder)
         if images_per_shard < 1:
             raise BadInput(f"A shard must hold at least 1 image, not {images_per_shard}.")
@@ -64,6 +66,8 @@ class TokenShards:
         settings = {**job, "images_per_shard": images_per_shard}
         record = f"{PROGRESS}/job.json"
         self.work = Work(self.partial, settings, "an unfinished token cache", record, called=JOB_KEYS)
+        if "image_column" not in (self.work.held() or settings):
+            self.work.settings.pop("image_column", None)  # begun by a version that did not record it
         self.count = -(-total // images_per_shard)
 
     def share(self) -> list[int]:

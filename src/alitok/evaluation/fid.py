@@ -1,6 +1,7 @@
 """Mean and covariance of features in float64, merged over batches and processes, and the Frechet distance."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,9 @@ class FeatureStatistics:
             raise BadInput(f"{where} holds no {' and no '.join(missing)}: give a reference with stored statistics.")
         try:
             mu, sigma = (torch.from_numpy(np.array(arrays[name], dtype=np.float64)) for name in (mean, covariance))
+            count = int(arrays["count"]) if "count" in arrays else None
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # read from an archive only now
+            raise BadInput(f"{where}: {mean} or {covariance} is damaged; make or download it again.") from error
         except (ValueError, TypeError) as error:
             raise BadInput(f"{where}: {mean} and {covariance} must be numbers; make or download it again.") from error
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
@@ -139,7 +143,7 @@ class FeatureStatistics:
         if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
             raise BadInput(f"{where}: {mean} or {covariance} holds NaN or infinity; make or download it again.")
         result = cls(len(mu))
-        result.count = int(arrays["count"]) if "count" in arrays else None
+        result.count = count
         result.mean = mu
         result._scatter = sigma if result.count is None else sigma * (result.count - 1)
         return result

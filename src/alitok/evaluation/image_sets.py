@@ -22,6 +22,7 @@ from alitok.data.encoded import is_lossless
 from alitok.data.pictures import IMAGE_ENDINGS, read_file, read_picture, to_tensor
 from alitok.data.reading import read_crops
 from alitok.data.sources import Source
+from alitok.evaluation.sidecar import sidecar_path
 
 ARRAY, LABELS = "arr_0", "arr_1"
 READERS = min(4, os.cpu_count() or 1)
@@ -139,9 +140,17 @@ def pixel_lanes(rows: range, images: Tensor) -> Tensor:
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a path is a file, an empty folder, or a folder with pictures directly in it."""
+    """Whether a path is a file, an empty folder, or a folder with pictures directly in it and no data set beside them.
+
+    A data set often has a picture of its page, or a cover, next to its class folders or tables.
+    """
+    from alitok.data.folders import has_class_folders
+    from alitok.data.tables import is_saved, table_files
+
     if not path.is_dir():
         return path.is_file()
+    if not sidecar_path(path).is_file() and (has_class_folders(path) or is_saved(path) or table_files(path)):
+        return False
     entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
     files = [entry.name.lower() for entry in entries if entry.is_file()]
     return not entries or any(name.endswith(IMAGE_ENDINGS) for name in files)

@@ -29,7 +29,7 @@ def pick_extractor(protocol: str, extractor: str, device: torch.device) -> Extra
 
 
 def is_spec(text: str) -> bool:
-    """Whether a set is named by a data spec: `shapes`, a folder without pictures directly in it, or `owner/name`."""
+    """Whether a set is named by a data spec: `shapes`, a folder that is no set of pictures, or `owner/name`."""
     path = Path(text)
     if path.exists():
         return not holds_images(path)

@@ -116,7 +116,8 @@ def reasons_against(
     if labels is None:
         reasons.append("the classes of the samples are not known, so their counts and order cannot be checked")
     else:
-        counts = torch.bincount(labels.cpu().clamp(min=0), minlength=PUBLISHED_CLASSES)
+        known = labels.cpu().clamp(0, PUBLISHED_CLASSES)  # any larger number, e.g. an id, is one class too many
+        counts = torch.bincount(known, minlength=PUBLISHED_CLASSES)
         if len(counts) != PUBLISHED_CLASSES or counts.min() != counts.max():
             reasons.append(f"the samples do not hold {PUBLISHED_CLASSES:,} classes in equal counts")
         if not torch.equal(labels.cpu(), torch.arange(len(labels)) % len(counts)):

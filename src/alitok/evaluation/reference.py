@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,6 @@ def read_about(path: Path) -> dict[str, Any]:
             about = json.loads(str(file[ABOUT]))
         if not isinstance(about, dict) or not isinstance(about.get("extractor"), dict):
             raise ValueError(about)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"{path}: the entry {ABOUT!r} is damaged; save the statistics again.") from error
     return about

@@ -16,7 +16,16 @@ from alitok.common.distributed import all_or_none, rank
 from alitok.common.images import Quantization, save_grid, to_uint8
 from alitok.common.progress import bar
 from alitok.data.found import announce
-from alitok.data.sources import NoValidation, open_source, redrawn
+from alitok.data.sources import (
+    USUAL_SHARE,
+    NoValidation,
+    Source,
+    held_out_in_training,
+    hold_out,
+    limit,
+    open_source,
+    trained_on,
+)
 from alitok.evaluation.extractors import Extractor
 from alitok.evaluation.fid import FeatureStatistics, frechet_parts
 from alitok.evaluation.image_sets import Reader, SourceImages
@@ -81,6 +90,22 @@ class Reconstructions:
     batch: int = 32
 
 
+def _validation(args: Reconstructions, tokenizer: Tokenizer) -> tuple[Source, bool, str | None]:
+    """The images, whether training held them out of its split, and a sentence if it trained on some of them.
+
+    If there is no validation split, the images that the tokenizer's training held out are held out again.
+    """
+    size = tokenizer.image_size
+    try:
+        return open_source(args.data, "val", size=size, count=args.count, val_fraction=0), False, None
+    except NoValidation:
+        whole = open_source(args.data, "train", size=size, val_fraction=0)
+    then = held_out_in_training(str(tokenizer.card.get("data", "")), whole.name)
+    source = hold_out(whole, "val", then.share if then is not None and then.number else USUAL_SHARE, 0)
+    changed, held_out = trained_on(then, len(whole), len(source)), then is None or then.number > 0
+    return source if args.count is None else limit(source, args.count, 0), held_out, changed
+
+
 def evaluate_reconstructions(
     args: Reconstructions,
     tokenizer: Tokenizer,
@@ -103,13 +128,8 @@ def evaluate_reconstructions(
             reference = file_reference(Path(args.reference), extractor)
         refuse_for_reconstructions(reference, size)
         reference = reference.measured(extractor, args.batch, features=False, progress=bar("Reference"))
-    held_out = False
-    try:
-        source = open_source(args.data, "val", size=size, count=args.count, val_fraction=0)
-    except NoValidation:
-        source, held_out = open_source(args.data, "val", size=size, count=args.count), True
+    source, held_out, changed = _validation(args, tokenizer)
     announce(args.data, {"val": source})
-    changed = redrawn(str(tokenizer.card.get("data", "")), source.description) if held_out else None
     if changed is not None and rank() == 0:
         print(f"alitok: {args.tokenizer}: {changed}.", file=sys.stderr)
     images = SourceImages(source, size)

@@ -13,7 +13,10 @@ SIDECAR = "samples.json"
 # Key -> what its value must be, in words and as a test; every value except the count may be null.
 NUMBER = ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 TEXT = ("a text", lambda value: isinstance(value, str))
-NAME_OR_BLOCK = ("a text or a class block", lambda value: isinstance(value, str) or "class_path" in dict(value))
+NAME_OR_BLOCK = (
+    "a text or a class block",
+    lambda value: isinstance(value, str) or (isinstance(value, dict) and "class_path" in value),
+)
 WHOLE = ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
 NAMED = (
     "a map with name and digest",

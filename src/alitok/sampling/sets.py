@@ -23,7 +23,7 @@ from alitok.common.digest import module_digest
 from alitok.common.distributed import all_or_none, all_stack, group_alone_in, rank, world_size
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
-from alitok.common.files import atomic_file, write_json
+from alitok.common.files import atomic_file, renamable, write_json
 from alitok.common.images import to_uint8
 from alitok.common.progress import counter
 from alitok.common.work import Work, difference, missing_runs, once, read_settings, run_files, run_name
@@ -53,11 +53,12 @@ class SampleSet:
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.out, self.settings = out, settings
+        self.settings = settings
         self.count, self.size = int(settings["count"]), int(settings["image_size"])
         if out.suffix.lower() in FILE_SUFFIXES:
             raise BadInput(f"--out {out} must be a .png grid, an .npz file or a folder.")
         self.kind = {".png": "grid", ".npz": "npz"}.get(out.suffix.lower(), "folder")
+        self.out = out = renamable(out) if self.kind == "folder" else out
         self.partial = out.parent / f".{out.name}.partial"
         self.work = Work(self.partial, settings, "an unfinished set of samples", SIDECAR, NOT_DECIDING)
         self.sidecar = out / SIDECAR if self.kind == "folder" else out.with_suffix(".json")

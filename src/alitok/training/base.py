@@ -81,6 +81,7 @@ class TrainingModule(L.LightningModule):
         self.configuration: dict[str, Any] = {}  # the run's configuration, saved in checkpoints
         self.parents: dict[str, str] = {}  # digests of the artifacts from which the run starts, by name
         self.heads = nn.ModuleDict()  # trained parts of the loss terms; not part of the artifact
+        self.resumed = False  # the fit continues from a checkpoint, so parts read no files
         self.parallel = False  # `parallelize` has run
         self.batch_ended = 0.0
         self._row: dict[str, Tensor | float] = {}

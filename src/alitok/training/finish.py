@@ -66,7 +66,7 @@ class Trainer(lightning.Trainer):
         # Lightning's handler waits for the other processes wherever it interrupts this one, and each step of several
         # processes waits for the device to ask for the signal.
         self._signal_connector._sigterm_notifier_fn = self._note_sigterm  # type: ignore
-        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def _note_sigterm(self, number: int, frame: FrameType | None) -> None:
         connector, launcher = self._signal_connector, self.strategy.launcher

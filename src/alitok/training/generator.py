@@ -111,10 +111,10 @@ class GeneratorTraining(TrainingModule):
         """
         self.terms.setup(self.trainer.strategy.root_device, len(first_places(self.trainer)))
         self._load_reference()
-        if stage == "fit" and not self.trainer.ckpt_path:
+        if stage == "fit" and not self.resumed:
             self.generator.setup(self.trainer.strategy.root_device)
-            if self.start_from is not None:
-                self._start_from(self.start_from)
+        if stage == "fit" and self.start_from is not None:
+            self._start_from(self.start_from)
         cache = self.trainer.datamodule.token_cache  # type: ignore[attr-defined]
         if cache is None:
             raise BadInput("The generator trains on a token cache: give data.cache the folder `alitok tokenize` made.")

@@ -62,7 +62,7 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
     if verb != "fit":
         _lightning_cli(verb, arguments, total, module, data)
         return
-    module.configuration = {**config, "data found": data.descriptions["train"]}
+    module.configuration, module.resumed = {**config, "data found": data.descriptions["train"]}, checkpoint is not None
     if checkpoint is not None:
         _announce_changes(checkpoint, module.configuration, allow_changes)
     with alone_in(root) if _is_main() else nullcontext():

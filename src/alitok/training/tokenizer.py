@@ -125,7 +125,7 @@ class TokenizerTraining(TrainingModule):
 
     def setup(self, stage: str) -> None:
         self.terms.setup(self.trainer.strategy.root_device, len(first_places(self.trainer)))
-        if stage == "fit" and not self.trainer.ckpt_path:
+        if stage == "fit" and not self.resumed:
             for part in self.tokenizer.children():
                 if isinstance(part, Part):
                     part.setup(self.trainer.strategy.root_device)
