@@ -66,12 +66,12 @@ class Trainer(lightning.Trainer):
         # Lightning's handler waits for the other processes wherever it interrupts this one, and each step of several
         # processes waits for the device to ask for the signal.
         self._signal_connector._sigterm_notifier_fn = self._note_sigterm  # type: ignore
-        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore
 
     def _note_sigterm(self, number: int, frame: FrameType | None) -> None:
         connector, launcher = self._signal_connector, self.strategy.launcher
         if launcher is not None and not connector.received_sigterm:
-            launcher.kill(number)  # type: ignore[attr-defined]
+            launcher.kill(number)
         connector.received_sigterm = True
 
     def _run_stage(self) -> Any:  # private: there is no public hook between the last step and the teardown
