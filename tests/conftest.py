@@ -190,3 +190,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return file if shares_a_fixture(file) else nodeid
 
     return ByFixture(config, log)
+
+
+@pytest.fixture(params=["link", "dangling link", "."])
+def led_elsewhere(request, tmp_path, monkeypatch):
+    """A folder as a user may give it, and the folder to which this leads."""
+    target = tmp_path / "disk" / "target"
+    (target.parent if request.param == "dangling link" else target).mkdir(parents=True)
+    if request.param == ".":
+        monkeypatch.chdir(target)
+        return Path("."), target
+    out = tmp_path / "link"
+    out.symlink_to(target)
+    return out, target

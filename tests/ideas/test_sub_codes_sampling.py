@@ -16,6 +16,14 @@ LABELS = torch.tensor([0, 2, 1])
 BY_SUB_CODE = BySubCode((Constant(1.75), PowerCosine(3.0, 0.8), Constant(2.0)))
 
 
+class Watched(SoftCFG):
+    """Keeps the confidences it is given in `seen`."""
+
+    def value_weights(self, confidence):
+        vars(self).setdefault("seen", []).append(confidence.clone())
+        return super().value_weights(confidence)
+
+
 @pytest.fixture(params=["sum", "concatenated"])
 def small(request, golden, small_generator_block):
     block = small_generator_block(codebook_size=CODES, sub_codes=SUB_CODES, combine=request.param)
@@ -62,16 +70,9 @@ def test_a_rule_for_each_sub_code():
 
 @torch.no_grad()
 def test_confidence_of_a_token_is_that_of_all_its_sub_codes(small):
-    seen = []
-
-    class Watched(SoftCFG):
-        def value_weights(self, confidence):
-            seen.append(confidence.clone())
-            return super().value_weights(confidence)
-
-    ids = generate(small, LABELS, Watched(2.0))
+    ids = generate(small, LABELS, rule := Watched(2.0))
     largest = small(ids, LABELS).softmax(-1).amax(-1).prod(-1)
-    torch.testing.assert_close(seen[-1][:, :-1], largest[:, :-1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(rule.seen[-1][:, :-1], largest[:, :-1], rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
@@ -81,17 +82,10 @@ def test_confidence_of_a_token_counts_sub_codes_drawn_in_turn():
     model = SubCodeHeadGenerator(CODES, 2, head={"width": 16, "depth": 1, "heads": 2}, **words).eval()
     for layer in model.output.last:
         torch.nn.init.normal_(layer.weight, std=0.5)
-    seen = []
-
-    class Watched(SoftCFG):
-        def value_weights(self, confidence):
-            seen.append(confidence.clone())
-            return super().value_weights(confidence)
-
-    ids = generate(model, LABELS, Watched(2.0))
+    ids = generate(model, LABELS, rule := Watched(2.0))
     hidden = model.hidden(ids, LABELS).flatten(0, 1)
     largest = model.output(hidden, ids.flatten(0, 1)[:, :1]).softmax(-1).amax(-1).prod(-1).view(3, 5)
-    torch.testing.assert_close(seen[-1][:, :-1], largest[:, :-1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(rule.seen[-1][:, :-1], largest[:, :-1], rtol=1e-4, atol=1e-6)
 
 
 def test_true_tokens_among_drawn_ones(small):

@@ -194,7 +194,8 @@ class TokenLoop:
             return self.rule.combine(branches, self.position, self.generator.num_tokens)
 
         noise = self.noise.index_select(1, self.position)[:, 0]
-        self.confidence.index_fill_(1, self.position, 1.0)
+        if self.confident:
+            self.confidence.index_fill_(1, self.position, 1.0)
         token = self.generator.output.draw(own, noise, guide, self.temperature)[:, None]
         if self.given is not None:
             mask = self.given_mask.index_select(1, self.position).view(-1, *[1] * (token.ndim - 1))
