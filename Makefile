@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: see the README.
+# `make help` lists the targets. Variables: see docs/configuration.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -144,8 +144,8 @@ def test_another_configuration_is_refused_or_announced(folder: Path, capsys: pyt
     capsys.readouterr()
     fit(folder, "--model.weight_decay", "0.5", "--trainer.max_steps", "4", allow_changes=True)
     captured = capsys.readouterr().err
-    assert "going on with another model.weight_decay" in captured
-    assert "going on with another trainer.max_steps: 2 -> 4" in captured
+    assert "continuing with a changed model.weight_decay" in captured
+    assert "continuing with a changed trainer.max_steps: 2 -> 4" in captured
     with pytest.raises(BadInput, match="do not fit the model"):
         fit(folder, "--model.weight_decay", "0.5", "--model.generator.width", "64", allow_changes=True)
 

@@ -176,7 +176,7 @@ def test_tokenizers_are_judged(place: Path, tmp_path: Path, monkeypatch: pytest.
     run(tokenizer_words(place, out, "--probe-steps", "2"))
     assert file.stat().st_mtime_ns == kept
     for more in (["--samples", "5"], ["--tokenizer", "t"], ["--guidance", "1"]):
-        with pytest.raises(BadInput, match=f"{more[0]} is of a generator's samples"):
+        with pytest.raises(BadInput, match=f"{more[0]} is for the samples of generators"):
             run(tokenizer_words(place, out, *more))
     with pytest.raises(BadInput, match="--probe-steps must be at least 1, not 0"):
         run(tokenizer_words(place, out, "--probe-steps", "0"))

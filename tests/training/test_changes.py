@@ -54,17 +54,17 @@ def test_what_changes_the_course_of_training_is_refused(change: dict[str, Any]) 
     now = changed(**change)
     with pytest.raises(BadInput, match=r"step=5.ckpt belongs to: .* -> .*--allow-changes"):
         check_changes(BEFORE, now, False, "step=5.ckpt")
-    assert check_changes(BEFORE, now, True, "step=5.ckpt")[0].startswith("going on with another ")
+    assert check_changes(BEFORE, now, True, "step=5.ckpt")[0].startswith("continuing with a changed ")
 
 
 def test_the_rest_is_announced() -> None:
     now = changed(trainer__devices=2, data__init_args__num_workers=4, model__init_args__guidance=2.0)
     now["trainer"]["callbacks"]["checkpoint"]["init_args"]["keep"] = 3
     assert check_changes(BEFORE, now, False, "") == [
-        "going on with another model.guidance: 1.0 -> 2.0",
-        "going on with another data.num_workers: 2 -> 4",
-        "going on with another trainer.devices: 1 -> 2",
-        "going on with another trainer.callbacks.checkpoint.keep: 1 -> 3",
+        "continuing with a changed model.guidance: 1.0 -> 2.0",
+        "continuing with a changed data.num_workers: 2 -> 4",
+        "continuing with a changed trainer.devices: 1 -> 2",
+        "continuing with a changed trainer.callbacks.checkpoint.keep: 1 -> 3",
     ]
 
 

@@ -18,15 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--results", metavar="PATH", help="where PATH.json, PATH.md and PATH.png go (default: `ablation` in --out)"
     )
     parser.add_argument("--variants", metavar="NAME,...", help=f"rungs: {', '.join(LADDER)} (default: all)")
-    parser.add_argument("--seeds", default="0,1", metavar="N,...", help="(default 0,1; the second for the main rungs)")
+    parser.add_argument(
+        "--seeds", default="0,1", metavar="N,...", help="(default 0,1; prefix and causal-encoder: the first only)"
+    )
     parser.add_argument("--config", metavar="DIR", help="folder of the ladder's YAML files (default: the shipped ones)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="another value in the ladder's `define` blocks"
     )
     parser.add_argument("--pictures", type=int, default=5000, help="held-out pictures measured (default 5000)")
     parser.add_argument("--samples", type=int, default=2000, help="samples behind a gFID (default 2000)")
-    parser.add_argument("--tuning-samples", type=int, default=500, help="behind a guidance tried (default 500)")
-    parser.add_argument("--guidance", default="3,6,9,12", metavar="G,...", help="tried (default 3,6,9,12)")
+    parser.add_argument("--tuning-samples", type=int, default=500, help="samples per guidance scale (default 500)")
+    parser.add_argument("--guidance", default="3,6,9,12", metavar="G,...", help="scales to try (default 3,6,9,12)")
     parser.add_argument(
         "--classifier-steps", type=int, default=3000, help="training steps of the measuring network (default 3000)"
     )

@@ -1,8 +1,8 @@
 """Check in one to two minutes whether a new machine has everything, and whether it is right and fast.
 
-Each line is right, slow, missing or wrong, and says what to do. Slow is also what works, but not for every run: a
-weight file or a compiler is not there. With --full every part is measured, stage by stage: seven minutes on an H100.
-The exit status is 0; it is 2 if something is missing or wrong.
+Each line is right, slow, missing or wrong, and states what to do. A line is also slow if something is missing that
+only some runs need: a weight file or a compiler. With --full every part is measured, stage by stage: seven minutes on
+an H100. The exit status is 0; it is 2 if something is missing or wrong.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="write PATH.json, PATH.md and PATH.png (default: `league` in --out)",
     )
-    parser.add_argument("--hours", type=float, default=12.0, metavar="H", help="begin no run that ends later (12)")
+    parser.add_argument("--hours", type=float, default=12.0, metavar="H", help="skip runs that would end later (12)")
     parser.add_argument("--only", metavar="NAME,...", help="ideas, with their bases (default: all)")
     parser.add_argument("--renew", action="store_true", help="train stale rows again")
     parser.epilog = "example: alitok league --data uoft-cs/cifar10 --hours 2 --only gram,semantic"

@@ -95,8 +95,8 @@ def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("inverse", "gumbel"),
         default="inverse",
         dest="noise",
-        help="draw a token by one uniform number, or by a Gumbel number for each code, which are made on the device:"
-        " other images of the same law (default inverse)",
+        help="inverse (default): one uniform number per token; gumbel: one Gumbel number per code, made on the device."
+        " The images differ, their distribution does not",
     )
     parser.add_argument(
         "--batch",

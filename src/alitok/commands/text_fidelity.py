@@ -1,6 +1,6 @@
 """Measure how much small text survives a tokenizer: words are drawn, reconstructed and read by their shapes.
 
-It needs no data, no network and no download. Compare only tokenizers of one image size, and no published numbers.
+It needs no data, no network and no download. Compare only tokenizers of one image size, never with published numbers.
 """
 
 import argparse

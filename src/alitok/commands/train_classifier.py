@@ -60,5 +60,5 @@ def run(args: argparse.Namespace) -> None:
     right = (logits.argmax(1) == known).double().mean().item()
     print(
         f"{args.out}: {network.num_features} features, digest {network.digest()[:12]}; {right:.1%} of {len(known):,}"
-        f" held-out pictures right (chance {1 / classes:.1%}). Numbers by it compare runs of your own only."
+        f" held-out pictures right (chance {1 / classes:.1%}). Use its numbers only to compare your own runs."
     )

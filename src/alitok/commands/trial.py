@@ -88,9 +88,9 @@ def _judging(args: argparse.Namespace, tokenizers: bool) -> "Judging | None":
         return None
     for name in given:
         if name == "probe_steps" and not tokenizers:
-            raise BadInput("--probe-steps is of a tokenizer's probe, and these are generators: leave it out.")
+            raise BadInput("--probe-steps is for tokenizers, and these are generators: leave it out.")
         if name in generators and tokenizers:
-            raise BadInput(f"--{name} is of a generator's samples, and these are tokenizers: leave it out.")
+            raise BadInput(f"--{name} is for the samples of generators, and these are tokenizers: leave it out.")
     if args.data is None or (args.tokenizer is None and not tokenizers):
         raise BadInput("--judge needs --data SPEC of real pictures and, for generators, --tokenizer DIR.")
     if args.probe_steps < 1:

@@ -198,6 +198,4 @@ def check_outputs(args: Samples) -> None:
         ("reference_split", "REF", specs[1]),
     ):
         if getattr(args, option) is not None and not spec:
-            raise BadInput(
-                f"--{option.replace('_', '-')} is of a data spec as {name}, and none is given: leave it out."
-            )
+            raise BadInput(f"--{option.replace('_', '-')} applies only if {name} is a data spec: leave it out.")

@@ -29,7 +29,7 @@ def check_swappable(quantizer: Quantizer, count: int) -> None:
     """
     if quantizer.sub_codes > 1:
         raise BadInput(
-            "Near codes are swapped where a token is one id; this quantizer's tokens have sub-codes: leave the"
+            "Near codes can be swapped only if a token is one id; this quantizer's tokens have sub-codes: leave the"
             " perturbation (or --pfid) out, or take a quantizer of one id."
         )
     if not 1 <= count <= quantizer.codebook_size:

@@ -150,7 +150,7 @@ class Disentangling(LossTerm):
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         sentence = (
             "Disentangling compares codebooks: take a quantizer that has several (experiments/ideas/fqgan.yaml), and"
-            " leave the term out where tokens are given."
+            " leave the term out if tokens are given."
         )
         parts = required(outputs, "parts", sentence)
         pairs = list(combinations(parts, 2))

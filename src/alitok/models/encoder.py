@@ -22,8 +22,8 @@ class Encoder(seams.Encoder):
             on patches after i (AliTok's ablation). The paper does not describe its causal encoder; this order needs no
             special mask. `num_latents` must be the number of patches: a prefix latent before the first patch would see
             nothing.
-        init: initial weights, see `init_weights`. "fan-in" lets small models on short schedules learn sooner; "local",
-            where each latent begins as a query for one patch, sooner still.
+        init: initial weights, see `init_weights`. "fan-in" lets small models on short schedules learn sooner; "local"
+            starts each latent as a query for one patch, and they learn sooner still.
     """
 
     def __init__(

@@ -42,8 +42,8 @@ class Branch:
 class Guidance:
     """Which branches an image has, and how their logits are combined. This default is no guidance: one branch.
 
-    A rule stores nothing of a batch: a step captured on a GPU would read it after the next batch has replaced it. Put
-    what differs from image to image into a branch, whose tensors are copied to where the step reads them.
+    A rule must not store data of a batch: on a GPU a captured step would read the first batch's data in later batches.
+    Put what differs between images into a branch: its tensors are copied to the memory that the step reads.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:

@@ -93,7 +93,7 @@ def _full_size(config: Mapping[str, Any]) -> None:
         raise ValueError("its schedule has no steps")
     real = [name for name, parameter in module.named_parameters() if not parameter.is_meta]
     if real:
-        raise ValueError(f"{real[0]} is made on a device of its own, so that it cannot be built without memory")
+        raise ValueError(f"{real[0]} is created on a fixed device, so it cannot be built without memory")
 
 
 def _trained(config: Mapping[str, Any], folder: Path, steps: int, start: Path | None = None) -> tuple[Any, Path]:
@@ -123,7 +123,7 @@ def _resumes(config: dict[str, Any], folder: Path) -> None:
     again, _ = _trained(config, folder, STEPS, half)
     first, second = whole.state_dict(), again.state_dict()
     if first.keys() != second.keys():
-        raise ValueError(f"{sorted(first.keys() ^ second.keys())[0]} is there in one of both runs only")
+        raise ValueError(f"{sorted(first.keys() ^ second.keys())[0]} is in only one of the two runs")
     other = [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
     if other:
         raise ValueError(
@@ -234,7 +234,7 @@ def _check_generator(model: Generator) -> None:
         raise ValueError(f"its logits must be {(*ids.shape, model.codebook_size)}")
     drawn = generate(model, torch.tensor([0, 1, 2]), guidance=2.0)
     if not torch.equal(generate(model, torch.tensor([1, 2]), guidance=2.0, indices=[1, 2]), drawn[1:]):
-        raise ValueError("an image is another one in another batch: draw by seed and index")
+        raise ValueError("an image changes with its batch: draw by seed and index")
 
 
 def gradient(config: Mapping[str, Any], micro: int | None, strategy: Any = "auto", devices: int = 1) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def compare(whole: Mapping[str, Any], other: Mapping[str, Any], what: str) -> Fi
     names = sorted(whole.keys() | other.keys())
     absent = [name for name in names if name not in whole or name not in other]
     if absent:
-        return Finding(rule, f"{absent[0]} has a gradient in one of both only")
+        return Finding(rule, f"{absent[0]} has a gradient in only one of the two")
     norm = torch.stack([whole[name].double().norm() for name in names]).norm()
     gaps = {name: float((whole[name].double() - other[name].double()).norm() / norm) for name in names}
     worst = max(gaps, key=lambda name: gaps[name])

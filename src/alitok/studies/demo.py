@@ -67,9 +67,7 @@ def demo(
             flush=True,
         )
         if plan.share == FLOOR:
-            print(
-                f"Fewer steps would give no pictures, so this takes longer than {plan.minutes:g} minutes.", flush=True
-            )
+            print(f"Fewer steps give no pictures, so this may take longer than {plan.minutes:g} minutes.", flush=True)
         for stage, config in stages.items():
             config["trainer"]["precision"] = plan.precision
             if stage in plan.compiled:

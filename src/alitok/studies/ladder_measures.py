@@ -73,7 +73,7 @@ class Judge:
         self.images, self.labels = self.images[order], self.labels[order]
         self.loss_classifier = out / "loss-classifier"
         wanted = [(out / "classifier", CLASSIFIER_WIDTH, 0)]
-        if settings.perceptual:  # what judges must not be what trained
+        if settings.perceptual:  # the network that measures must not be the one that trained
             wanted.append((self.loss_classifier, CLASSIFIER_WIDTH // 2, 1))
         if missing := [item for item in wanted if not item[0].is_dir()]:
             images, labels = read_all(open_source(settings.data, "train", size=image_size), image_size)

@@ -40,7 +40,7 @@ class Settings:
     perceptual: bool = False
 
     def record(self) -> dict[str, Any]:
-        """For JSON. Ladders without a perceptual loss have no word of it, as before there was one."""
+        """For JSON. Without a perceptual loss its key is left out, as in versions without this option."""
         return {name: value for name, value in asdict(self).items() if value is not False}
 
 

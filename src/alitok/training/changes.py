@@ -40,7 +40,7 @@ def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: bool
             f"This is not the run that {checkpoint} belongs to: {grave}."
             " Take that back, train in another folder (--define.run), or add --allow-changes."
         )
-    return [f"going on with another {_told(*item)}" for item in changes.items()]
+    return [f"continuing with a changed {_told(*item)}" for item in changes.items()]
 
 
 def grave_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:

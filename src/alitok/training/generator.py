@@ -126,8 +126,8 @@ class GeneratorTraining(TrainingModule):
         theirs, ours = cache.sub_codes, self.generator.sub_codes
         if theirs != ours:
             raise BadInput(
-                f"The cache's tokens have {theirs} sub-code(s), the generator's {ours}: lay the"
-                " generator's file of that quantizer (experiments/ideas/) over the configuration, or take it away."
+                f"The cache's tokens have {theirs} sub-code(s), the generator's {ours}: lay that"
+                " quantizer's generator file (experiments/ideas/) over the configuration, or leave such a file out."
             )
         if cache.codebook_size is not None and cache.codebook_size != self.generator.codebook_size:
             raise BadInput(
