@@ -8,7 +8,7 @@ import torch
 from alitok.common.build import import_class
 from alitok.config import compose_run
 from alitok.data.shapes import Shapes
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 from alitok.training.bare import bare_trainer
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
@@ -58,5 +58,5 @@ def token_cache(folder: Path, images: int = 40, codes: int = 32, digest: str = "
     rows = [(i % 10, torch.randint(codes, (2, 20), generator=generator).numpy()) for i in range(images)]
     names = Shapes("train").class_names
     out = folder / "tokens"
-    write_token_cache(out, rows, codebook_size=codes, digest=digest, class_names=names, recipe={}, total=images)
+    write_token_cache(out, rows, codebook_size=codes, digest=digest, class_names=names, recipe={})
     return out

@@ -11,7 +11,8 @@ import torch
 
 from alitok.cli import run
 from alitok.common.errors import BadInput
-from alitok.data.token_cache import TokenCache, write_token_cache
+from alitok.data.token_cache import TokenCache
+from alitok.data.token_shards import write_token_cache
 from alitok.studies.probe import layout, plug_in_entropy, probe, token_statistics
 
 TINY = {"width": 64, "depth": 1, "batch": 32}
@@ -22,9 +23,7 @@ def cache_of(folder: Path, tokens: np.ndarray, labels: np.ndarray, codes: int) -
     """A cache of tokens (images, views, N) or (images, views, N, S)."""
     names = [f"class {label}" for label in range(int(labels.max()) + 1)]
     rows = zip(labels.tolist(), tokens, strict=True)
-    write_token_cache(
-        folder, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={}, total=len(labels)
-    )
+    write_token_cache(folder, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={})
     return TokenCache(folder)
 
 

@@ -13,7 +13,7 @@ from alitok.data.batches import TrainOrder, ValidationOrder
 from alitok.data.datamodule import ImageNetDataModule
 from alitok.data.pictures import to_tensor
 from alitok.data.shapes import Shapes
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 
 SMALL = {"image_size": 16, "global_batch": 4, "count": 10, "val_count": 7}
 
@@ -42,7 +42,7 @@ def cache(tmp_path) -> str:
     ids = np.random.default_rng(0).integers(0, 50, (20, 10, 6))
     rows = ((i % 2, row) for i, row in enumerate(ids))
     names = ["über", "b"]
-    write_token_cache(tmp_path / "c", rows, codebook_size=50, digest="d", class_names=names, recipe={}, total=20)
+    write_token_cache(tmp_path / "c", rows, codebook_size=50, digest="d", class_names=names, recipe={})
     return str(tmp_path / "c")
 
 
@@ -208,7 +208,7 @@ def test_all_views_of_a_cache_are_used(cache):
 
 def test_validation_cache_must_come_from_the_same_tokenizer(cache, tmp_path):
     rows = [(0, np.zeros((1, 6), dtype=np.int64))]
-    options = {"codebook_size": 50, "class_names": ["über", "b"], "recipe": {}, "total": 1}
+    options = {"codebook_size": 50, "class_names": ["über", "b"], "recipe": {}}
     write_token_cache(tmp_path / "same", rows, digest="d", **options)
     write_token_cache(tmp_path / "other", rows, digest="e", **options)
     data = module(cache=cache, val_cache=str(tmp_path / "same"), count=None)
@@ -295,7 +295,7 @@ def test_what_was_found_in_a_cache(cache, tmp_path):
         "images (4): 4 of 20 held out for validation, because there is no val_cache"
     ]
     rows = [(0, np.zeros((1, 6), dtype=np.int64))] * 3
-    options = {"codebook_size": 50, "class_names": ["a", "b", "c"], "recipe": {}, "total": 3}
+    options = {"codebook_size": 50, "class_names": ["a", "b", "c"], "recipe": {}}
     write_token_cache(tmp_path / "gaps", rows, digest="d", **options)
     gaps = module(cache=str(tmp_path / "gaps"), count=2, val_fraction=0)
     assert "classes without a picture (2): b, c; sampling draws them all the same" in gaps.description

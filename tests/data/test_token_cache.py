@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from alitok.common.errors import BadInput
-from alitok.data import token_cache
-from alitok.data.token_cache import TokenCache, write_token_cache
+from alitok.data.token_cache import TokenCache
+from alitok.data.token_shards import write_token_cache
 
 NAMES = ["a cat", "élan", "c"]
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_cache, "ROWS_PER_BLOCK", 4)
+def own_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
     datasets.disable_progress_bars()
 
@@ -31,7 +30,7 @@ def write(folder, ids: np.ndarray, codes: int, **changes) -> None:
         "digest": "d1",
         "class_names": NAMES,
         "recipe": {"crop": "ten", "resize": 35, "size": 32},
-        "total": len(ids),
+        "images_per_shard": 4,
     }
     write_token_cache(folder, ((i % 3, row) for i, row in enumerate(ids)), **{**options, **changes})
 
@@ -65,7 +64,7 @@ def test_round_trip(tmp_path, codes, kind, shape):
 
 def test_readers_copy_nothing_and_survive_pickling(tmp_path):
     ids = random_ids(400, (10, 200), 256)
-    write(tmp_path / "cache", ids, 256)
+    write(tmp_path / "cache", ids, 256, images_per_shard=400)
     TokenCache(tmp_path / "cache")
     tracemalloc.start()
     cache = TokenCache(tmp_path / "cache")
@@ -77,22 +76,9 @@ def test_readers_copy_nothing_and_survive_pickling(tmp_path):
     assert pickle.loads(pickle.dumps(cache)).gather(torch.tensor([5]), torch.tensor([1])).shape == (1, 200)
 
 
-def test_the_folder_appears_only_when_whole(tmp_path):
-    def broken():
-        yield 0, np.zeros((2, 3), dtype=np.int64)
-        raise RuntimeError("power cut")
-
-    options = {"codebook_size": 8, "digest": "d", "class_names": NAMES, "recipe": {}}
-    with pytest.raises(RuntimeError, match="power cut"):
-        write_token_cache(tmp_path / "cache", broken(), total=2, **options)
-    with pytest.raises(ValueError, match="was to hold 3"):
-        write(tmp_path / "cache", random_ids(2, (2, 3), 8), 8, total=3)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_rows_that_do_not_belong(tmp_path):
     good = np.zeros((2, 3), dtype=np.int64)
-    options = {"codebook_size": 8, "digest": "d", "class_names": NAMES, "recipe": {}, "total": 2}
+    options = {"codebook_size": 8, "digest": "d", "class_names": NAMES, "recipe": {}}
     for rows in ([(0, good), (0, good[:, :2])], [(0, good), (3, good)], [(0, good), (0, good + 8)], [(0, good - 1)]):
         with pytest.raises(ValueError, match=r"shape|out of range"):
             write_token_cache(tmp_path / "cache", iter(rows), **options)
@@ -169,7 +155,7 @@ def test_damaged_caches(tmp_path):
     with pytest.raises(BadInput, match="damaged"):
         TokenCache(tmp_path / "cache")
     metadata.write_text(text)
-    data = tmp_path / "cache" / token_cache.DATA_FILE
+    data = tmp_path / "cache" / "data-00000-of-00003.arrow"
     data.write_bytes(data.read_bytes()[:200])
     with pytest.raises(BadInput, match="no readable token cache") as caught:
         TokenCache(tmp_path / "cache")

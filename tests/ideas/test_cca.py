@@ -66,7 +66,7 @@ def test_the_formula(dropped: tuple[int, ...], share: float, monkeypatch: pytest
 @torch.no_grad()
 def test_the_negative_class_depends_on_the_place_alone() -> None:
     """Every other class occurs, and a part of the batch gets what the whole gets."""
-    term = ConditionContrast(CLASSES)
+    term = ConditionContrast(CLASSES, beta=0.1)
     drawn: list[torch.Tensor] = []
 
     def note(labels: torch.Tensor) -> dict[str, Any]:
@@ -95,8 +95,15 @@ def test_distillation_is_the_divergence() -> None:
     assert float(Distillation()(batch, same)) == pytest.approx(0, abs=1e-6)
 
 
+def test_beta_follows_the_number_of_tokens() -> None:
+    for given, beta in ((None, 11.52 / 5), (0.3, 0.3)):
+        term = ConditionContrast(CLASSES, given)
+        term.attach(generator(0))
+        assert term.beta == beta
+
+
 def test_what_does_not_fit() -> None:
-    with pytest.raises(BadInput, match=r"not 1, 0\.02 and 1000"):
+    with pytest.raises(BadInput, match="not 1, None and 1000"):
         ConditionContrast(1)
     batch, outputs = seen()
     with pytest.raises(BadInput, match="a term of training only"):

@@ -74,6 +74,18 @@ def test_times_are_of_seed_step_and_place() -> None:
     assert logits.std().item() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_validation_draws_for_an_image_whatever_its_batch(kind: str) -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    flow, latents = decoder(kind).eval(), torch.randn(4, 16, 4)
+    with torch.no_grad():
+        whole = flow(latents, images)
+        parts = [flow(*pair) for pair in zip(latents.split(1), images.split(1), strict=True)]
+    assert len(whole["time"].unique()) == 4
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), value)
+
+
 def test_stratified_times_fall_into_the_stratum_of_their_place() -> None:
     law = TimeLaw(uniform=1.0, stratified=True)
     times = law.draw(step(8))

@@ -10,6 +10,7 @@ from torch import Tensor
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.ideas.fsq import FiniteScalarQuantizer
+from alitok.ideas.index_backpropagation import IndexBackpropagation
 from alitok.ideas.perturbation import LatentPerturbation, nearest_codes, swap_ids
 from alitok.models import seams
 from alitok.models.quantizer import ClusteredQuantizer
@@ -172,6 +173,8 @@ def test_refusals(quantizer, latents):
             LatentPerturbation(**options)
     with pytest.raises(BadInput, match="65 nearest codes: the codebook has 64"):
         nearest_codes(latents, quantizer, 65)
+    with pytest.raises(BadInput, match="IndexBackpropagation chooses its codes otherwise"):
+        nearest_codes(latents, IndexBackpropagation(64, 4), 2)
     quantizer.sub_codes = 2
     with pytest.raises(BadInput, match="sub-codes"):
         nearest_codes(latents, quantizer, 2)

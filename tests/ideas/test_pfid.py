@@ -18,7 +18,9 @@ def extractor() -> ClassifierExtractor:
 
 
 def tokenizer(codes: int) -> Any:
-    return SimpleNamespace(codebook_size=codes, quantizer=SimpleNamespace(codebook_size=codes, sub_codes=1))
+    return SimpleNamespace(
+        codebook_size=codes, quantizer=SimpleNamespace(codebook_size=codes, sub_codes=1, nearest=True)
+    )
 
 
 def pictures(seed: int) -> torch.Tensor:

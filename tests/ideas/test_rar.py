@@ -17,7 +17,7 @@ from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.config import compose_run
 from alitok.data.shapes import Shapes
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 from alitok.ideas.rar import RandomOrder
 from alitok.models.generator import Generator, in_order
 from alitok.models.seams import draw, image_uniforms
@@ -258,7 +258,7 @@ def prepare(folder: Path, sub_codes: int) -> None:
     names = Shapes("train").class_names
     rows = [(image % 10, ids[image]) for image in range(40)]
     out = folder / "tokens"
-    write_token_cache(out, rows, codebook_size=32, digest=digest, class_names=names, recipe={}, total=40)
+    write_token_cache(out, rows, codebook_size=32, digest=digest, class_names=names, recipe={})
 
 
 def configuration(folder: Path, sub_codes: int, *overrides: str, shared: Path | None = None) -> dict[str, Any]:
@@ -289,6 +289,16 @@ def test_all_of_it_resumes_exactly(sub_codes: int, tmp_path: Path) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in heads)
     generator = load_generator(tmp_path / "whole" / "generator" / "artifact")
     assert generate(generator, torch.tensor([0, 1])).shape == (2, *generator.id_shape)
+
+
+def test_a_reference_must_know_the_orders(tmp_path: Path) -> None:
+    prepare(tmp_path, 1)
+    block = compose_run([DEMO / "generator.yaml"], GENERATOR)["model"]["init_args"]["generator"]
+    save_artifact(tmp_path / "teacher", block, build(block), {"kind": "generator"})
+    term = "{teacher: {class_path: alitok.ideas.distillation.Distillation}}"
+    words = ["--model.losses", term, "--model.corruptions", "null", "--model.reference", str(tmp_path / "teacher")]
+    with pytest.raises(BadInput, match="knows one order of the tokens"):
+        run("fit", configuration(tmp_path, 1, *words))
 
 
 @pytest.mark.slow

@@ -32,6 +32,14 @@ def test_codes_ids_and_losses_written_out() -> None:
     assert found.statistics is None
 
 
+def test_a_code_is_the_same_under_autocast() -> None:
+    quantizer, ids = module(), torch.arange(V)[None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        looked_up = quantizer.lookup(ids)
+    assert looked_up.dtype == torch.float32
+    assert torch.equal(looked_up, quantizer.lookup(ids))
+
+
 def test_a_step_moves_codes_that_nobody_chose() -> None:
     quantizer, z = module(), latents()
     before, table = quantizer.codebook.weight.detach(), quantizer.codebook.table.clone()

@@ -11,7 +11,7 @@ from torch import nn
 
 from alitok.artifacts.folder import save_artifact
 from alitok.config import compose_run
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 from alitok.losses import perceptual
 
 ROOT = DEMO.parent
@@ -96,7 +96,6 @@ def test_every_generator(files: tuple[Path, ...], tmp_path: Path) -> None:
         digest="d" * 64,
         class_names=["a", "b", "c"],
         recipe={},
-        total=6,
     )
     words = [f"--model.generator.{key}" for key in ("width=32", "depth=1", "heads=2")]
     module = train(reduced(files, tmp_path, *words), 1)

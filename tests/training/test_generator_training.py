@@ -14,7 +14,7 @@ from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 from alitok.losses.terms import Batch, LossTerm, Outputs
 from alitok.models.seams import Quantizer
 from alitok.training import generator as training
@@ -26,7 +26,7 @@ def cache(folder: Path, tokens: int = 20, codes: int = 32, classes: int = 10) ->
     rows = [(i % classes, np.tile(rng.integers(0, codes, (1, tokens)), (2, 1))) for i in range(40)]
     names = [f"class {i}" for i in range(classes)]
     out = folder / "tokens"
-    write_token_cache(out, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={}, total=40)
+    write_token_cache(out, rows, codebook_size=codes, digest="d" * 64, class_names=names, recipe={})
     return out
 
 
@@ -176,7 +176,7 @@ def test_the_codebook_is_that_of_the_cache(made_by: str, codes: int, words: str 
     ids = np.random.default_rng(0).integers(0, 32, (40, 2, 20))
     out, names = tmp_path / "tokens", [f"class {i}" for i in range(10)]
     rows = [(i % 10, ids[i]) for i in range(40)]
-    write_token_cache(out, rows, codebook_size=32, digest=digest, class_names=names, recipe={}, total=40)
+    write_token_cache(out, rows, codebook_size=32, digest=digest, class_names=names, recipe={})
     config = tiny("generator", tmp_path)
     config["model"]["init_args"] |= {
         "losses": {"vectors": {"class_path": "test_generator_training.Vectors"}},

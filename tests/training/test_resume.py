@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tiny import GAN, tiny
 
 from alitok.data.shapes import Shapes
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 from alitok.models.seams import Part
 from alitok.training.launch import run
 
@@ -28,9 +28,7 @@ def tokens(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [(i % 10, torch.randint(32, (2, 20), generator=generator).numpy()) for i in range(40)]
     names = Shapes("train").class_names
-    write_token_cache(
-        folder / "tokens", rows, codebook_size=32, digest="d" * 64, class_names=names, recipe={}, total=40
-    )
+    write_token_cache(folder / "tokens", rows, codebook_size=32, digest="d" * 64, class_names=names, recipe={})
 
 
 @pytest.mark.parametrize(

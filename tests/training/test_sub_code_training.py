@@ -8,7 +8,7 @@ import torch
 from tiny import tiny, train
 
 from alitok.common.errors import BadInput
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 from alitok.ideas.shared.sub_codes import SubCodeGenerator
 
 CLASS = "alitok.ideas.shared.sub_codes.SubCodeGenerator"
@@ -21,9 +21,7 @@ def cache(folder: Path, *shape: int) -> torch.Tensor:
     ids = np.random.default_rng(0).integers(0, 16, (10, *shape))
     rows = [(image % 10, np.stack([ids[image % 10]] * 2)) for image in range(40)]
     names = [f"class {number}" for number in range(10)]
-    write_token_cache(
-        folder / "tokens", rows, codebook_size=16, digest="d" * 64, class_names=names, recipe={}, total=40
-    )
+    write_token_cache(folder / "tokens", rows, codebook_size=16, digest="d" * 64, class_names=names, recipe={})
     return torch.from_numpy(ids)
 
 

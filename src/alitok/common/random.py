@@ -25,6 +25,15 @@ def reseed(*keys: int | str) -> None:
     torch.manual_seed(derive_seed(*keys))
 
 
+def streams_by_content(name: str, images: Tensor) -> list[torch.Generator]:
+    """A generator for each image (B, ...) in [0, 1] that depends on its pixels alone. Waits for the device.
+
+    For validation: its numbers must not change with the size of a batch.
+    """
+    pixels = (images.float() * 255).round().to(torch.uint8).cpu()
+    return [stream(name, hashlib.blake2b(image.numpy().tobytes(), digest_size=8).hexdigest()) for image in pixels]
+
+
 def splitmix(keys: Tensor, count: int) -> Tensor:
     """Random bits (..., count) int64: the first `count` numbers of SplitMix64 (Steele et al. 2014) for each key (...).
 

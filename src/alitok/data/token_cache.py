@@ -2,8 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alitok.common.errors import BadInput, first_line
-from alitok.common.files import atomic_folder, write_json
+from alitok.common.files import write_json
 from alitok.data.local import load_files
 
 METADATA_FILE = "alitok.json"
-DATA_FILE = "data-00000-of-00001.arrow"
-ROWS_PER_BLOCK = 4096
 
 
 def id_type(codebook_size: int) -> type[np.unsignedinteger[Any]]:
     """The smallest unsigned integer type for ids below `codebook_size`."""
     return np.uint8 if codebook_size <= 2**8 else np.uint16 if codebook_size <= 2**16 else np.uint32
-
-
-def write_token_cache(
-    folder: str | Path,
-    tokens_by_image: Iterable[tuple[int, NDArray[Any]]],
-    *,
-    codebook_size: int,
-    digest: str,
-    class_names: list[str],
-    recipe: Mapping[str, Any],
-    total: int,
-) -> None:
-    """Writes a cache for `datasets.load_from_disk` and `TokenCache`; the folder appears only when complete.
-
-    Args:
-        tokens_by_image: label and ids of each image. Ids are (views, N) or (views, N, S), the same shape for all.
-        digest: digest of the tokenizer that made the ids.
-        recipe: how the views were cropped, e.g. {"crop": "ten", "resize": 281, "size": 256}.
-        total: expected number of images.
-
-    Raises:
-        BadInput: the folder cannot be written.
-        ValueError: there are fewer or more images than `total`, shapes differ, or an id or a label is out of range.
-    """
-    with atomic_folder(folder) as temporary:
-        rows = _write_rows(temporary / DATA_FILE, tokens_by_image, codebook_size, len(class_names))
-        if rows != total:
-            raise ValueError(f"The token cache was to hold {total} images and got {rows}.")
-        write_metadata(
-            temporary,
-            [DATA_FILE],
-            rows=rows,
-            codebook_size=codebook_size,
-            class_names=class_names,
-            metadata={"digest": digest, "recipe": dict(recipe)},
-        )
 
 
 def write_metadata(
@@ -114,30 +75,6 @@ def write_metadata(
         raise BadInput(f"Cannot write {folder}: {error.strerror or error}.") from error
     write_json(folder / "state.json", state)
     write_json(folder / METADATA_FILE, content)
-
-
-def _write_rows(
-    path: Path, tokens_by_image: Iterable[tuple[int, NDArray[Any]]], codebook_size: int, classes: int
-) -> int:
-    """Streams the rows into one Arrow file; returns their number."""
-    rows = 0
-    shape: tuple[int, ...] | None = None
-    writer: pa.RecordBatchStreamWriter | None = None
-    images = iter(tokens_by_image)
-    try:
-        while block := list(islice(images, ROWS_PER_BLOCK)):
-            shape = shape or block[0][1].shape
-            for number, (label, tokens) in enumerate(block, start=rows):
-                check_row(label, tokens, shape, codebook_size, classes, number)
-            labels, ids = zip(*block, strict=True)
-            batch = token_batch(labels, np.stack(ids), codebook_size)
-            writer = pa.ipc.new_stream(str(path), batch.schema) if writer is None else writer
-            writer.write_batch(batch)
-            rows += len(block)
-    finally:
-        if writer is not None:
-            writer.close()
-    return rows
 
 
 def check_row(

@@ -6,7 +6,7 @@ nor on interruptions.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,35 @@ class TokenShards:
         except (OSError, ValueError, pa.ArrowInvalid):
             return None
         return record if rows == record["rows"] else None
+
+
+def write_token_cache(
+    folder: Path,
+    rows: Iterable[tuple[int, NDArray[Any]]],
+    *,
+    codebook_size: int,
+    class_names: list[str],
+    images_per_shard: int = IMAGES_PER_SHARD,
+    **job: Any,
+) -> None:
+    """Writes a cache of ids that are in memory.
+
+    Args:
+        rows: label and ids of each image. Ids are (views, N) or (views, N, S), the same shape for all.
+        job: `digest` of the tokenizer, `recipe` of the crops, and any other metadata.
+
+    Raises:
+        BadInput: the folder cannot be written, or is an unfinished cache with other metadata.
+        ValueError: shapes differ, or an id or a label is out of range.
+    """
+    labels, ids = zip(*rows, strict=True)
+    options: dict[str, Any] = {"codebook_size": codebook_size, "class_names": class_names}
+    shards = TokenShards(folder, job, len(ids), images_per_shard=images_per_shard, **options)
+    shards.work.begin()
+    for shard in shards.pending():
+        part = slice(shards.images(shard).start, shards.images(shard).stop)
+        shards.write(shard, labels[part], ids[part], [])
+    shards.finish(job)
 
 
 def clean(folder: Path) -> None:

@@ -22,7 +22,7 @@ class ConditionContrast(LossTerm):
 
     Args:
         classes: C of the generator.
-        beta: published as 0.02 for 576 tokens.
+        beta: None for 11.52 / N, which is the published 0.02 at 576 tokens.
         share: weight of the negatives, published as 300 to 1,000 (lambda); 1 keeps more diversity, for use with
             guidance.
 
@@ -32,8 +32,8 @@ class ConditionContrast(LossTerm):
 
     needs_reference = True
 
-    def __init__(self, classes: int, beta: float = 0.02, share: float = 1000.0) -> None:
-        if classes < 2 or beta <= 0 or share <= 0:
+    def __init__(self, classes: int, beta: float | None = None, share: float = 1000.0) -> None:
+        if classes < 2 or (beta is not None and beta <= 0) or share <= 0:
             raise BadInput(
                 "ConditionContrast takes 2 or more classes, and beta and share above 0, not"
                 f" {classes}, {beta} and {share}."
@@ -47,10 +47,13 @@ class ConditionContrast(LossTerm):
                 f"ConditionContrast compares log probabilities, which {type(model).__name__} does not give: take a"
                 " causal generator whose head has logits."
             )
+        if self.beta is None:
+            self.beta = 11.52 / model.num_tokens
 
     def compute(self, batch: Batch, outputs: Outputs, step: Step | None) -> Tensor:
         if step is None:
             raise BadInput("ConditionContrast draws its negative classes by step, so it is a term of training only.")
+        assert self.beta is not None  # once attached
         own = batch["label"]
         drawn = [
             torch.randint(self.classes - 1, (), generator=step.stream("negative class", place)) for place in step.places

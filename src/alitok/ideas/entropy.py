@@ -17,6 +17,8 @@ from alitok.models.tokenizer import Tokenizer
 class CodebookEntropy(LossTerm):
     """E H(p) - diversity H(E p), p(c | z) = softmax(-|z - c|^2 / temperature), z and c on the unit sphere.
 
+    With `products`, p(c | z) = softmax(z . c / temperature) of the vectors as they are, by which IBQ chooses.
+
     It is the loss of MAGVIT, LlamaGen and GigaTok (arXiv 2504.08736: weight 0.005 for its largest tokenizers, 0 for
     the others; FQGAN has 0.03), in nats; with several codebooks, the mean over them. The published code takes E p over
     the local batch, here it is over whole global batches: E p enters as E p . log m, with m from the last global
@@ -27,6 +29,7 @@ class CodebookEntropy(LossTerm):
 
     Args:
         temperature: temperature of p; squared distances lie in 0..4.
+        products: compare inner products, not directions.
         diversity: weight of H(E p).
         weight: weight of the term in phases that set none.
 
@@ -35,9 +38,12 @@ class CodebookEntropy(LossTerm):
             all sub-codes.
     """
 
-    def __init__(self, temperature: float = 0.01, diversity: float = 1.0, weight: float = 0.005) -> None:
+    def __init__(
+        self, temperature: float = 0.01, diversity: float = 1.0, weight: float = 0.005, products: bool = False
+    ) -> None:
         if temperature <= 0:
             raise BadInput(f"CodebookEntropy: temperature must be above 0, not {temperature}.")
+        self.products = products
         self.temperature, self.diversity, self.weight = temperature, diversity, weight
 
     def attach(self, model: nn.Module) -> None:
@@ -62,11 +68,11 @@ class CodebookEntropy(LossTerm):
         sentence = "CodebookEntropy needs an encoder's latents: leave it out if the tokens are given."
         latents = required(outputs, "latents", sentence).float()
         groups = self._quantizer.sub_codes
-        features = F.normalize(latents.reshape(-1, groups, latents.shape[-1] // groups), dim=-1).unbind(1)
+        features = self._scaled(latents.reshape(-1, groups, latents.shape[-1] // groups)).unbind(1)
         every = torch.arange(self._quantizer.codebook_size, device=latents.device)
         ids = every[None] if groups == 1 else every[None, :, None].expand(1, -1, groups)
         codes = self._quantizer.lookup(ids)[0].unflatten(-1, (groups, -1))  # as the decoder gets them
-        codebooks = F.normalize(codes, dim=-1).unbind(1)
+        codebooks = self._scaled(codes).unbind(1)
         share = self.head.get_buffer("share")
         logs = share.clamp_min(1e-3 / share.shape[1]).log()
         value, totals = latents.new_zeros(()), []
@@ -81,10 +87,13 @@ class CodebookEntropy(LossTerm):
         count = latents.new_full((), len(features[0]))
         return value, ShareStatistics(torch.stack(totals), count) if step is not None else None
 
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return vectors if self.products else F.normalize(vectors, dim=-1)
+
     def _block(self, features: Tensor, codes: Tensor, log: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """features (m, d), codes (V, d) -> sums over m of H(p) and of p . log, and of p (V,) without a gradient."""
         with float32_products(tf32=False):  # TF32's ten bits are too few for differences divided by the temperature
-            logits = 2 / self.temperature * features @ codes.T  # -|z - c|^2 = 2 z.c - 2
+            logits = (1 if self.products else 2) / self.temperature * features @ codes.T  # -|z - c|^2 = 2 z.c - 2
         logs = logits.log_softmax(-1)
         p = logs.exp()
         return -(p * logs).sum(), (p @ log).sum(), p.detach().sum(0)

@@ -28,6 +28,8 @@ class IndexBackpropagation(ClusteredQuantizer):
         BadInput: no codes, more than 2^24, or a beta below 0.
     """
 
+    nearest = False
+
     def __init__(self, codebook_size: int, code_dim: int, beta: float = 0.25) -> None:
         if beta < 0:
             raise BadInput(f"IndexBackpropagation: beta must be 0 or more, not {beta}.")

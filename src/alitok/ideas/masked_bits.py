@@ -73,6 +73,7 @@ class MaskedBitHead(Head, nn.Module):
     """
 
     has_logits = False
+    draws_once = False
     frequencies: Tensor
 
     def __init__(

@@ -17,7 +17,7 @@ class NestedDropout(Bottleneck):
     """A bottleneck that masks all but the first k tokens of each image (FlexTok, arXiv 2502.13967).
 
     k is drawn per image, from seed, step and its place in the global batch only. The sequence keeps its length, so
-    any decoder works; the mask token is learned.
+    any decoder works; the mask token is learned if the bottleneck trains.
 
     Args:
         code_dim: D.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.devices import send
-from alitok.common.random import Step, stream
+from alitok.common.random import Step, stream, streams_by_content
 from alitok.models.decoder import Decoder
 
 
@@ -49,10 +49,12 @@ class NoiseDecoder(Decoder):
         self.embed = NoisyEmbed(self.embed)
 
     def forward(self, latents: Tensor, images: Tensor | None = None, step: Step | None = None) -> dict[str, Tensor]:
-        """As `Decoder`. Without a step, the noise is that of `decode` for images 0..B-1 with seed 0."""
-        if step is None:
-            return self._with(latents, (stream(0, "noise", index) for index in range(len(latents))))
-        return self._with(latents, (step.stream("noise", place) for place in step.places))
+        """As `Decoder`. Without a step, the noise depends on an image's pixels, or on its place if none are given."""
+        if step is not None:
+            return self._with(latents, (step.stream("noise", place) for place in step.places))
+        if images is not None:
+            return self._with(latents, streams_by_content("noise", images))
+        return self._with(latents, (stream(0, "noise", index) for index in range(len(latents))))
 
     def decode(self, latents: Tensor, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
         indices = range(len(latents)) if indices is None else indices

@@ -25,12 +25,17 @@ def check_swappable(quantizer: Quantizer, count: int) -> None:
     """Check that a token can be swapped for one of its `count` nearest codes.
 
     Raises:
-        BadInput: tokens have several sub-codes, or there are fewer codes.
+        BadInput: tokens have several sub-codes, ids are not those of the nearest codes, or there are fewer codes.
     """
     if quantizer.sub_codes > 1:
         raise BadInput(
             "Near codes can be swapped only if a token is one id; this quantizer's tokens have sub-codes: leave the"
             " perturbation (or --pfid) out, or take a quantizer of one id."
+        )
+    if not quantizer.nearest:
+        raise BadInput(
+            f"Near codes are near by distance, and {type(quantizer).__name__} chooses its codes otherwise: leave the"
+            " perturbation (or --pfid) out, or take a quantizer that chooses the nearest code."
         )
     if not 1 <= count <= quantizer.codebook_size:
         raise BadInput(

@@ -20,10 +20,14 @@ class LinearCodes(nn.Module):
     @property
     def weight(self) -> Tensor:
         """All codes (V, D), with their gradient."""
-        return self.linear(self.table)
+        return self._moved(self.table)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.linear(F.embedding(ids, self.table))
+        return self._moved(F.embedding(ids, self.table))
+
+    def _moved(self, vectors: Tensor) -> Tensor:
+        with torch.autocast(vectors.device.type, enabled=False):  # a code is the same for everyone who looks it up
+            return self.linear(vectors)
 
 
 class SimVQ(ClusteredQuantizer):

@@ -24,7 +24,8 @@ class SubCodeHead(Head, nn.Module):
         inputs: width of the generator's hidden state.
         codebook_size: V, number of codes of a sub-code.
         sub_codes: S.
-        width, depth, heads: size of the head's transformer. FAR has the generator's width and 3 or 4 blocks.
+        width, depth, heads: size of the head's transformer. FAR has the generator's width and 3 or 4 blocks, and reads
+            sub-codes by the generator's input tables; this head has tables of its own.
     """
 
     has_logits = False  # a sub-code's logits need the sub-codes before it

@@ -102,10 +102,12 @@ class Quantizer(Part):
     Attributes:
         codebook_size: V, possible values of an id.
         sub_codes: S, ids per token.
+        nearest: an id is that of the code nearest to the latent by squared L2 distance.
     """
 
     codebook_size: int
     sub_codes: int = 1
+    nearest: bool = True
 
     def forward(self, latents: Tensor, step: Step | None = None) -> Quantized:
         """(B, N, D) float32 -> `Quantized`. Only `update` changes state. Switch autocast off inside.
@@ -208,9 +210,11 @@ class Head:
     Attributes:
         has_logits: calling the module gives those logits, so that accuracy can be measured.
         noise_shape: shape of the uniform numbers that draw one token.
+        draws_once: `draw` asks for the logits of each symbol once, so that a token has one probability.
     """
 
     has_logits = True
+    draws_once = True
     noise_shape: tuple[int, ...] = ()
 
     def loss(self, hidden: Tensor, ids: Tensor, step: Step | None = None) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from alitok.data.encoding import crop_recipe, decoding_workers, tokenize
 from alitok.data.pictures import ten_crop, to_tensor
 from alitok.data.shapes import Shapes
 from alitok.data.sources import Source, open_source
-from alitok.data.token_cache import write_token_cache
+from alitok.data.token_shards import write_token_cache
 from alitok.evaluation.extractors import Features, check_images, resize_as_tensorflow
 from alitok.evaluation.fid import FeatureStatistics
 from alitok.evaluation.image_sets import FolderImages
@@ -56,7 +56,7 @@ def token_batches(folder: Path, machine: Machine) -> Row:
     rows = ((i % 10, random.integers(CODES, size=(VIEWS, TOKENS))) for i in range(CACHED))
     names = [str(i) for i in range(10)]
     cache = folder / "tokens"
-    write_token_cache(cache, rows, codebook_size=CODES, digest="0" * 64, class_names=names, recipe={}, total=CACHED)
+    write_token_cache(cache, rows, codebook_size=CODES, digest="0" * 64, class_names=names, recipe={})
     module = ImageNetDataModule(cache=str(cache), global_batch=TOKEN_BATCH, val_fraction=0.0)
     ours = rate(module.train_dataloader(), TOKEN_BATCH, batches=20)
     items = RowByRow(datasets.load_from_disk(str(cache)))

@@ -157,6 +157,8 @@ class BySubCode(Guidance):
         return self.rules[0].branches(generator, labels, seed, indices)
 
     def combine(self, logits: Sequence[Tensor], positions: Tensor, steps: int) -> Tensor:
+        if logits[0].ndim != 3:
+            raise BadInput("BySubCode takes a head that draws all sub-codes of a token at once: name another schedule.")
         by_code = zip(*(part.unbind(1) for part in logits), strict=True)
         pairs = zip(self.rules, by_code, strict=True)
         return torch.stack([rule.combine(parts, positions, steps) for rule, parts in pairs], dim=1)

@@ -103,7 +103,8 @@ class TokenLoop:
         noise: dtype of the numbers that decide the draws.
 
     Raises:
-        BadInput: a branch of another network that does not draw the same tokens, or one whose head has no logits.
+        BadInput: a branch of another network that does not draw the same tokens, or one whose head has no logits; or a
+            rule that needs the tokens' probabilities, and a head that does not give them.
     """
 
     def __init__(
@@ -127,6 +128,11 @@ class TokenLoop:
         device = self.device = generator.embeddings.weight.device
         self.batch, steps = len(branches[0].labels), generator.num_tokens
         self.confident = any(branch.value_weights for branch in branches)
+        if self.confident and not generator.output.draws_once:
+            raise BadInput(
+                f"{type(rule).__name__} weighs tokens by their probability, which"
+                f" {type(generator.output).__name__} does not give: name another schedule."
+            )
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         noise = noise or widest_float(device)
         self.noise = torch.zeros(self.batch, steps, *generator.output.noise_shape, dtype=noise, device=device)

@@ -14,7 +14,7 @@ from alitok.common.errors import BadInput
 from alitok.common.files import experiments_folder
 from alitok.config import compose_run, load_yaml
 from alitok.data.sources import fingerprint
-from alitok.data.token_shards import TokenShards
+from alitok.data.token_shards import write_token_cache
 from alitok.ideas.post_training import PairedDataModule
 
 SMALL = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.0}
@@ -123,10 +123,8 @@ def write_ids(folder: Path, ids: np.ndarray[Any, Any], model: Any, **job: Any) -
     """Write a token cache of ids (images, views, N, ...) with cycling labels."""
     job = {"digest": "d" * 64, "recipe": {}, "precision": "32", "source": "none", **job}
     names = [f"class {number}" for number in range(10)]
-    shards = TokenShards(folder, job, len(ids), codebook_size=model.codebook_size, class_names=names)
-    shards.work.begin()
-    shards.write(0, [image % 10 for image in range(len(ids))], list(ids), [])
-    shards.finish(job)
+    rows = ((image % 10, views) for image, views in enumerate(ids))
+    write_token_cache(folder, rows, codebook_size=model.codebook_size, class_names=names, **job)
 
 
 def _put(folder: str, block: Mapping[str, Any], kind: str) -> str:

@@ -193,6 +193,11 @@ class GeneratorTraining(TrainingModule):
                 f"model.reference {self.reference_path} has tokens, codes and classes {theirs}, the generator {ours}:"
                 " give one with the same."
             )
+        if self.order is not None and not model.ordered:
+            raise BadInput(
+                f"model.reference {self.reference_path} knows one order of the tokens, and model.order gives it others:"
+                f" take a reference like {type(self.generator).__name__}, or leave the order out."
+            )
         self._reference = [model.requires_grad_(False).eval()]
         self.parents["reference"] = model.card["digest"]
 

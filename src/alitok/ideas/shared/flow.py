@@ -5,7 +5,7 @@ Internally, pixels are (2 image - 1) x scale.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
-from alitok.common.random import Step, stream
+from alitok.common.random import Step, stream, streams_by_content
 from alitok.ideas.shared.flow_sampler import FlowSampler, shifted
 from alitok.losses.terms import Batch, LossTerm, Outputs
 from alitok.models import seams
@@ -59,11 +59,18 @@ class TimeLaw(nn.Module):
 
     def draw(self, step: Step) -> Tensor:
         """(B,) float32 on the CPU, one for each image of the micro-batch."""
-        draws = [torch.rand(1, dtype=torch.float64, generator=step.stream("time", place)) for place in step.places]
-        numbers = torch.cat(draws).tolist()
+        numbers = _uniforms(step.stream("time", place) for place in step.places)
         if self.stratified:
             numbers = [(place + number) / step.size for place, number in zip(step.places, numbers, strict=True)]
         return torch.tensor([self.at(number) for number in numbers])
+
+    def draw_for(self, images: Tensor) -> Tensor:
+        """(B,) float32 on the CPU; an image's time depends on its pixels alone."""
+        return torch.tensor([self.at(number) for number in _uniforms(streams_by_content("time", images))])
+
+
+def _uniforms(streams: Iterable[torch.Generator]) -> list[float]:
+    return [float(torch.rand((), dtype=torch.float64, generator=each)) for each in streams]
 
 
 class TokenSchedule(nn.Module):
@@ -77,7 +84,8 @@ class TokenSchedule(nn.Module):
 class Flow(seams.Decoder):
     """A decoder that integrates a flow from noise to pixels. A subclass defines `condition` and `velocity`.
 
-    Draws in a training step depend on seed, step and place; draws in `decode` on the seed and the image's index.
+    Draws in a training step depend on seed, step and place, in validation on the image's pixels, and in `decode` on the
+    seed and the image's index.
 
     Args:
         image_size: height and width of the images in pixels.
@@ -131,9 +139,12 @@ class Flow(seams.Decoder):
         """
         if images is None:
             return {"image": self.decode(latents)}
-        step = step or Step.alone(len(images))
-        t = send(self.times.draw(step), images.device)
-        drawn = [torch.randn(images.shape[1:], generator=step.stream("flow", place)) for place in step.places]
+        if step is None:
+            times, streams = self.times.draw_for(images), streams_by_content("flow", images)
+        else:
+            times, streams = self.times.draw(step), [step.stream("flow", place) for place in step.places]
+        t = send(times, images.device)
+        drawn = [torch.randn(images.shape[1:], generator=each) for each in streams]
         noise, pixels = send(torch.stack(drawn), images.device), self.scale * (2 * images.float() - 1)
         level = t[:, None, None, None]
         noised = (1 - level) * pixels + level * noise
@@ -160,8 +171,8 @@ class Flow(seams.Decoder):
     def _image(self, pixels: Tensor) -> Tensor:
         return (pixels / self.scale + 1) / 2
 
-    def _dropped(self, latents: Tensor, step: Step) -> Tensor:
-        if self.null_latent is None or not self.training:
+    def _dropped(self, latents: Tensor, step: Step | None) -> Tensor:
+        if self.null_latent is None or step is None or not self.training:
             return latents
         chance = [float(torch.rand((), generator=step.stream("null", place))) for place in step.places]
         without = send(torch.tensor(chance) < self.null, latents.device)

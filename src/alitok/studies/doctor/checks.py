@@ -180,14 +180,14 @@ def stage1_resumed(trainer: list[str]) -> bool:
 def fsdp(run_folder: Path, trainer: list[str]) -> bool:
     """Train a generator four steps under FSDP2 on random tokens, with validations that draw samples."""
     from alitok.data.shapes import Shapes
-    from alitok.data.token_cache import write_token_cache
+    from alitok.data.token_shards import write_token_cache
     from alitok.training.launch import finished, run
 
     block = compose("tokenizer-stage1", trainer)["model"]["init_args"]["tokenizer"]
     card = save_artifact(run_folder / "stage2" / "artifact", block, build(block), {"kind": "tokenizer"})
     rows = [(i % 10, torch.randint(1024, (2, 72)).numpy()) for i in range(40)]
     names = Shapes("train").class_names
-    about = {"codebook_size": 1024, "digest": card["digest"], "class_names": names, "recipe": {}, "total": 40}
+    about = {"codebook_size": 1024, "digest": card["digest"], "class_names": names, "recipe": {}}
     write_token_cache(run_folder / "tokens", rows, **about)
     words = [*trainer, "--model.phases", "{main: {steps: 4, lr: 1.e-3}}", "--trainer.val_check_interval", "2"]
     config = compose("generator", words, "strategies/fsdp.yaml")
