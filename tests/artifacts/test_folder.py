@@ -227,6 +227,16 @@ def test_weights_that_do_not_fit_are_named(folder):
         load_artifact(folder)
 
 
+def test_weights_of_another_float_type_get_the_models(folder):
+    weights = folder / "model.safetensors"
+    state = load_file(weights)
+    halved = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_file(halved, weights)
+    loaded = load_artifact(folder).state_dict()
+    assert all(loaded[name].dtype == tensor.dtype for name, tensor in state.items())
+    assert all(torch.equal(loaded[name], halved[name].to(tensor.dtype)) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny, token_cache
 
+from alitok.artifacts.folder import read_card
 from alitok.cli import main
 from alitok.common.errors import BadInput
 from alitok.common.tensors import _Watched
-from alitok.training.checkpoint import read_checkpoint
+from alitok.training.checkpoint import checkpoints, read_checkpoint, set_aside_after
 from alitok.training.launch import run
 
 QUICK = [
@@ -89,13 +90,36 @@ def test_a_named_checkpoint(folder: Path, whole: dict[str, torch.Tensor], capsys
     fit(folder, "--trainer.max_steps", "6")
     kept = folder / "generator" / "checkpoints" / "step=4.ckpt"
     fit(folder, "--ckpt_path", str(kept))
-    assert "steps 4 to 10" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "steps 4 to 10" in captured.out
+    assert "step=6.ckpt.old is of a later step than 4" in captured.err
+    assert (kept.parent / "step=6.ckpt.old").is_file()
     assert same(folder, whole)
     with pytest.raises(BadInput, match="There is no checkpoint"):
         fit(folder, "--ckpt_path", str(folder / "none.ckpt"), "--trainer.max_steps", "12")
     kept.write_bytes(b"no checkpoint")
     with pytest.raises(BadInput, match="damaged"):
         fit(folder, "--ckpt_path", str(kept), "--trainer.max_steps", "12")
+
+
+def test_who_goes_back_continues_from_there(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        (tmp_path / f"step={step}.ckpt").touch()
+    assert [path.name for path in set_aside_after(tmp_path, 4)] == ["step=6.ckpt.old"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step=4.ckpt", "step=2.ckpt"]
+    assert set_aside_after(tmp_path, 4) == []
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]"])
+def test_an_artifact_whose_card_was_lost_is_written_again(
+    folder: Path, whole: dict[str, torch.Tensor], left: str
+) -> None:
+    fit(folder)
+    (folder / "generator" / "artifact" / "card.json").write_text(left)
+    (folder / "generator" / "config.yaml").write_text("")
+    fit(folder)
+    assert read_card(folder / "generator" / "artifact")["steps"] == 10
+    assert same(folder, whole)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(

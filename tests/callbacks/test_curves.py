@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from alitok.reports.curves import plot_curves, read_curves
@@ -24,6 +25,12 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
         "val/psnr": [(20, 14.5)],
         "train/gan": [(40, 0.25)],
     }
+
+
+@pytest.mark.parametrize("cut", ["0,5", "0,", "0", "0,50,1.0,0,60,2.0,3.0", "\0\0\0"])
+def test_a_row_that_was_cut_is_left_out(tmp_path: Path, cut: str) -> None:
+    write_log(tmp_path, 0, f"epoch,step,train/loss,val/psnr\n0,10,3.0,14.5\n{cut}", time=1000)
+    assert read_curves(tmp_path) == {"train/loss": [(10, 3.0)], "val/psnr": [(10, 14.5)]}
 
 
 def test_a_run_without_logs_has_no_curves(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alitok.artifacts.folder import read_card
-from alitok.callbacks.pictures import SampleGrid, save_grid
+from alitok.callbacks.pictures import ReconstructionGrid, SampleGrid, save_grid
 from alitok.common.errors import BadInput
 
 
@@ -47,6 +47,20 @@ def test_titles_stand_above_their_columns_and_are_cut_to_them(tmp_path: Path) ->
     assert not (first[:strip, 132:] < 128).any()
     assert np.array_equal(long[:strip, :130], titled[:strip, :130])
     assert long.shape == titled.shape
+
+
+@pytest.mark.parametrize(("batch", "columns", "rows"), [(12, 8, 2), (16, 8, 4), (20, 8, 4), (3, 3, 2)])
+def test_each_original_stands_above_its_reconstruction(batch: int, columns: int, rows: int, tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, sanity_checking=False, global_step=1, default_root_dir=str(tmp_path), loggers=[]
+    )
+    images = torch.arange(batch).float()[:, None, None, None].expand(-1, 3, 32, 32) / 32
+    ReconstructionGrid().on_validation_batch_end(trainer, None, {"image": images + 0.25}, {"image": images}, 0)
+    grid = read(tmp_path / "pictures" / "reconstruction-0000001.png")
+    size = 34
+    assert grid.shape == (rows * size + 2, columns * size + 2, 3)
+    shown = grid[size // 2 :: size, size // 2 :: size, 0][:rows, :columns].astype(int)
+    assert (abs(shown[1::2] - shown[::2] - 64) <= 1).all()
 
 
 def test_the_tokenizer_of_samples_is_looked_at_before_training(artifacts: Path, tmp_path: Path) -> None:

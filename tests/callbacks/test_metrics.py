@@ -28,9 +28,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     Classifier(10, width=2).save(folder / CLASSIFIER)
     block = tiny.tiny("tokenizer-stage1", folder)["model"]["init_args"]["tokenizer"]
-    save_artifact(folder / TOKENIZER, block, build(block), {"kind": "tokenizer"})
+    card = save_artifact(folder / TOKENIZER, block, build(block), {"kind": "tokenizer"})
     np.savez(folder / "reference.npz", mu=np.zeros(8), sigma=np.eye(8))
-    tiny.token_cache(folder)
+    tiny.token_cache(folder, digest=card["digest"])
     return folder
 
 
@@ -126,8 +126,10 @@ def test_what_is_missing_shows_at_the_start(parts: Path) -> None:
     module: Any = None
     np.savez(parts / "images.npz", arr_0=np.zeros((4, 32, 32, 3), np.uint8))
     np.savez(parts / "wide.npz", mu=np.zeros(9), sigma=np.eye(9))
+    trainer.datamodule = SimpleNamespace(token_cache=SimpleNamespace(folder="tokens", digest="d" * 64))
     for changes, words in (
         ({"tokenizer": "none"}, "no such folder"),
+        ({}, "tokens was made by tokenizer dddddddddddd"),
         ({"extractor": "none.pt"}, "Missing weight file"),
         ({"reference": "none.npz"}, "does not exist"),
         ({"reference": "images.npz"}, "holds no mu and sigma"),

@@ -30,6 +30,14 @@ class Hub(ThreadingHTTPServer):
 class Answers(BaseHTTPRequestHandler):
     server: Hub
 
+    def do_GET(self) -> None:
+        if "/tree/" in self.path:
+            self.server.tokens.add(self.headers["Authorization"])
+            files = [{"type": "file", "path": path, "oid": "0", "size": 1} for path in self.server.files]
+            self.answer(files)
+        else:
+            self.send_error(404)
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.tokens.add(self.headers["Authorization"])
@@ -67,6 +75,8 @@ class Answers(BaseHTTPRequestHandler):
                     self.server.files[value["path"]] = b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     self.server.files[value["path"]] = self.server.stored[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del self.server.files[value["path"]]
             self.answer({"commitUrl": f"{self.server.address}/me/shapes/commit/1", "commitOid": "1", "success": True})
         else:
             self.send_error(404)

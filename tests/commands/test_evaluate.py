@@ -198,6 +198,16 @@ def test_a_missing_inception_file_is_named_with_where_it_belongs(sets: Path, mon
             run(["evaluate", f"{sets}/shapes.npz", "--reference", f"{sets}/shapes", "--protocol", protocol])
 
 
+def test_few_pictures_have_a_fid_without_precision_and_one_has_none(sets: Path) -> None:
+    for count in (1, 3):
+        save_pngs(sets / f"few-{count}", shapes("val", count))
+    record = against(sets, "few-3", "shapes.npz")
+    assert record["fid"] > 0
+    assert (record["precision"], record["recall"]) == (None, None)
+    with pytest.raises(BadInput, match="few-1 has 1 image: a FID takes at least two"):
+        against(sets, "few-1", "shapes.npz")
+
+
 def test_another_size_is_a_reason(sets: Path) -> None:
     np.savez(sets / "large.npz", arr_0=np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8))
     assert any("48 pixels" in reason for reason in against(sets, "shapes", "large.npz")["reasons"])

@@ -164,6 +164,9 @@ def test_other_settings_are_not_mixed_in(artifacts: Path, tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         main(command(artifacts, tmp_path / "pairs", "--sigma", "0.2"))
     assert "holds a token cache of another" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(command(artifacts, tmp_path / "pairs", "--draw", "gumbel"))
+    assert "holds a token cache of another" in capsys.readouterr().err
 
 
 def test_the_batch_is_agreed_on_before_processes_may_fail_alone(

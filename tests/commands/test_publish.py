@@ -133,6 +133,16 @@ def test_an_upload(artifacts: Path, hub: Hub, record: Path, capsys: pytest.Captu
     assert private(hub.created[1]) in (True, "private")
 
 
+def test_parts_of_an_earlier_version_go(artifacts: Path, hub: Hub) -> None:
+    hub.files = dict.fromkeys(
+        ["discriminator.yaml", "discriminator.safetensors", "notes.md", "more/old.safetensors", "config.yaml"], b"old"
+    )
+    run(["publish", str(artifacts / "tokenizer"), "me/shapes"])
+    own = {"README.md", "card.json", "config.yaml", "model.safetensors"}
+    assert hub.files.keys() == own | {"notes.md", "more/old.safetensors"}
+    assert hub.files["config.yaml"] != b"old"
+
+
 def test_an_interrupted_upload_leaves_nothing_and_goes_on(
     artifacts: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

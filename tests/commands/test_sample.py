@@ -15,6 +15,7 @@ from PIL import Image
 import alitok
 from alitok.artifacts.folder import load_generator, load_tokenizer, read_card, save_artifact
 from alitok.cli import run
+from alitok.commands.sample import class_numbers
 from alitok.common.build import build
 from alitok.common.compiler import has_compiler
 from alitok.common.draw import Draw
@@ -111,6 +112,19 @@ def test_guidance_power_and_seed_come_from_the_card(artifacts: Path, tmp_path: P
     assert not same(card, draw("none", "--guidance", 0))
     assert not same(card, draw("power", "--power", 0.5))
     assert not same(card, draw("seed", "--seed", 6))
+
+
+def test_names_of_classes_may_contain_commas() -> None:
+    names = ["tench, Tinca tinca", "goldfish", "hen", "hen, chick"]
+    for text, numbers in (
+        ("tench, Tinca tinca", [0]),
+        ("goldfish,tench,Tinca tinca,2", [1, 0, 2]),
+        ("hen, chick, hen", [3, 2]),
+        ("hen,goldfish,hen", [2, 1, 2]),
+    ):
+        assert class_numbers(text, names) == numbers
+    with pytest.raises(BadInput, match="No class 'tench'"):
+        class_numbers("hen, tench", names)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,41 @@ def test_folder_replaces_the_older_one_only_when_it_is_whole(tmp_path):
         (temporary / "b").write_text("2")
     assert [p.name for p in path.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_older_folder_that_cannot_be_removed_or_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "old").touch()
+    replace, calls = Path.replace, []
+
+    def broken(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(BadInput, match="Cannot write"), atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert [p.name for p in tmp_path.rglob("*")] == ["run", "old"]
+    monkeypatch.setattr(Path, "replace", replace)
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, ignore_errors=False: ignore_errors or remove(folder))
+    with atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert [p.name for p in path.iterdir()] == ["new"]
+
+
+def test_a_file_at_a_link_is_where_the_link_leads(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link.npz").symlink_to(tmp_path / "disk" / "blob")
+    for text in ("1", "2"):
+        with atomic_file(tmp_path / "link.npz") as temporary:
+            assert (temporary.parent, temporary.suffix) == (tmp_path / "disk", ".npz")
+            temporary.write_text(text)
+        assert (tmp_path / "disk" / "blob").read_text() == text
+        assert (tmp_path / "link.npz").is_symlink()
 
 
 @pytest.mark.parametrize("old", [None, "empty", "full"])

@@ -243,6 +243,7 @@ def test_a_set_names_the_generators_own_sampler() -> None:
     from alitok.sampling.sets import set_settings
 
     model, tokenizer = generator(), SimpleNamespace(card={"digest": "t"}, decoder=torch.nn.Linear(1, 1), image_size=16)
+    tokenizer.decoder.generative = False
     model.card = {"digest": "g"}
     settings = set_settings(model, tokenizer, ("g", "t"), draw(), 4)  # type: ignore[arg-type]
     assert settings["sampler"]["class_path"] == "alitok.ideas.masked.MaskGIT"

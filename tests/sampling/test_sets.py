@@ -1,6 +1,7 @@
 """A set of images that grows on disk: what is missing, what is kept, and when the output appears."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alitok.artifacts.folder import load_tokenizer, save_artifact
+from alitok.common.build import build
+from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
-from alitok.sampling.sets import SampleSet
+from alitok.models.generator import Generator
+from alitok.sampling.sets import SampleSet, set_settings
 
 
 def settings(count: int = 10, **more: Any) -> dict[str, Any]:
@@ -107,6 +112,59 @@ def test_settings_without_images_give_way(tmp_path: Path) -> None:
     other = SampleSet(tmp_path / "samples.npz", settings(guidance=3.0))
     other.start()
     assert json.loads((other.partial / "samples.json").read_text())["guidance"] == 3.0
+
+
+@pytest.mark.parametrize("name", [".samples.npz.partial", ".samples.npz.partial.old"])
+def test_what_a_kill_at_the_end_left_goes_with_the_next_start(tmp_path: Path, name: str) -> None:
+    work = SampleSet(tmp_path / "samples.npz", settings(3))
+    work.start()
+    work.write(0, images(range(3)))
+    shutil.copytree(work.partial, tmp_path / "copy")
+    work.finish()
+    (tmp_path / "copy").rename(tmp_path / name)
+    work.discard()
+    assert names(tmp_path) == ["samples.json", "samples.npz"]
+
+
+def test_a_set_at_a_link_fills_the_disk_of_its_target(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "samples.npz").symlink_to(tmp_path / "disk" / "blob")
+    work = SampleSet(tmp_path / "samples.npz", settings(3))
+    work.start()
+    work.write(0, images(range(3)))
+    assert names(tmp_path / "disk") == [".blob.partial"]
+    work.finish()
+    assert names(tmp_path / "disk") == ["blob"]
+    assert names(tmp_path) == ["disk", "samples.json", "samples.npz"]
+    assert (tmp_path / "samples.npz").is_symlink()
+    assert SampleSet(tmp_path / "samples.npz", settings(3)).done()
+
+
+def test_settings_that_no_weight_holds_are_part_of_a_set(tmp_path: Path) -> None:
+    """The steps of a flow decoder decide pictures as its weights do."""
+    torch.manual_seed(0)
+    part = {"image_size": 8, "patch_size": 2, "code_dim": 4, "width": 16, "depth": 1, "heads": 1}
+    made = Generator(8, 3, 0, (4, 4), width=16, depth=1, heads=1)
+    made.card = {"digest": "g"}
+    found = []
+    for steps in (4, 5):
+        flow = {"class_path": "alitok.ideas.shared.flow_sampler.FlowSampler", "init_args": {"steps": steps}}
+        decoder = {**part, "num_latents": 16, "sampler": flow}
+        classes = {
+            "encoder": "alitok.models.encoder.Encoder",
+            "quantizer": "alitok.models.quantizer.ClusteredQuantizer",
+        }
+        arguments = {"encoder": {**part, "num_latents": 16}, "quantizer": {"codebook_size": 8, "code_dim": 4}}
+        blocks = {name: {"class_path": path, "init_args": arguments[name]} for name, path in classes.items()}
+        blocks["decoder"] = {"class_path": "alitok.ideas.flow_decoder.FlowDecoder", "init_args": decoder}
+        block = {"class_path": "alitok.models.tokenizer.Tokenizer", "init_args": blocks}
+        torch.manual_seed(0)
+        save_artifact(tmp_path / str(steps), block, build(block), {"kind": "tokenizer"})
+        tokenizer = load_tokenizer(tmp_path / str(steps))
+        found.append(set_settings(made, tokenizer, ("g", "t"), Draw(), 3)["tokenizer"])
+    assert found[0]["digest"] == found[1]["digest"]
+    assert found[0]["decoder"] == found[1]["decoder"]
+    assert found[0] != found[1]
 
 
 def test_a_finished_set_of_other_settings_is_replaced_whole(tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ def _read(folder: Path, config: str, weights: str, from_hub: bool) -> tuple[dict
     same = _tied(module)
     expected = module.state_dict()
     check_weights(state, {name: tensor for name, tensor in expected.items() if name not in same}, folder / weights)
+    state = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}  # e.g. of a file in bfloat16
     parameters = dict(module.named_parameters())
     for name, first in same.items():
         if not isinstance(state[first], nn.Parameter) and first in parameters:

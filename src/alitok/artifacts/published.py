@@ -140,7 +140,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise BadInput(f"{file}: its entry {name!r} is no tensor; expected {EXPECTED}.")
-    return dict(content)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
 
 
 def _recognize(state: State, source: str | Path) -> tuple[dict[str, Any], nn.Module]:

@@ -126,7 +126,7 @@ def upload(
     Raises:
         BadInput: there is no token, or the hub refuses or cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if get_token() is None:
         raise BadInput("There is no token for the hub: run `hf auth login`, or set HF_TOKEN to one that may write.")
@@ -135,11 +135,19 @@ def upload(
     parts += [] if grid is None else [(GRID, grid)]
     try:
         api.create_repo(name, private=private or None, exist_ok=True)
-        operations = [CommitOperationAdd(path_in_repo=place, path_or_fileobj=content) for place, content in parts]
+        new = {place for place, _ in parts}
+        # parts of an earlier version, such as a discriminator, would be loaded with this one
+        stale = [path for path in api.list_repo_files(name) if _is_part(path) and path not in new]
+        operations: list[Any] = [CommitOperationDelete(path_in_repo=path) for path in stale]
+        operations += [CommitOperationAdd(path_in_repo=place, path_or_fileobj=content) for place, content in parts]
         done = api.create_commit(name, operations, commit_message="Upload with alitok")
     except Exception as error:  # each layer of the library has its own class: no network, no permission, ...
         raise BadInput(f"{name} is not published: {_reason(error, api.endpoint)}.") from error
     return str(done.repo_url)
+
+
+def _is_part(path: str) -> bool:
+    return "/" not in path and path.endswith((".yaml", ".safetensors"))
 
 
 def _reason(error: BaseException, endpoint: str) -> str:

@@ -1,5 +1,6 @@
 """Writes checkpoints between global batches, by step."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from alitok.common.errors import BadInput
-from alitok.training.checkpoint import NAME, checkpoints, leftovers
+from alitok.training.checkpoint import NAME, checkpoints, leftovers, set_aside_after
 from alitok.training.parallel import check_replicas
 
 
 class Checkpoints(Checkpoint):
     """Writes `step=N.ckpt` every `every_n_train_steps` and at the end, and keeps the newest ones.
+
+    A run that continues from an older one sets those of later steps aside, as `step=N.ckpt.old`.
 
     Also writes one when SIGTERM stops a run, or the first Ctrl-C one of a single process. Before each checkpoint the
     processes compare their replicas.
@@ -40,6 +43,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             for path in leftovers(self.folder):
                 path.unlink()
+            for path in set_aside_after(self.folder, trainer.global_step):
+                print(f"alitok: {path} is of a later step than {trainer.global_step:,} and set aside.", file=sys.stderr)
 
     def due(self, trainer: Trainer) -> bool:
         """Whether a checkpoint is written after the present step."""

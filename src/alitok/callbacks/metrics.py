@@ -7,10 +7,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from alitok.artifacts.folder import load_tokenizer
 from alitok.callbacks.average import evaluated
 from alitok.callbacks.loggers import show_counts
-from alitok.callbacks.pictures import check_prefix, draw_in_training
+from alitok.callbacks.pictures import draw_in_training, load_matching
 from alitok.common.distributed import all_sum
 from alitok.common.errors import BadInput
 from alitok.common.images import to_uint8
@@ -166,8 +165,7 @@ class Generation(Callback):
                     raise BadInput(f"{self.reference} holds no mu and sigma: make it with evaluate --save-statistics.")
                 refuse_for_samples(stored)
                 reference = stored.pooled
-            tokenizer = load_tokenizer(self.tokenizer, device)
-            check_prefix(pl_module, tokenizer)
+            tokenizer = load_matching(self.tokenizer, trainer, pl_module, device)
             self._ready = tokenizer, extractor, reference
 
     @torch.no_grad()

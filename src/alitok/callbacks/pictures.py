@@ -32,22 +32,32 @@ class ReconstructionGrid(Callback):
     ) -> None:
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        originals = batch["image"][: self.count].split(self.columns)
-        copies = outputs["image"][: self.count].split(self.columns)
-        rows = [row for pair in zip(originals, copies, strict=True) for row in pair]
+        columns = min(self.columns, len(batch["image"]))
+        count = min(self.count, len(batch["image"])) // columns * columns  # whole rows, so that pairs stand together
+        pairs = zip(batch["image"][:count].split(columns), outputs["image"][:count].split(columns), strict=True)
         path = picture_path(trainer, "reconstruction")
-        save_grid(torch.cat(rows), path, self.columns)
+        save_grid(torch.cat([row for pair in pairs for row in pair]), path, columns)
         show_picture(trainer, "reconstruction", path, "Rows of originals, each above its reconstructions.")
 
 
-def check_prefix(module: Any, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer that cannot decode as few tokens as a module's generator draws.
+def load_matching(path: str, trainer: Any, module: Any, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer that decodes the samples of a training run.
 
     Raises:
-        BadInput: the tokenizer decodes only all of its tokens.
+        BadInput: there is none, it did not make the token cache, or it cannot decode as few tokens as the generator
+            draws.
     """
+    digest = read_card(locate(path), "tokenizer").get("digest")
+    cache = trainer.datamodule.token_cache
+    if cache is not None and cache.digest not in (None, digest):
+        raise BadInput(
+            f"Token cache {cache.folder} was made by tokenizer {cache.digest[:12]}, but {path} is"
+            f" {str(digest)[:12]}; give the one that made it, of stage 1 or 2 (make: TOKENIZER=)."
+        )
+    tokenizer = load_tokenizer(path, device)
     if module.generator.num_tokens < tokenizer.num_tokens:
         tokenizer.check_length(module.generator.num_tokens)
+    return tokenizer
 
 
 def draw_in_training(module: Any, given: dict[str, Any]) -> Draw:
@@ -84,14 +94,7 @@ class SampleGrid(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the tokenizer at the start, before hours of training."""
-        digest = read_card(locate(self.tokenizer), "tokenizer").get("digest")
-        cache = trainer.datamodule.token_cache  # type: ignore[attr-defined]
-        if cache is not None and cache.digest not in (None, digest):
-            raise BadInput(
-                f"Token cache {cache.folder} was made by tokenizer {cache.digest[:12]}, but {self.tokenizer} is"
-                f" {str(digest)[:12]}; give the one that made it, of stage 1 or 2 (make: TOKENIZER=)."
-            )
-        check_prefix(pl_module, load_tokenizer(self.tokenizer))
+        load_matching(self.tokenizer, trainer, pl_module)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,8 +15,9 @@ from alitok.commands.options import add_guidance_arguments, add_speed_arguments,
 from alitok.common.errors import BadInput
 
 log = logging.getLogger("alitok")
-# Settings of the draw that decide the tokens, except the precision.
-DECIDES = ("generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "compiled")
+# Settings of the draw that decide the tokens, except the precision; the last two are there only if they are unusual.
+DECIDES = ["generator", "tokenizer", "guidance", "power", "schedule", "temperature", "seed", "quantisation", "compiled"]
+DECIDES += ["sampler", "noise"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             draw = draw_of(args, generator.card)
             settings = set_settings(generator, tokenizer, names, draw, len(source))
             wanted = job(tokenizer, source, "center", args.precision)
-            wanted["recipe"] |= {"sigma": args.sigma, **{key: settings[key] for key in DECIDES}}
+            wanted["recipe"] |= {"sigma": args.sigma, **{key: settings[key] for key in DECIDES if key in settings}}
             finished = is_finished(args.out, wanted, source)
         if not finished:
             shards = TokenShards(

@@ -88,7 +88,12 @@ def class_numbers(text: str | None, names: list[str]) -> list[int]:
     if text is None:
         return list(range(min(10, len(names))))
     numbers = []
-    for word in (part.strip() for part in text.split(",")):
+    words = [part.strip() for part in text.split(",")]
+    while words:
+        # a name may contain commas, e.g. "tench, Tinca tinca": the longest that fits
+        sizes = (size for size in range(len(words), 0, -1) if ", ".join(words[:size]) in names)
+        size = next(sizes, 1)
+        word = ", ".join(words[:size])
         if word in names:
             numbers.append(names.index(word))
         elif word.isdecimal() and int(word) < len(names):
@@ -96,4 +101,5 @@ def class_numbers(text: str | None, names: list[str]) -> list[int]:
         else:
             known = f"{len(names)}, 0..{len(names) - 1}" if len(names) > FEW else ", ".join(names)
             raise BadInput(f"No class {word!r}: there are {known}{nearest(word, names)}")
+        words = words[size:]
     return numbers

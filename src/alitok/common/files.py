@@ -22,12 +22,14 @@ os.umask(UMASK)
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`, and moves it over `path` if the block ends without an error.
 
+    A link stays, and the file to which it leads is replaced.
+
     Raises BadInput if the folder cannot be written.
     """
-    path = Path(path)
+    suffix, path = Path(path).suffix, renamable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
     except OSError as error:
         raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
     os.close(descriptor)
@@ -73,9 +75,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~UMASK)
+        aside = temporary.with_name(f"{temporary.name}.old")
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            path.replace(aside)  # removing takes time, and may fail half-way
+        try:
+            temporary.replace(path)
+        except OSError:
+            if aside.exists():
+                aside.replace(path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise BadInput(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
@@ -110,8 +119,10 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         BadInput: the folder cannot be written.
     """
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power failure could leave an empty file under the name
 
 
 def sha256(path: str | Path) -> str:

@@ -14,6 +14,7 @@ from alitok.common.progress import bar
 from alitok.evaluation.code_distance import check_size, code_histograms
 from alitok.evaluation.image_sets import ImageSet, open_images
 from alitok.evaluation.measure import Measured, distances, measure
+from alitok.evaluation.precision_recall import NEIGHBORS
 from alitok.evaluation.protocol import is_spec, open_spec, pick_extractor
 from alitok.evaluation.record import ADM, PUBLISHED_SAMPLES, EvaluationRecord, ImagesRecord, Named, reasons_against
 from alitok.evaluation.reference import (
@@ -97,8 +98,11 @@ def evaluate_samples(args: Samples, device: torch.device, codes: Tokenizer | Non
             raise BadInput(f"{name} holds statistics, not images, which have no codes: leave --chd out.")
         for images in (samples, reference.images):
             check_size(images, codes)
-    # precision and recall need the reference's images, and belong to the ADM protocol only
-    wanted = args.protocol == ADM and reference is not None and reference.images is not None
+    if reference is not None and samples.count < 2:
+        raise BadInput(f"{samples.name} has {samples.count} image: a FID takes at least two.")
+    # precision and recall belong to the ADM protocol, and need the reference's images and enough neighbors
+    others = None if reference is None else reference.images
+    wanted = args.protocol == ADM and others is not None and min(samples.count, others.count) > NEIGHBORS
     measured = measure(samples, extractor, args.batch, keep=wanted, progress=bar("Samples"))
     record = ImagesRecord(samples.name, measured.digest, samples.count, samples.size)
     results: dict[str, Any] = {"inception_score": measured.score}

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from alitok.common.devices import float32_products
 from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.models.seams import Bottleneck, Decoder, Encoder, Part, Quantized, Quantizer
@@ -138,6 +139,7 @@ class Tokenizer(Part):
         return self.encoder(images).float()
 
     @torch.no_grad()
+    @float32_products(tf32=False)  # as in a token cache: rounded factors would change some ids
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> ids (B, N) int64, or (B, N, S)."""
         return self.ids_of(self.encode_latents(images))

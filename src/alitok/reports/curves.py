@@ -15,6 +15,9 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     for file in sorted(Path(run).glob("logs/*/metrics.csv"), key=lambda path: path.stat().st_mtime):
         with open(file, newline="") as handle:
             for row in csv.DictReader(handle):
+                # a row that a kill or a full disk has cut lacks values, or has those of the next row behind them
+                if not str(row.get("step")).isdecimal() or None in row or None in row.values():
+                    continue
                 for name, text in row.items():
                     if text and name not in ("step", "epoch", "images_seen"):
                         points[name][int(row["step"])] = float(text)

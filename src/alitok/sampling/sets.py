@@ -59,7 +59,8 @@ class SampleSet:
             raise BadInput(f"--out {out} must be a .png grid, an .npz file or a folder.")
         self.kind = {".png": "grid", ".npz": "npz"}.get(out.suffix.lower(), "folder")
         self.out = out = renamable(out) if self.kind == "folder" else out
-        self.partial = out.parent / f".{out.name}.partial"
+        target = renamable(out)  # a file may be a link to another disk
+        self.partial = target.parent / f".{target.name}.partial"
         self.work = Work(self.partial, settings, "an unfinished set of samples", SIDECAR, NOT_DECIDING)
         self.sidecar = out / SIDECAR if self.kind == "folder" else out.with_suffix(".json")
         if self.done():
@@ -149,7 +150,15 @@ class SampleSet:
                 shutil.copyfile(self.partial / SIDECAR, temporary)
         elif grid is not None:
             grid(torch.from_numpy(np.concatenate(list(self._arrays()))).permute(0, 3, 1, 2))
-        shutil.rmtree(self.partial)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the hidden folder, under another name first: a kill must not leave half of it in the way."""
+        doomed = self.partial.with_name(f"{self.partial.name}.old")
+        if self.partial.is_dir():
+            shutil.rmtree(doomed, ignore_errors=True)
+            self.partial.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _arrays(self) -> Iterator[Any]:
         """Images 0 .. count - 1 as uint8 arrays (M, H, W, 3); each once, even if it was drawn twice."""
@@ -168,7 +177,7 @@ class SampleSet:
             np.lib.format.write_array_header_1_0(member, header)
             for array in self._arrays():
                 member.write(array.data)
-        whole.replace(self.out)
+        whole.replace(renamable(self.out))
 
 
 CYCLING = "cycling"
@@ -204,11 +213,16 @@ def set_settings(
     known = class_names(generator)
     return {
         "count": count,
-        "generator": {"name": names[0], "digest": generator.card["digest"]},
+        "generator": {
+            "name": names[0],
+            "digest": generator.card["digest"],
+            **settings_of(generator.causal and not generator.output.has_logits, generator, "head"),
+        },
         "tokenizer": {
             "name": names[1],
             "digest": tokenizer.card["digest"],
             "decoder": module_digest(tokenizer.decoder),  # the digest above covers encoder and codes only
+            **settings_of(tokenizer.decoder.generative, tokenizer, "decoder"),
         },
         **draw.record(),
         "classes": CYCLING if classes is None else list(classes),
@@ -218,6 +232,12 @@ def set_settings(
         "image_size": tokenizer.image_size,
         "alitok": version("alitok"),
     }
+
+
+def settings_of(decide: bool, model: Any, argument: str) -> dict[str, Any]:
+    """An argument of an artifact's model, if settings that no weight holds decide what the part draws."""
+    arguments = getattr(model, "block", {}).get("init_args") or {}
+    return {"settings": arguments[argument]} if decide and argument in arguments else {}
 
 
 def draw_set(
@@ -244,6 +264,8 @@ def draw_set(
     """
     images = SampleSet(out, settings)
     if images.done():
+        if rank() == 0 and not difference(images.work.held(), settings, NOT_DECIDING):
+            images.discard()  # left by a start that was killed at its end
         return False
     draw = Draw.of(settings)
     if batch is None:

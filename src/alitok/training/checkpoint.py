@@ -55,6 +55,12 @@ def checkpoints(folder: str | Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def set_aside_after(folder: str | Path, step: int) -> list[Path]:
+    """Renames checkpoints of later steps to `NAME.old`, so that a run that goes back continues from its own."""
+    later = [path for path in checkpoints(folder) if int(path.stem.removeprefix("step=")) > step]
+    return [path.replace(path.with_name(f"{path.name}.old")) for path in later]
+
+
 def is_whole(path: str | Path) -> bool:
     """Whether a checkpoint is undamaged, by the checksums in the file."""
     try:

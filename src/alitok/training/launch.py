@@ -1,7 +1,6 @@
 """Runs `fit`, `validate` and `test`: passes a composed configuration to the Lightning CLI."""
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from alitok.common.build import build_a, import_class, is_class_block
 from alitok.common.ends import alone_in, end_of_run
 from alitok.common.errors import BadInput
 from alitok.common.files import check_readable_name, write_text
+from alitok.common.work import read_settings
 from alitok.config import DEFAULTS, compose_run, resolve
 from alitok.training.changes import check_changes, compare, grave_changes
 
@@ -44,7 +44,7 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
     total = total_steps(config)
     if verb == "fit" and finished(config, total):
         kept = root / "config.yaml"
-        other = grave_changes(compare(yaml.safe_load(kept.read_text()), config)) if kept.is_file() else ""
+        other = grave_changes(compare(yaml.safe_load(kept.read_text()) or {}, config)) if kept.is_file() else ""
         with_other = f", with other settings ({other})" if other else ""
         end = (
             f"{artifact_folder(config)} is finished ({total:,} steps){with_other}; name another folder to train again."
@@ -197,8 +197,8 @@ def artifact_folder(config: Mapping[str, Any]) -> Path:
 
 def finished(config: Mapping[str, Any], total: int) -> bool:
     """Whether the run's artifact exists and has all steps."""
-    card = artifact_folder(config) / "card.json"
-    return card.is_file() and (json.loads(card.read_text()).get("steps") or 0) >= total
+    card = read_settings(artifact_folder(config) / "card.json") or {}
+    return (card.get("steps") or 0) >= total
 
 
 def quiet() -> None:
