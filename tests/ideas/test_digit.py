@@ -12,8 +12,8 @@ from alitok.common.errors import BadInput
 from alitok.common.random import Step
 from alitok.ideas.digit import FrozenDINOv2, FrozenVGG16, KMeansQuantizer
 from alitok.ideas.shared import teachers
+from alitok.ideas.shared.dino import DINOv2 as Network
 from alitok.ideas.shared.teachers import DINOv2, VGG16Map
-from alitok.networks.dino import DINOv2 as Network
 from alitok.networks.frozen import Network as Source
 
 

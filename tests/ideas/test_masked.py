@@ -190,7 +190,7 @@ def test_what_belongs_to_token_by_token(more: dict[str, Any]) -> None:
 def test_what_does_not_fit() -> None:
     with pytest.raises(BadInput, match="Generator is causal and drawn token by token"):
         Sampler(Generator(CODES, **SHAPE), draw(sampler="alitok.ideas.masked.Halton"))
-    with pytest.raises(BadInput, match="is no sampler"):
+    with pytest.raises(BadInput, match="Linear is no Reveal"):
         Sampler(generator(), draw(sampler="torch.nn.Linear"))
     with pytest.raises(BadInput, match="SoftCFG changes a cache"):
         Sampler(generator(), draw(), SoftCFG(2.0)).sample(LABELS)

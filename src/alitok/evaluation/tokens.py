@@ -98,10 +98,7 @@ class CodebookUsage:
                 f"Ids run from {int(ids.min())} to {int(ids.max())}, the codebook holds {self.codebook_size}: "
                 "use the tokenizer that made them."
             )
-        groups = self.sub_codes
-        flat = ids.detach().long().reshape(-1, groups) + torch.arange(groups, device=ids.device) * self.codebook_size
-        counts = torch.bincount(flat.flatten(), minlength=groups * self.codebook_size)
-        self.counts += counts.view(groups, -1).cpu()
+        self.counts += count_codes(ids.detach().long().reshape(-1, self.sub_codes), self.codebook_size).cpu()
 
     def compute(self) -> dict[str, float]:
         """`codebook_usage` in [0, 1] and `codebook_perplexity`, equal on every process.
@@ -114,6 +111,13 @@ class CodebookUsage:
             raise BadInput("The codebook usage of no tokens is undefined: give images.")
         usage, perplexity = usage_and_perplexity(counts)
         return {"codebook_usage": float(usage), "codebook_perplexity": float(perplexity)}
+
+
+def count_codes(ids: Tensor, codebook_size: int) -> Tensor:
+    """Counts each code in each column: ids (n, M) -> (M, V)."""
+    columns = ids.shape[-1]
+    flat = (ids + torch.arange(columns, device=ids.device) * codebook_size).flatten()
+    return torch.bincount(flat, minlength=columns * codebook_size).view(columns, codebook_size)
 
 
 def usage_and_perplexity(counts: Tensor) -> tuple[Tensor, Tensor]:

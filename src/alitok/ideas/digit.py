@@ -12,11 +12,11 @@ from torch import Tensor
 
 from alitok.common.errors import BadInput
 from alitok.common.random import Step, stream
+from alitok.ideas.shared import dino
 from alitok.ideas.shared.sums import sums_by_code
 from alitok.ideas.shared.teachers import DINOv2, Published, VGG16Map
 from alitok.models.quantizer import check_codebook, relative_distances
 from alitok.models.seams import Encoder, Quantized, Quantizer
-from alitok.networks import dino
 from alitok.networks.frozen import counting, without_weights
 
 

@@ -21,19 +21,12 @@ from alitok.networks.frozen import without_weights
 from alitok.profiling.flops import Ledger, gpu_kernels
 from alitok.profiling.strategies import bytes_of, parameters_of, shards_of, strategy_bytes
 
-# precision -> dtypes of the weights and of autocast
-PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
-    "32-true": (torch.float32, None),
-    "bf16-mixed": (torch.float32, torch.bfloat16),
-    "16-mixed": (torch.float32, torch.float16),
-    "bf16-true": (torch.bfloat16, None),
-    "16-true": (torch.float16, None),
-}
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}  # precision -> dtype of autocast
 # On a CPU a process needs more than its tensors: the runtime's own memory, and allocator fragmentation, since gradients
 # rarely fit into the holes that freed activations leave. Measured, see the tests.
 RUNTIME_BYTES = 50_000_000
 PIECES_OVERHEAD = 0.2
-SHORT = {"32": "32-true", "16": "16-true", "bf16": "bf16-mixed"}
+SHORT = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -165,7 +158,7 @@ def cost(config: Mapping[str, Any], layout: Layout) -> Cost:
         if kind.needs_reference:
             print(f"alitok: the reference of losses.{name} is counted as large as the generator.", file=sys.stderr)
     ledger = Ledger()
-    with _rehearsal(config, precision, ledger) as (module, networks):
+    with _rehearsal(config, ledger) as (module, networks):
         model = module.model
         parts = {part: parameters_of(child) for part, child in model.named_children() if parameters_of(child)}
         direct = sum(parameter.numel() for parameter in model.parameters(recurse=False))
@@ -216,7 +209,7 @@ def _turns(schedule: Any, max_steps: int | None) -> list[Turn]:
 
 
 @contextmanager
-def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
+def _rehearsal(config: Mapping[str, Any], ledger: Ledger) -> Iterator[tuple[Any, dict[str, nn.Module]]]:
     """The run's LightningModule and its losses' networks on fake CPU tensors; meta tensors have no autocast."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -224,12 +217,7 @@ def _rehearsal(config: Mapping[str, Any], precision: str, ledger: Ledger) -> Ite
     cuda = torch.cuda.is_available()  # called at every operation; without a GPU it opens the driver's library each time
     stack = patch.object(torch.cuda, "is_available", lambda: cuda)
     with stack, torch.random.fork_rng(devices=[]), fake, ledger, without_weights() as networks:
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(PRECISIONS[precision][0])  # as Lightning does; fake weights cannot be converted later
-        try:
-            module = import_class(config["model"]["class_path"])(**(config["model"].get("init_args") or {}))
-        finally:
-            torch.set_default_dtype(default)
+        module = import_class(config["model"]["class_path"])(**(config["model"].get("init_args") or {}))
         terms = module.terms
         for name in [name for name, term in terms.items() if term.needs_codebook]:
             del terms[name]
@@ -254,7 +242,7 @@ def _rehearse(
     micro_batch: int,
 ) -> None:
     """Fill in each turn's cost."""
-    autocast = PRECISIONS[precision][1]
+    autocast = PRECISIONS[precision]
     trainer = _stand_in(module, share, micro_batch, precision)  # kept: the module has only a weak reference
     module.configure_model()
     shards = shards_of(module, layout)

@@ -1,6 +1,5 @@
 """How a generator that is not causal draws an image: many tokens at a time, on a canvas with masked places."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alitok.common.build import build, import_class
+from alitok.common.build import build_a
 from alitok.common.devices import send
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
@@ -65,37 +64,19 @@ class Reveal:
 
 
 def reveal_for(generator: Generator, draw: Draw) -> Reveal | None:
-    """`reveal_of` for a draw's sampler.
-
-    Raises:
-        BadInput: as `reveal_of`, or the draw has a setting that needs drawing token by token.
-    """
-    reveal = reveal_of(generator, draw.sampler)
-    if reveal is not None and (draw.keep is not None or draw.window > 1 or draw.compiled or draw.noise == "gumbel"):
-        raise BadInput(
-            f"{type(generator).__name__} draws many tokens in a step: leave out keep, window, compile and Gumbel noise."
-        )
-    return reveal
-
-
-def reveal_of(generator: Generator, sampler: str | Mapping[str, Any] | None) -> Reveal | None:
     """The sampler of a draw, else the generator's own; None for a causal generator, which is drawn token by token.
 
     Raises:
-        BadInput: a sampler for a causal generator, or a class that is no `Reveal`.
+        BadInput: a sampler for a causal generator, a class that is no `Reveal`, or a setting of the draw that needs
+            drawing token by token.
     """
+    name = type(generator).__name__
     if generator.causal:
-        if sampler is not None:
-            raise BadInput(
-                f"{type(generator).__name__} is causal and drawn token by token: leave out the sampler {sampler!r}."
-            )
+        if draw.sampler is not None:
+            raise BadInput(f"{name} is causal and drawn token by token: leave out the sampler {draw.sampler!r}.")
         return None
-    chosen = generator.sampler if sampler is None else sampler
-    block: Mapping[str, Any] = chosen if isinstance(chosen, Mapping) else {"class_path": chosen}
-    target = import_class(str(block.get("class_path")))
-    if not (inspect.isclass(target) and issubclass(target, Reveal)):
-        raise BadInput(
-            f"{block.get('class_path')} is no sampler: it must be a subclass of alitok.sampling.reveal.Reveal."
-        )
-    made: Reveal = build(dict(block))
+    if draw.keep is not None or draw.window > 1 or draw.compiled or draw.noise == "gumbel":
+        raise BadInput(f"{name} draws many tokens in a step: leave out keep, window, compile and Gumbel noise.")
+    chosen = generator.sampler if draw.sampler is None else draw.sampler
+    made: Reveal = build_a(Reveal, chosen if isinstance(chosen, Mapping) else {"class_path": chosen})
     return made

@@ -152,6 +152,8 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
     """
     import torch
 
+    from alitok.evaluation.tokens import count_codes
+
     labels = cache.labels[images]
     sub_codes = cache.sub_codes
     counts = torch.zeros(sub_codes, codebook_size, dtype=torch.int64)
@@ -185,15 +187,6 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
         "entropy_by_position": entropies.tolist(),
         "codes_by_position": codes.tolist(),
     }
-
-
-def count_codes(ids: "Tensor", codebook_size: int) -> "Tensor":
-    """Count each code in each column: ids (..., M) -> (M, V)."""
-    import torch
-
-    columns = ids.shape[-1]
-    flat = (ids + torch.arange(columns) * codebook_size).flatten()
-    return torch.bincount(flat, minlength=columns * codebook_size).view(columns, codebook_size)
 
 
 def summed_entropy(counts: "Tensor") -> tuple[float, float]:

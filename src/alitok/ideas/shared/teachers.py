@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alitok.common.errors import BadInput
+from alitok.ideas.shared import dino
 from alitok.losses.perceptual import Standardised
 from alitok.losses.terms import LossTerm
-from alitok.networks import dino
 from alitok.networks.classifier import CLASSIFIER, Classifier
 from alitok.networks.frozen import VGG16, Network, counting, load, locate
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from alitok.networks.dino import TABLE, DINOv2
+from alitok.ideas.shared.dino import TABLE, DINOv2
 
 SMALL = {"width": 16, "depth": 2, "heads": 2}
 # of facebookresearch/dinov2, DinoVisionTransformer with these sizes, filled as below: the first channel of the first
