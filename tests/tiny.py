@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Callback
 
 from alitok.common.build import import_class
 from alitok.config import compose_run
@@ -42,11 +43,18 @@ def module_of(config: dict[str, Any]) -> Any:
     return import_class(config["model"]["class_path"])(**config["model"]["init_args"])
 
 
+class Finite(Callback):
+    """A step that is not finite changes no weight, so a test of the weights alone would not see it."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        assert not bool(outputs["record"].bad)
+
+
 def train(config: dict[str, Any], steps: int) -> Any:
-    """The module after `steps` steps, without the command's callbacks."""
+    """The module after `steps` finite steps, without the command's callbacks."""
     module = module_of(config)
     data = import_class(config["data"]["class_path"])(**config["data"]["init_args"])
-    trainer = bare_trainer(steps)
+    trainer = bare_trainer(steps, callbacks=[Finite()])
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == steps
     return module

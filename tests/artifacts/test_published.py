@@ -93,6 +93,7 @@ def test_generator_both_ways(tmp_path, golden, generator_state):
 def test_older_file_format_of_torch(tmp_path, generator_state):
     torch.save(generator_state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     load_generator(import_release(tmp_path / "old.bin", tmp_path / "out"))
+    assert_same(torch.load(export_release(tmp_path / "out", tmp_path / "back.bin"), weights_only=True), generator_state)
 
 
 def test_size_b_at_full_width(tmp_path, golden):

@@ -12,7 +12,9 @@ from tiny import GAN, tiny
 
 from alitok.callbacks.average import WeightAverage, evaluated
 from alitok.common.errors import BadInput
+from alitok.models.quantizer import ClusteredQuantizer
 from alitok.training.launch import run
+from alitok.training.records import StepRecord
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null", "--trainer.callbacks.grid", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null", "--model.warmup_steps", "0"]
@@ -21,6 +23,22 @@ AVERAGE = [
     "--trainer.callbacks.average",
     "{class_path: alitok.callbacks.average.WeightAverage, init_args: {decay: 0.5}}",
 ]
+
+
+def test_after_a_fit_the_average_has_the_fitted_codes() -> None:
+    module: Any = torch.nn.Module()
+    module.quantizer = ClusteredQuantizer(4, 2)
+    callback = WeightAverage(0.5)
+    callback._begin(module)
+    callback._update(module)
+    for fits, share in ((0, 0.5), (2, 1.0)):
+        before = callback.average.module.quantizer.codebook.weight.clone()
+        with torch.no_grad():
+            module.quantizer.codebook.weight.add_(8)
+        training: Any = SimpleNamespace(model=module, schedule=SimpleNamespace(fits=lambda step, fits=fits: fits))
+        callback.on_train_batch_end(None, training, {"record": StepRecord(3, False)}, None, 0)  # type: ignore[arg-type]
+        expected = torch.lerp(before, module.quantizer.codebook.weight, share)
+        torch.testing.assert_close(callback.average.module.quantizer.codebook.weight, expected)
 
 
 class Follow(Callback):

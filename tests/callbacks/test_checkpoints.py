@@ -153,6 +153,16 @@ def write(path: Path, folder: Path) -> Path:
     return path
 
 
+def test_replicas_are_compared_before_each_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def differ(module: Any) -> None:
+        raise BadInput("the replicas differ")
+
+    monkeypatch.setattr("alitok.callbacks.checkpoints.check_replicas", differ)
+    with pytest.raises(BadInput, match="the replicas differ"):
+        fit(folder)
+    assert not list(folder.rglob("*.ckpt"))
+
+
 def test_a_folder_that_cannot_be_written(folder: Path) -> None:
     (folder / "generator").write_text("a file where the run's folder should be")
     with pytest.raises(BadInput, match="Cannot write"):

@@ -1,6 +1,7 @@
 """Steps that are not finite, a codebook out of use, and no waiting for the device."""
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tiny import DEMO, GAN, SMALL, module_of, tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alitok.callbacks.health import Health
 from alitok.common.errors import BadInput
 from alitok.config import compose_run
 from alitok.losses.terms import LossTerm
@@ -19,6 +21,7 @@ from alitok.models.encoder import Encoder
 from alitok.reports.curves import read_curves
 from alitok.training.base import TrainingModule
 from alitok.training.launch import run
+from alitok.training.records import StepRecord
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.callbacks.curves", "null", "--trainer.callbacks.grid", "null"]
 QUICK += ["--trainer.logger.tensorboard", "null", "--model.warmup_steps", "0", "--data.micro_batch", "2"]
@@ -85,7 +88,11 @@ def test_a_bad_step_is_skipped_whole_and_named(place: str, tmp_path: Path, caplo
     batches = order(tmp_path / "healthy")
     Poison.images, Poison.place = (batches[2][3],), place
     with caplog.at_level(logging.WARNING, "alitok"):
-        fit(tmp_path / "bad", "--trainer.callbacks.health.nonfinite", "skip")
+        skip = ["--trainer.callbacks.health.nonfinite", "skip", "--trainer.log_every_n_steps", "2"]
+        fit(tmp_path / "bad", *skip)
+    rows = [value for _, value in read_curves(tmp_path / "bad" / "stage1")["train/loss"]]
+    assert len(rows) == 3
+    assert all(map(math.isfinite, rows))  # a skipped step has no part in its row
     bad = [step for step, indices in enumerate(batches) if batches[2][3] in indices]
     for step in bad:
         assert equal(Weights.kept[step], Weights.kept[step - 1])
@@ -95,6 +102,15 @@ def test_a_bad_step_is_skipped_whole_and_named(place: str, tmp_path: Path, caplo
     culprits = batches[2][2:4] if place == "loss" else batches[2]  # a micro-batch of two
     assert f"images {', '.join(map(str, sorted(culprits)))} of the training split" in line
     assert ("the gradient is not finite" in line) == (place == "gradient")
+
+
+def test_only_skips_in_a_row_end_a_run() -> None:
+    health = Health("skip", most_skips=1)
+    health.pending = [StepRecord(step, False, bad=torch.tensor(step % 2 == 0)) for step in range(7)]
+    health.examine()
+    health.pending = [StepRecord(step, False, bad=torch.tensor(True)) for step in range(2)]
+    with pytest.raises(BadInput, match="not finite"):
+        health.examine()
 
 
 def test_a_bad_step_stops_the_run_and_the_checkpoint_before_is_good(tmp_path: Path) -> None:

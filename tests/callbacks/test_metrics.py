@@ -186,9 +186,10 @@ def test_two_processes_know_the_numbers_of_one(parts: Path) -> None:
     }
     assert alone["generator"]["val/fid"] > 0
     assert alone["generator"]["val/inception_score"] >= 1
+    reconstruction = ("psnr", "ssim", "rfid", "codebook_usage", "codebook_perplexity")
+    expected = {"generator": ("fid", "inception_score"), "tokenizer": reconstruction}
     for name, numbers in alone.items():
         first, second = (json.loads((parts / name / f"{rank}.json").read_text()) for rank in range(2))
         assert first == second
-        for key in ("val/fid", "val/inception_score", "val/psnr", "val/rfid", "val/codebook_usage"):
-            if key in numbers:
-                assert first[key] == pytest.approx(numbers[key], rel=1e-4), key
+        for key in (f"val/{word}" for word in expected[name]):
+            assert first[key] == pytest.approx(numbers[key], rel=1e-4), key

@@ -13,6 +13,7 @@ from alitok.cli import run
 from alitok.common.errors import BadInput
 from alitok.data.token_cache import TokenCache
 from alitok.data.token_shards import write_token_cache
+from alitok.studies import probe as study
 from alitok.studies.probe import layout, plug_in_entropy, probe, token_statistics
 
 TINY = {"width": 64, "depth": 1, "batch": 32}
@@ -95,6 +96,31 @@ def test_the_same_seed_gives_the_same_record(tmp_path: Path) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_few_tokens_at_a_position_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    for images, codes, told in ((40, 64, True), (400, 2, False)):
+        tokens = random.integers(0, codes, (images, 1, 9))
+        cache_of(tmp_path / str(codes), tokens, np.zeros(images, np.int64), codes)
+        run(["probe", str(tmp_path / str(codes)), "--steps", "1", *WORDS])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert ("The entropy given the position rests on few tokens" in printed) == told
+
+
+def test_what_was_seen_is_measured_on_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, labels = chains(400)
+    labels = np.sort(labels)  # as in class folders
+    cache_of(tmp_path / "c", tokens, labels, 8)
+    measured = []
+    judge = study.judge
+    monkeypatch.setattr(
+        study, "judge", lambda model, cache, images: (measured.append(images), judge(model, cache, images))[1]
+    )
+    probe(tmp_path / "c", steps=1, **TINY)
+    _, seen = measured
+    assert len(seen) == len(measured[0])
+    assert set(labels[seen.numpy()]) == {0, 1, 2}
+
+
 def test_a_cache_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens, labels = chains(60)
     folder = foreign(tmp_path / "c", tokens, labels)
@@ -102,7 +128,9 @@ def test_a_cache_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[st
         run(["probe", str(folder), "--json", str(tmp_path / "p.json"), "--steps", "2", *WORDS])
     record = json.loads((tmp_path / "p.json").read_text())
     assert (record["digest"], record["codebook_size"], record["codebook_size_known"]) == (None, 8, False)
-    assert "loss a picture" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "loss a picture" in printed
+    assert "guessed from the highest id" in printed
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["data-00000-of-00001.arrow", "dataset_info.json", "state.json"]
     )

@@ -3,14 +3,18 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny import DEMO, SMALL
 
 from alitok.cli import run
+from alitok.common.build import import_class
 from alitok.common.errors import BadInput
 from alitok.reports.differences import BASE, table
-from alitok.studies.trial import plan
+from alitok.studies import trial
+from alitok.studies.trial import measures, plan, source_digest
 
 STEPS = ["--model.phases.continuous.steps", "2", "--model.phases.main.steps", "3", "--trainer.callbacks.grid", "null"]
 
@@ -81,7 +85,7 @@ def test_the_table_says_mean_spread_and_distance_to_the_base() -> None:
     [
         (["--idea", "{idea}", "--idea", "{idea}"], "already; runs are named by their files"),
         (["--idea", "{idea}", "--seeds", "0,x"], "--seeds takes whole numbers"),
-        (["--idea", "{nothing}"], "changes nothing of the base's model or data"),
+        (["--idea", "{nothing}"], "changes nothing of the base's model, data, length or precision"),
         (["--idea", "{missing}"], "Cannot read configuration"),
         ([], "give --idea FILE or --sweep KEY=A,B"),
         (["--idea", "{idea},"], "--idea takes FILE,... and not"),
@@ -133,6 +137,43 @@ def test_another_configuration_is_not_taken_for_a_finished_run(tmp_path: Path, i
         BadInput, match=r"no-prefix-loss/seed-0 was trained with other settings: model.betas.*another folder with --out"
     ):
         run(words(out, "--idea", str(idea), "--seeds", "0"))
+
+
+def test_runs_of_another_length_or_precision_are_not_compared(tmp_path: Path, idea: Path) -> None:
+    out = tmp_path / "trial"
+    run(words(out, "--idea", str(idea), "--seeds", "0"))
+    for more, said in (
+        (["--trainer.max_steps", "4"], "trained 5 steps, which is more than 4"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision: 32-true -> bf16-mixed"),
+        (["--data.val_count", "5"], "data.val_count"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            run(words(out, "--idea", str(idea), "--seeds", "0,1", *more))
+
+
+def test_a_judges_numbers_go_before_those_of_training() -> None:
+    for numbers in (
+        {"measures: psnr": 30.0, "tokenizer: psnr": 20.0},
+        {"tokenizer: psnr": 20.0, "measures: psnr": 30.0},
+    ):
+        found: Any = SimpleNamespace(folder="run", numbers={**numbers, "tokenizer: mse": 0.1})
+        assert measures(found) == {"psnr": 30.0, "mse": 0.1}
+
+
+def test_the_source_of_a_class_is_that_of_its_parents_and_of_what_ideas_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(trial, "code_digest", lambda file: (seen.append(Path(file).stem), Path(file).stem)[1])
+    for name, files in (
+        ("alitok.ideas.semantic.Semantic", {"semantic", "teachers", "decoder_blocks", "dino"}),
+        ("alitok.ideas.patch_flow.PatchFlow", {"patch_flow", "flow", "flow_sampler"}),
+        ("alitok.ideas.simvq.SimVQ", {"simvq", "quantizer"}),
+        ("alitok.models.decoder.Decoder", {"decoder"}),
+        ("torch.nn.Linear", {"linear", "module"}),
+    ):
+        seen.clear()
+        assert source_digest(import_class(name))
+        assert set(seen) >= files
+        assert not {"seams", "terms"} & set(seen)
 
 
 def test_an_idea_that_diverges_does_not_end_the_trial(tmp_path: Path, idea: Path) -> None:

@@ -20,7 +20,7 @@ SMALL = {"image_size": 16, "global_batch": 4, "count": 10, "val_count": 7}
 
 def module(rank: int = 0, world: int = 1, step: int = 0, **options) -> ImageNetDataModule:
     data = ImageNetDataModule(**{**SMALL, **options})
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, global_step=step)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, global_step=step, num_devices=1)
     data.setup("fit")
     return data
 
@@ -75,6 +75,10 @@ def test_loader_processes_need_shared_memory(monkeypatch):
     monkeypatch.setattr("alitok.data.batches.shutil.disk_usage", lambda _: usage)
     monkeypatch.setattr("alitok.data.batches.Path.is_dir", lambda _: True)
     data = module(global_batch=1024, num_workers=4)
+    data.trainer.num_devices = 2
+    with pytest.raises(BadInput, match=r"8 loader processes need 12 MiB"):  # two processes share the node's memory
+        data.train_dataloader()
+    data.trainer = None
     with pytest.raises(BadInput, match=r"4 loader processes need 6 MiB of shared memory and /dev/shm has 1: start"):
         data.train_dataloader()
     data.micro_batch = 128
@@ -206,6 +210,13 @@ def test_all_views_of_a_cache_are_used(cache):
     assert {tuple(row) for row in seen.tolist()} == {tuple(row) for row in views.tolist()}
 
 
+def test_without_augmentation_only_the_evaluations_view_is_used(cache):
+    data = module(cache=cache, val_fraction=0, count=1, augment=False)
+    seen = joined(train_batches(data, 25))
+    middle = data.token_cache.gather(seen["index"], torch.full_like(seen["index"], 4))
+    assert torch.equal(seen["tokens"], middle)
+
+
 def test_validation_cache_must_come_from_the_same_tokenizer(cache, tmp_path):
     rows = [(0, np.zeros((1, 6), dtype=np.int64))]
     options = {"codebook_size": 50, "class_names": ["über", "b"], "recipe": {}}
@@ -221,8 +232,9 @@ def test_validation_cache_must_come_from_the_same_tokenizer(cache, tmp_path):
 def test_bad_input_comes_early(tmp_path):
     with pytest.raises(BadInput, match="does not divide by 3"):
         module(world=3).train_dataloader()
-    with pytest.raises(BadInput, match="global_batch must be"):
-        ImageNetDataModule(global_batch=0)
+    for name in ("global_batch", "count", "val_count"):
+        with pytest.raises(BadInput, match=f"{name} must be at least 1, not 0"):
+            ImageNetDataModule(**{name: 0})
     with pytest.raises(BadInput, match="DATA="):
         module(source=str(tmp_path / "nowhere"))
     with pytest.raises(BadInput, match="CACHE="):

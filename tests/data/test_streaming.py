@@ -71,6 +71,7 @@ def test_nothing_but_row_groups_that_are_asked_for(folder, monkeypatch):
     for i in range(40):
         source[i]
     assert len(source.rows._tables) <= source.rows.kept
+    assert len(source.rows._opened) <= len(source.rows._tables)
     again = pickle.loads(pickle.dumps(source))
     assert values(again) == list(range(40))
 
@@ -137,6 +138,16 @@ def test_few_images_of_many_row_groups_read_each_group_once(tmp_path, monkeypatc
     steps = len(data.splits["train"].source) // 5
     joined(list(islice(data.train_dataloader(), steps)))
     assert len(read) == len(set(read)) <= 40
+
+
+def test_files_are_closed_when_their_rows_are_forgotten(tmp_path):
+    for number in range(12):
+        write(tmp_path / f"train-{number:02d}.parquet", 4 * number, 4, 2)
+    rows = open_source(str(tmp_path), streaming=True, val_fraction=0.0).rows
+    opened = [rows.row(index, ["label"]) and set(rows._opened) for index in range(len(rows))]
+    assert set.union(*opened) == set(range(12))
+    assert max(map(len, opened)) <= rows.kept
+    assert opened[-1] == {rows.groups[block][0] for block in rows._tables}
 
 
 def test_the_order_of_a_whole_streamed_source_is_that_of_its_blocks(folder):

@@ -240,6 +240,7 @@ def test_samples_of_a_run_follow_the_schedule_and_need_a_tokenizer_that_decodes_
 
     def spy(*arguments: Any) -> list[Any]:
         drawn.append(arguments[-1])
+        assert arguments[2] == [index % len(CLASSES) for index in range(4 * len(CLASSES))]  # a column is a class
         return [((0,), None, torch.zeros(1, 3, 32, 32))]
 
     monkeypatch.setattr(pictures, "sample_images", spy)

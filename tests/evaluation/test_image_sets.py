@@ -13,7 +13,9 @@ from alitok.common.errors import BadInput
 from alitok.common.files import sha256
 from alitok.data.pictures import to_tensor
 from alitok.data.sources import open_source
+from alitok.evaluation.classifier import Classifier, ClassifierExtractor
 from alitok.evaluation.image_sets import Reader, SourceImages, array_names, holds_images, open_images
+from alitok.evaluation.measure import measure
 from alitok.evaluation.protocol import is_spec
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
@@ -233,3 +235,16 @@ def test_pictures_of_a_data_set() -> None:
     images = SourceImages(source, 4)  # type: ignore[arg-type]
     assert (images.count, images.size, images.name, images.lossless) == (5, 4, "numbers", False)
     assert torch.cat([part for _, part in Reader(images, 2)])[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_of_many_images_evenly_spaced_ones_keep_their_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alitok.evaluation.measure.KEPT", 5)
+    torch.manual_seed(0)
+    extractor = ClassifierExtractor(Classifier(num_classes=4, width=2), "random")
+    images = open_images(
+        save_pngs(tmp_path / "set", np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8))
+    )
+    pooled = extractor(images.load(range(12))).pooled
+    found = measure(images, extractor, 4, keep=True).features
+    assert found is not None
+    torch.testing.assert_close(found, pooled[[0, 3, 5, 8, 10]].float())

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alitok.models.transformer import PLAIN_ATTENTION_LENGTH, attend
+from alitok.models.transformer import CAUSAL_BLOCK, PLAIN_ATTENTION_LENGTH, attend
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [5, PLAIN_ATTENTION_LENGTH + 1])
+@pytest.mark.parametrize("length", [5, 2 * CAUSAL_BLOCK + 7])
 def test_bfloat16_training_equals_the_fused_kernel(causal: bool, length: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, length, 8).bfloat16().requires_grad_() for _ in range(3))
@@ -20,6 +20,10 @@ def test_bfloat16_training_equals_the_fused_kernel(causal: bool, length: int) ->
     for ours, fused in zip(*results, strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours, fused, rtol=0.03, atol=0.03)
+
+
+def test_the_plain_formula_is_for_shorter_sequences() -> None:
+    assert 2 * CAUSAL_BLOCK + 7 <= PLAIN_ATTENTION_LENGTH
 
 
 def test_dropout_acts_on_the_plain_path() -> None:

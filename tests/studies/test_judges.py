@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import DEMO
 
 from alitok.artifacts.folder import load_generator, save_artifact
@@ -171,10 +172,16 @@ def test_tokenizers_are_judged(place: Path, tmp_path: Path, monkeypatch: pytest.
         assert 0 < row["probe_codebook_usage"] <= 1
         assert 0 <= row["ids_same_noisy"] <= 1
         assert {"probe_encoder", "probe_decoder", "probe_random_encoder"} <= row.keys()
+        assert row["psnr"] == json.loads((out / row["name"] / "seed-0" / "measures.json").read_text())["psnr"]
     file = out / "l1" / "seed-0" / "measures.json"
     kept = file.stat().st_mtime_ns
     run(tokenizer_words(place, out, "--probe-steps", "2"))
     assert file.stat().st_mtime_ns == kept
+    weights = out / "l1" / "seed-0" / "artifact" / "model.safetensors"
+    state = load_file(weights)
+    save_file({name: tensor * 1.1 if "decoder" in name else tensor for name, tensor in state.items()}, weights)
+    run(tokenizer_words(place, out, "--probe-steps", "2"))
+    assert file.stat().st_mtime_ns > kept  # another decoder, though the card's digest leaves it out
     for more in (["--samples", "5"], ["--tokenizer", "t"], ["--guidance", "1"]):
         with pytest.raises(BadInput, match=f"{more[0]} is for the samples of generators"):
             run(tokenizer_words(place, out, *more))

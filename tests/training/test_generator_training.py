@@ -101,6 +101,33 @@ def test_a_cache_that_does_not_fit_is_refused(tmp_path: Path, arguments: dict[st
         fit(tmp_path, 1)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--model.phases.main.trainable=[output]", "phases.main.trainable: only a tokenizer's"),
+        ("--model.phases.main.adversarial=true", "phases.main.adversarial: only a tokenizer's"),
+        ("--model.phases.main.quantize=false", "phases.main.quantize: only a tokenizer's"),
+        ("--model.phases.main.weights={natss: 0.5}", "no loss 'natss'; did you mean 'nats'"),
+        ("--model.clip=0", "clip must be above 0, not 0.* null turns it off"),
+        ("--model.clip=-1", "clip must be above 0, not -1"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(tmp_path: Path, override: str, words: str) -> None:
+    cache(tmp_path)
+    with pytest.raises(BadInput, match=words):
+        fit(tmp_path, 1, override)
+
+
+def test_ids_beyond_the_codebook_are_refused_in_a_cache_that_does_not_name_its_own(tmp_path: Path) -> None:
+    folder = cache(tmp_path, codes=64)
+    (folder / "alitok.json").unlink()
+    with (
+        pytest.warns(UserWarning, match="cannot be checked"),
+        pytest.raises(BadInput, match="outside its codebook of 32"),
+    ):
+        fit(tmp_path, 1)
+
+
 def test_activation_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> None:
     cache(tmp_path)
     kept = []

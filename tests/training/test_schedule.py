@@ -73,3 +73,8 @@ def test_weights_default_to_one_and_zero_switches_a_term_off() -> None:
 def test_bad_phases(phases: dict, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         Schedule(phases)
+
+
+def test_a_warm_up_has_no_fewer_than_no_steps() -> None:
+    with pytest.raises(BadInput, match="warmup_steps must be 0 or more, not -5"):
+        Schedule({"main": {"steps": 5, "lr": 1}}, -5)

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 
 from alitok.artifacts.folder import read_card, save_artifact
+from alitok.common.build import build
 from alitok.common.errors import BadInput
 from alitok.losses.adversarial import BlurDiscriminator, MagvitGAN
 from alitok.models.generator import Generator
@@ -22,7 +23,7 @@ from alitok.models.quantizer import ClusteredQuantizer
 from alitok.reports.curves import read_curves
 from alitok.studies.processes import two_processes
 from alitok.training.launch import run
-from alitok.training.parallel import FSDP2, check_replicas, shard, synced_last
+from alitok.training.parallel import FSDP2, check_replicas, gradient_norm, shard, synced_last
 
 TOLERANCE = 1e-5
 # 160 tokens a batch: no code has exactly its expected share of them, where its bias would have a gradient of rounding
@@ -126,6 +127,13 @@ def losses(folder: Path, name: str) -> dict[str, dict[int, float]]:
     return {key: dict(points) for key, points in curves.items() if key.startswith("train/") and "norm" not in key}
 
 
+def first_weights(shared: Path) -> dict[str, Tensor]:
+    """The weights of the generator before its first step."""
+    config = configuration("generator", shared, "single", shared)
+    torch.manual_seed(config["seed_everything"])
+    return build(config["model"]["init_args"]["generator"]).state_dict()
+
+
 def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     assert first.keys() == second.keys()
     return max(float((first[key] - second[key]).abs().max()) for key in first)
@@ -155,6 +163,7 @@ DRAWN = {
     "dropout": ("generator", ["--model.generator.dropout", "0.3", "--trainer.max_steps", "6"]),
 }
 HALF = ["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "6", "--model.activation_checkpointing", "true"]
+HALF += ["--model.phases", "{main: {steps: 20, lr: 1.e-3}}"]
 VALIDATE = ["--trainer.limit_val_batches", "1.0", "--data.val_count", "17", "--data.micro_batch", "3"]
 
 
@@ -251,6 +260,9 @@ def reductions(rank: int, shared: Path) -> None:
                 with synced_last(strategy, model, part == 2, averaged=True):
                     loss.backward()
         counts = {str(operation): count for operation, count in sent.get_comm_counts().items()}
+        gradients: list[Any] = [parameter.grad for parameter in model.parameters()]
+        norm = torch.cat([whole.full_tensor().flatten() for whole in gradients]).norm()
+        torch.testing.assert_close(gradient_norm(list(model.parameters())), norm, rtol=1e-4, atol=0)
         gradient: Any = model.blocks[0].mlp.w1.weight.grad
         found[str(once)] = {
             "sent": sum(count for operation, count in counts.items() if "reduce_scatter" in operation),
@@ -360,10 +372,14 @@ def test_a_checkpoint_goes_on_under_any_other_strategy(name: str, shared: Path) 
 
 def test_fsdp_in_bf16_is_bf16_of_one_process_but_for_rounding(shared: Path) -> None:
     single, sharded = (losses(shared / f"half-{strategy}", "generator") for strategy in ("single", "fsdp"))
-    assert furthest_loss(single, sharded) < 0.01
+    values = list(single["train/loss"].values())
+    assert furthest_loss(single, sharded) < 0.2 * (max(values) - min(values))
     state = weights(shared / "half-fsdp", "generator")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    assert furthest(state, weights(shared / "half-single", "generator")) < 1e-3
+    moved = torch.cat([(state[name] - other).abs().flatten() for name, other in first_weights(shared).items()])
+    apart = weights(shared / "half-single", "generator")
+    apart_by = torch.cat([(state[name] - other).abs().flatten() for name, other in apart.items()])
+    assert float(apart_by.mean()) < 0.1 * float(moved.mean())
     (picture,) = (shared / "half-fsdp" / "generator" / "pictures").iterdir()
     assert picture.read_bytes() == (shared / "half-single" / "generator" / "pictures" / picture.name).read_bytes()
 

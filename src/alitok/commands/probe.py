@@ -145,6 +145,7 @@ def show(record: dict[str, Any]) -> None:
 
     codes = f"{record['sub_codes']} x " if record["sub_codes"] > 1 else ""
     codes += f"{record['codebook_size']:,} codes, {record['bits_per_token']:.1f} bits"
+    codes += "" if record["codebook_size_known"] else " (guessed from the highest id)"
     needed = record["nats_per_picture"] / math.log(2)
     table = Table(title=f"{record['source']}: {record['tokens']} tokens an image of {codes}")
     table.add_column("measure")
@@ -175,11 +176,12 @@ def show(record: dict[str, Any]) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    if record["entropy_given_class_bias"] > 0.1:
-        console.print(
-            f"The entropy given the class rests on {record['counted_tokens']:,} tokens: its correction for so few is"
-            f" {record['entropy_given_class_bias']:.2f} nats, and the value is no better than that."
-        )
+    for what in ("class", "position"):
+        if (bias := record[f"entropy_given_{what}_bias"]) > 0.1:
+            console.print(
+                f"The entropy given the {what} rests on few tokens for each ({record['counted_tokens']:,} in all): its"
+                f" correction is {bias:.2f} nats, and the value is no better than that."
+            )
     console.print(
         f"{record['images']:,} images to learn from, {record['held_out']:,} held out; accuracy and loss hold for this"
         " budget and this small generator only."

@@ -104,6 +104,8 @@ class ImageNetDataModule(LightningDataModule):
             ("image_size", image_size, 1),
             ("global_batch", global_batch, 1),
             ("micro_batch", micro_batch, 1),
+            ("count", count, 1),
+            ("val_count", val_count, 1),
             ("num_workers", num_workers, 0),
             ("max_skipped", max_skipped, 0),
         ):
@@ -192,7 +194,8 @@ class ImageNetDataModule(LightningDataModule):
                 parts.append(PassedOver("images", len(images) - count, why))
                 images = images[draw_some(len(images), count, 0)]
             self.sources[split] = CachedImages(part, images, split == "train", parts)
-            self.splits[split] = TokenBatches(part, images, self.seed, self.global_batch if split == "train" else None)
+            drawn = split == "train" and self.augment  # else the evaluation's view
+            self.splits[split] = TokenBatches(part, images, self.seed, self.global_batch if drawn else None)
             self.descriptions[split] = f"{len(images):,} of {len(part):,} images in token cache {part.folder}"
         self.token_cache, self._class_names = cache, cache.class_names
 
@@ -209,7 +212,8 @@ class ImageNetDataModule(LightningDataModule):
         order = TrainOrder(total, self.global_batch, self.seed, rank, world_size, step, *blocks)
         parts = Parts(order, self.micro_batch)
         if self.cache is None:
-            check_shared_memory(self.num_workers, parts.most * 3 * self.image_size**2)
+            processes = 1 if self.trainer is None else self.trainer.num_devices
+            check_shared_memory(processes * self.num_workers, parts.most * 3 * self.image_size**2)
         return Loader(self.splits["train"], order, self.num_workers, self.max_skipped, parts)
 
     def val_dataloader(self) -> FiniteLoader | list[FiniteLoader]:

@@ -60,7 +60,9 @@ class ParquetRows:
         if block not in self._tables:
             self._tables[block] = self._read(block, columns)
             if len(self._tables) > self.kept:
-                self._tables.popitem(last=False)
+                file = self.groups[self._tables.popitem(last=False)[0]][0]
+                if all(self.groups[other][0] != file for other in self._tables):
+                    self._opened.pop(file).close(force=True)  # an open file keeps a descriptor and what it read ahead
         self._tables.move_to_end(block)
         return self._tables[block].slice(index - int(self.starts[block]), 1).to_pylist()[0]
 
@@ -154,7 +156,7 @@ class StreamedSource:
             raise BadInput(f"Cannot read the row group {where}: {reason}; check the connection or the file.") from error
         value = row[self.image_column]
         if isinstance(value, dict):
-            value = value["bytes"]
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if value is None:
             raise UnreadableImage(f"There is no image {where}; replace or remove the row.")
         label = row[self.label_column] if self.labels is None else int(self.labels[index])

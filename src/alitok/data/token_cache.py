@@ -155,8 +155,9 @@ class TokenCache:
         """The view for evaluation: the center crop of ten (see `ten_crop`), else the first."""
         return 4 if self.views == 10 else 0
 
-    def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path, int | None]]:
-        return TokenCache, (self.folder, self.keep)  # loader processes map the files again instead of copying them
+    def __reduce__(self) -> tuple[type["TokenCache"], tuple[Path, int | None], dict[str, Any]]:
+        # loader processes map the files again instead of copying them
+        return TokenCache, (self.folder, self.keep), {"codebook_size": self.codebook_size}
 
     def gather(self, indices: Tensor, views: Tensor) -> Tensor:
         """Ids of image indices[b] in view views[b].

@@ -44,7 +44,10 @@ def training(options: Options) -> Iterator[Row]:
         stage1 = row
         yield row
     assert stage1 is not None
-    yield from clustering(options.machine, None if stage1.value is None else CLUSTERED[0] / stage1.value)
+    sizes = options.model("tokenizer-stage1")["tokenizer"]["init_args"]
+    known = (sizes["encoder"]["init_args"].get("num_latents"), sizes["quantizer"]["init_args"].get("codebook_size"))
+    same = stage1.value is not None and known == CLUSTERED[1:3]  # else the step is not that of these tokens
+    yield from clustering(options.machine, CLUSTERED[0] / stage1.value if same and stage1.value else None)
 
 
 def steps(options: Options, part: str, label: str, size: str | None = None) -> Iterator[Row]:

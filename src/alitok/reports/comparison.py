@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 COLORS = ("#4f7fe0", "#d06a2d", "#2f9e6c", "#b8549e", "#a3921f", "#2e9db8", "#cf4a5d", "#858a95")
 UNITS = {"psnr": "dB", "codebook_usage": "%", "token_accuracy": "%", "ar_accuracy": "%", "class_agreement": "%"}
 
+READING = ("image_column", "label_column", "val_fraction", "streaming")  # data settings that decide the pictures
+
 Groups = Sequence[Sequence["Run"]]
 Rows = list[tuple[str, list[Any]]]  # label, one cell per group; None = absent
 
@@ -161,6 +163,7 @@ def _reconstructions(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Strips of originals per image size and of reconstructions per tokenizer, and notes on what is missing."""
     from alitok.artifacts.folder import load_tokenizer
+    from alitok.common.errors import BadInput
     from alitok.data.reading import read_crops
     from alitok.data.sources import open_source
     from alitok.evaluation.reconstruction import psnr
@@ -168,7 +171,9 @@ def _reconstructions(
     found, notes = _tokenizers(groups, names)
     if not found:
         return [], notes
-    source = data or found[0][2].config.get("data", {}).get("init_args", {}).get("source")
+    own = found[0][2].config.get("data", {}).get("init_args", {}) if data is None else {}
+    how = {key: own[key] for key in READING if own.get(key) is not None} | {"split_name": own.get("val_split")}
+    source = data or own.get("source")
     if source is None:
         return [], [*notes, "No pictures to reconstruct: give --data."]
     originals: dict[int, Tensor] = {}
@@ -177,7 +182,10 @@ def _reconstructions(
         tokenizer = load_tokenizer(part.artifact, device)
         size = tokenizer.image_size
         if size not in originals:
-            pictures = open_source(source, "val", size=size, count=count)
+            try:
+                pictures = open_source(source, "val", size=size, count=count, **how)
+            except BadInput as error:
+                return [], [*notes, f"No pictures to reconstruct: {error}"]
             crops = read_crops(pictures, range(min(count, len(pictures))), size).images
             originals[size] = crops.to(device).float() / 255
             note = f"{source}, {size} x {size}"

@@ -153,6 +153,7 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock, configs: Path) -> 
     from alitok.common.files import write_json
     from alitok.common.images import save_grid, to_uint8
     from alitok.common.progress import counter
+    from alitok.common.work import read_settings
     from alitok.data.reading import read_all
     from alitok.data.shapes import Shapes
     from alitok.evaluation.extractors import open_extractor
@@ -236,7 +237,8 @@ def report(out: Path, count: int, plan: "Plan", clock: Clock, configs: Path) -> 
     )
     spent = clock.seconds | {"samples and measures": time.perf_counter() - start}
     numbers["seconds"] = {step: round(seconds, 1) for step, seconds in spent.items()}
-    numbers["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    earlier = (read_settings(out / "report.json") or {}).get("peak_memory_bytes", 0)  # a repeat trains nothing
+    numbers["peak_memory_bytes"] = max(earlier, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     write_json(out / "report.json", numbers)
 
     ids = torch.cat(first_ids)

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer, read_card
+from alitok.artifacts.folder import check_pair, load_generator, load_tokenizer
 from alitok.common.build import import_class
+from alitok.common.digest import module_digest
 from alitok.common.draw import Draw
 from alitok.common.errors import BadInput
-from alitok.common.files import write_json
+from alitok.common.files import sha256, write_json
 from alitok.common.images import to_uint8
 from alitok.common.progress import counter
 from alitok.data.encoding import tokenize
@@ -82,7 +83,8 @@ class Judge:
         Raises:
             BadInput: a measure is not finite.
         """
-        decided = self.decided | {"artifact": read_card(root / "artifact")["digest"]}
+        # a tokenizer's digest leaves its decoder out
+        decided = self.decided | {"artifact": sha256(root / "artifact" / "model.safetensors")}
         if not (root / FILE).is_file() or read_json(root / FILE).get("decided") != decided:
             found = self.measures(config, root / "artifact")
             if wrong := [name for name, value in found.items() if not math.isfinite(value)]:
@@ -101,29 +103,41 @@ class GeneratorJudge(Judge):
         super().__init__(judging, device)
         assert judging.tokenizer is not None
         self.tokenizer = load_tokenizer(judging.tokenizer, device)
-        self.decided |= {"tokenizer_digest": self.tokenizer.card["digest"]}
+        self.decided |= {"tokenizer_digest": module_digest(self.tokenizer)}
         size = self.tokenizer.image_size
         source = open_source(judging.data, "train", size=size, count=REFERENCE_PICTURES)
         self.reference = FeatureStatistics(self.extractor.num_features)
-        # The same pictures through the tokenizer: the distance to these is the generator's alone.
-        self.decoded = FeatureStatistics(self.extractor.num_features)
         images, _ = read_all(source, size)
         encoded = []
         with torch.inference_mode():
-            for indices in torch.arange(len(images)).split(judging.batch):
-                part = images[indices]
+            for part in images.split(judging.batch):
                 self.reference.update(self.extractor(part).pooled)
                 encoded.append(self.tokenizer.encode(part.to(device).float() / 255))
-                decoded = self.tokenizer.decode(encoded[-1], indices=indices.tolist())
-                self.decoded.update(self.extractor(to_uint8(decoded)).pooled)
+        self.ids = torch.cat(encoded)
+        self.compared = min(judging.samples, len(images))
+        self.length = 0
+
+    @torch.inference_mode()
+    def _decode_first(self, length: int) -> None:
+        """Statistics of the same pictures through the tokenizer, and of their tokens.
+
+        The distance to these is the generator's alone, if both have as many tokens.
+        """
+        if self.length == length:
+            return
+        self.length, ids = length, self.ids[:, :length]
+        self.decoded = FeatureStatistics(self.extractor.num_features)
+        for indices in torch.arange(len(ids)).split(self.judging.batch):
+            decoded = self.tokenizer.decode(ids[indices], indices=indices.tolist())
+            self.decoded.update(self.extractor(to_uint8(decoded)).pooled)
         self.codes = CodeHistograms(self.tokenizer.codebook_size, self.tokenizer.sub_codes)
         # as many pictures as samples, evenly spaced: sources may be sorted by class
-        self.compared = min(judging.samples, len(images))
-        self.codes.update(torch.cat(encoded)[torch.arange(self.compared) * len(images) // self.compared])
+        self.codes.update(ids[torch.arange(self.compared) * len(ids) // self.compared])
 
     def measures(self, config: Mapping[str, Any], artifact: Path) -> dict[str, float]:
         generator = load_generator(artifact, self.device)
         check_pair(generator, self.tokenizer)
+        self._decode_first(generator.num_tokens)
         found = self._noisy_accuracy(config, generator) | {"rows_an_image": float(self._rows(generator))}
         for scale in self.judging.guidance:
             found |= self._fid(generator, scale)

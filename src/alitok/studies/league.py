@@ -223,7 +223,11 @@ def run_league(
         missing = []
         for entry in wanted:
             known = [row for row in rows if entry.is_row(row)]
-            if not known or (renew and (known[0]["stale"] or known[0].get("failed"))):
+            new = not known or (renew and (known[0]["stale"] or known[0].get("failed")))
+            if entry.name == BASE and not new and known[0]["stale"]:  # what its ideas lack is compared with it
+                others = [one for one in wanted if (one.family, one.seed) == (entry.family, entry.seed)]
+                new = any(not any(one.is_row(row) for row in rows) for one in others)
+            if new:
                 missing.append(entry)
                 if (entry.family, entry.name) not in costs:
                     costs[entry.family, entry.name] = cost_of(entry.config)

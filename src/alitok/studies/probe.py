@@ -48,6 +48,7 @@ def probe(
         BadInput: no readable cache, or a prefix that leaves no square grid.
     """
     from alitok.data.datamodule import ImageNetDataModule
+    from alitok.data.sources import draw_some
 
     start = time.perf_counter()
     data = ImageNetDataModule(
@@ -64,11 +65,12 @@ def probe(
     assert tokens is not None
     num_prefix, side = layout(tokens.num_tokens, prefix)
     train, held = (data.splits[split].chosen for split in ("train", "val"))  # type: ignore[union-attr]
+    known = tokens.codebook_size is not None  # training sets it, so that ids beyond it are refused
     codebook = tokens.codebook_size or highest_id(tokens, val_cache) + 1
     statistics = token_statistics(tokens, train, codebook)
     generator = train_generator(data, codebook, tokens.sub_codes, num_prefix, side, steps, width, depth, seed, device)
     held_metric = judge(generator, data.splits["val"].cache, held)  # type: ignore[union-attr]
-    seen_metric = judge(generator, tokens, train[: len(held)])
+    seen_metric = judge(generator, tokens, train[draw_some(len(train), min(len(held), len(train)), 0)])
     accuracy, nats = held_metric.by_position()
     return {
         "source": str(cache),
@@ -80,7 +82,7 @@ def probe(
         "sub_codes": tokens.sub_codes,
         "bits_per_token": tokens.sub_codes * math.log2(codebook),
         "bits_per_picture": tokens.num_tokens * tokens.sub_codes * math.log2(codebook),
-        "codebook_size_known": tokens.codebook_size is not None,
+        "codebook_size_known": known,
         **statistics,
         "generator": {
             "width": width,
@@ -171,7 +173,8 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
     by_position = torch.zeros(cache.num_tokens * sub_codes, codebook_size, dtype=torch.int64)
     for part in images.split(BLOCK):
         by_position += count_codes(gather(cache, part).flatten(1), codebook_size)
-    each = torch.tensor([sum(plug_in_entropy(row)) for row in by_position], dtype=torch.float64)
+    found = torch.tensor([plug_in_entropy(row) for row in by_position], dtype=torch.float64)
+    each, position_bias = found.sum(1), sub_codes * float(found[:, 1].mean())
     entropies = each.view(-1, sub_codes).sum(1)
     codes = (by_position > 0).sum(1).view(-1, sub_codes).double().mean(1)
     return {
@@ -183,6 +186,7 @@ def token_statistics(cache: "TokenCache", images: "Tensor", codebook_size: int) 
         "entropy_given_class": class_entropy,
         "entropy_given_class_bias": class_bias,
         "entropy_given_position": float(entropies.mean()),
+        "entropy_given_position_bias": position_bias,
         "entropy_per_picture": float(entropies.sum()),
         "entropy_by_position": entropies.tolist(),
         "codes_by_position": codes.tolist(),

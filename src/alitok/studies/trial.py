@@ -1,10 +1,12 @@
 """Compares ideas with their base: all are trained with the same seeds and measured in the same way."""
 
 import copy
+import hashlib
 import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from alitok.studies.judges import Judging
 
 Plan = tuple[str, int, dict[str, Any]]  # name, seed, configuration
+INTERFACES = ("alitok.models.seams", "alitok.losses.terms")  # of base classes only
 
 
 def plan(
@@ -78,11 +81,20 @@ def plan(
             place = ["--seed_everything", str(seed), "--trainer.default_root_dir", str(out / name / f"seed-{seed}")]
             configs[name] = compose_run([*base, *overlay], [*own[name], *place])
             measure_the_end(configs[name])
-            if name != BASE and all(configs[name][part] == configs[BASE][part] for part in ("model", "data")):
+            if name != BASE and decisive(configs[name]) == decisive(configs[BASE]):
                 what = f"--idea {','.join(overlay)}" if overlay else f"--sweep {own[name][-1].removeprefix('--')}"
-                raise BadInput(f"{what} changes nothing of the base's model or data.")
+                raise BadInput(f"{what} changes nothing of the base's model, data, length or precision.")
         plans += [(name, seed, config) for name, config in configs.items()]
     return plans
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's weights and numbers: the model, the data, and some of the trainer's settings."""
+    trainer = config["trainer"]
+    average = (trainer.get("callbacks") or {}).get("average")
+    return {**{part: config[part] for part in ("model", "data")}, "average": average} | {
+        key: trainer.get(key) for key in ("precision", "max_steps")
+    }
 
 
 def measure_the_end(config: dict[str, Any]) -> None:
@@ -169,12 +181,15 @@ def run_trial(plans: Sequence[Plan], out: Path, judging: "Judging | None" = None
 def check_same(config: dict[str, Any]) -> None:
     """Raise BadInput if the run in the configuration's folder was trained with another configuration or other code."""
     from alitok.training.changes import compare, grave_changes
+    from alitok.training.launch import steps_done, total_steps
 
     root = Path(config["trainer"]["default_root_dir"])
     again = "Take that back, delete that folder, or name another folder with --out."
     earlier = load_yaml(root / "config.yaml") if (root / "config.yaml").is_file() else config
-    if changes := grave_changes(compare(earlier, config)):
+    if changes := grave_changes(compare(earlier, config), more=("trainer.precision", "data.val_count")):
         raise BadInput(f"{root} was trained with other settings: {changes}. {again}")
+    if (done := steps_done(config)) > (total := total_steps(config)):
+        raise BadInput(f"{root} was trained {done:,} steps, which is more than {total:,}. {again}")
     if (file := code_file(config)).is_file():
         now = code_of(config)
         for name, digest in json.loads(file.read_text()).items():
@@ -197,10 +212,24 @@ def class_digests(config: Mapping[str, Any]) -> dict[str, str]:
 
     # the package's data classes are left out: they change often, and their tests hold the order and form of the data
     data = {name for name in class_paths(config["data"]) if not name.startswith("alitok.")}
-    files = {
-        name: inspect.getsourcefile(import_class(name)) for name in sorted(data.union(class_paths(config["model"])))
-    }
-    return {name: code_digest(file) if file else "" for name, file in files.items()}
+    return {name: source_digest(import_class(name)) for name in sorted(data.union(class_paths(config["model"])))}
+
+
+def source_digest(target: Any) -> str:
+    """Digest of the source of a class, of its parents in the same package, and of what ideas share; "" without one."""
+    package = str(getattr(target, "__module__", "")).partition(".")[0]
+    parents = [one for one in getattr(target, "__mro__", [target]) if one.__module__.partition(".")[0] == package]
+    modules = dict.fromkeys(one.__module__ for one in parents if one.__module__ not in INTERFACES)
+    waiting = list(modules)
+    while waiting:  # modules of `alitok.ideas.shared` that they import, at any depth
+        for value in vars(sys.modules[waiting.pop()]).values():
+            name = value.__name__ if inspect.ismodule(value) else str(getattr(value, "__module__", ""))
+            if name.startswith("alitok.ideas.shared.") and name not in modules:
+                modules[name] = None
+                waiting.append(name)
+    files = [sys.modules[name].__file__ for name in modules]
+    digests = [code_digest(file) for file in files if file]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest() if digests else ""
 
 
 def cost_of(config: dict[str, Any]) -> dict[str, float]:
@@ -218,7 +247,7 @@ def cost_of(config: dict[str, Any]) -> dict[str, float]:
 
 
 def measures(run: "Run") -> dict[str, float]:
-    """The run's numbers, without the name of the part in their keys.
+    """The run's numbers, without the name of the part in their keys. A judge's go before those of its own validation.
 
     Raises:
         BadInput: one is not finite.
@@ -226,4 +255,5 @@ def measures(run: "Run") -> dict[str, float]:
     for key, value in run.numbers.items():
         if not math.isfinite(value):
             raise BadInput(f"{run.folder}: {key} is {value}, so the run cannot be compared.")
-    return {key.rpartition(": ")[2]: value for key, value in run.numbers.items()}
+    judged_last = sorted(run.numbers.items(), key=lambda item: item[0].startswith("measures: "))
+    return {key.rpartition(": ")[2]: value for key, value in judged_last}

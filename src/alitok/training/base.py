@@ -69,6 +69,8 @@ class TrainingModule(L.LightningModule):
         tf32: bool = True,
     ) -> None:
         super().__init__()
+        if clip is not None and clip <= 0:
+            raise BadInput(f"model.clip must be above 0, not {clip}; null turns it off.")
         self.automatic_optimization = False
         self.schedule = Schedule(phases, warmup_steps)
         self.weight_decay = weight_decay

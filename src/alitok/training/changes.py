@@ -1,14 +1,14 @@
 """Compares the configuration of a checkpoint with the one that continues the run."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alitok.common.build import present
 from alitok.common.errors import BadInput
 
-# Keys, without `init_args`, that do not change what a run trains. Only dropout depends on micro-batches; the training
-# module warns of that, because only it has the number of devices.
+# Keys, without `init_args`, that do not change what a run trains. Only dropout and PatchGAN's BatchNorm depend on
+# micro-batches; the training module warns of dropout, because only it has the number of devices.
 HARMLESS = (
     r"trainer\.(?!callbacks\.average).*",
     r"data\.(num_workers|micro_batch|val_count)",
@@ -43,9 +43,10 @@ def check_changes(before: Mapping[str, Any], now: Mapping[str, Any], allow: bool
     return [f"continuing with a changed {_told(*item)}" for item in changes.items()]
 
 
-def grave_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
-    """Those results of `compare` that change what a run trains, as text; empty if there are none."""
-    grave = {key: pair for key, pair in changes.items() if not any(re.fullmatch(form, key) for form in HARMLESS)}
+def grave_changes(changes: Mapping[str, tuple[Any, Any]], more: Sequence[str] = ()) -> str:
+    """Those results of `compare` that change what a run trains, and those of the keys `more`, as text."""
+    harmless = {key for key in changes if key not in more and any(re.fullmatch(form, key) for form in HARMLESS)}
+    grave = {key: pair for key, pair in changes.items() if key not in harmless}
     return "; ".join(_told(*item) for item in grave.items())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alitok.artifacts.folder import load_generator, load_tokenizer
-from alitok.common.build import build_a
+from alitok.common.build import build_a, nearest
 from alitok.common.devices import send
 from alitok.common.errors import BadInput
 from alitok.common.random import stream
@@ -82,6 +82,13 @@ class GeneratorTraining(TrainingModule):
             self.recommended["sampler"] = sampler
         if fitted := [name for name, phase in self.schedule.phases.items() if phase.fit]:
             raise BadInput(f"phases.{fitted[0]}.fit: only a tokenizer's phases fit a quantizer; take `fit` out.")
+        for name, phase in self.schedule.phases.items():
+            others = {"trainable": phase.trainable, "adversarial": phase.adversarial, "quantize": not phase.quantize}
+            if key := next((key for key, given in others.items() if given), None):
+                raise BadInput(f"phases.{name}.{key}: only a tokenizer's phases have it; take it out.")
+            known = ["nats", *(losses or {})]
+            if other := next((term for term in phase.weights if term not in known), None):
+                raise BadInput(f"phases.{name}.weights: there is no loss {other!r}{nearest(other, known)}")
         self.terms = Terms(losses or {}, self.schedule, self.generator)
         self.heads = self.terms.heads
         self.corruptions: list[Corruption] = [build_a(Corruption, block) for block in (corruptions or {}).values()]
@@ -133,6 +140,9 @@ class GeneratorTraining(TrainingModule):
             raise BadInput(
                 f"The cache's codebook has {cache.codebook_size} codes, the generator's {self.generator.codebook_size}."
             )
+        for split in self.trainer.datamodule.splits.values():  # type: ignore[attr-defined]
+            if split.cache.codebook_size is None:
+                split.cache.codebook_size = self.generator.codebook_size  # so that an id beyond it is refused
         classes, known = len(cache.class_names or []), self.generator.num_classes
         if classes > known:
             raise BadInput(

@@ -47,7 +47,8 @@ def run(verb: str, config: dict[str, Any], allow_changes: bool = False, weights_
         other = grave_changes(compare(yaml.safe_load(kept.read_text()) or {}, config)) if kept.is_file() else ""
         with_other = f", with other settings ({other})" if other else ""
         end = (
-            f"{artifact_folder(config)} is finished ({total:,} steps){with_other}; name another folder to train again."
+            f"{artifact_folder(config)} is finished ({steps_done(config):,} steps){with_other}; name another folder to"
+            " train again."
         )
         _say(end, sys.stdout)
         return
@@ -197,8 +198,13 @@ def artifact_folder(config: Mapping[str, Any]) -> Path:
 
 def finished(config: Mapping[str, Any], total: int) -> bool:
     """Whether the run's artifact exists and has all steps."""
+    return steps_done(config) >= total
+
+
+def steps_done(config: Mapping[str, Any]) -> int:
+    """Steps of the run's artifact; 0 if there is none."""
     card = read_settings(artifact_folder(config) / "card.json") or {}
-    return (card.get("steps") or 0) >= total
+    return card.get("steps") or 0
 
 
 def quiet() -> None:

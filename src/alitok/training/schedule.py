@@ -70,6 +70,8 @@ class Schedule:
     def __init__(self, phases: Mapping[str, Mapping[str, Any]], warmup_steps: int = 0) -> None:
         if not phases:
             raise BadInput("phases is empty: a run needs at least one phase with steps and lr.")
+        if warmup_steps < 0:
+            raise BadInput(f"warmup_steps must be 0 or more, not {warmup_steps}.")
         self.phases = {name: _parse(name, block, list(phases)) for name, block in phases.items()}
         self.warmup_steps = warmup_steps
         self.total_steps = sum(phase.steps for phase in self.phases.values())

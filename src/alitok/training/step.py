@@ -78,6 +78,7 @@ def optimizer_step(module: "TrainingModule", batch: dict[str, Tensor]) -> StepRe
     for name, statistics in record.statistics.items():
         owner, update = player.updates[name]
         update_unless(record.bad, owner, update, merge_over_processes(statistics))
+    record.statistics.clear()  # the record waits for the next row of the log, and these may be large
 
     for group in player.optimizer.param_groups:
         group["lr"] = moment.lr * group["lr_factor"]

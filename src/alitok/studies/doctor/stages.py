@@ -215,6 +215,7 @@ def train(
         return bench_training.step_seconds(config, options.machine.device)
 
     config = bench_training.training_config(options, part, size, "bfloat16", 2)
+    config["model"]["init_args"] |= {"tf32": tf32}
     (turn,) = cost(config, Layout("cuda" if day.cuda else "cpu")).turns
     day.rate(name, seconds, batch, limit=2 / options.machine.seconds(turn.flops))
 
@@ -230,7 +231,7 @@ def stage1(day: Day) -> None:
     options, batch = day.options(experiment=None if day.tiny else "imagenet256"), 2 if day.tiny else 48
     load = perceptual.load
     for name, tf32, channels_last, compiled in (
-        ("as it is", False, False, False),
+        ("exact float32", False, False, False),
         ("TF32", True, False, False),
         ("TF32, channels last", True, True, False),
         ("TF32, compiled", True, False, True),
