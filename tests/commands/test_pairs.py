@@ -119,7 +119,7 @@ def test_all_tokens_of_a_picture_that_cannot_be_read_are_drawn(
 
     data = PairedDataModule(str(tmp_path / "pairs"), "direct", source=str(pictures), image_size=32, global_batch=9)
     data.setup("fit")
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, training=True)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, num_devices=1, global_step=0, training=True)
     taken = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
     assert DAMAGED not in taken["index"]
     assert torch.equal(taken["tokens"], pairs[0, taken["index"]])

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -225,12 +226,10 @@ def test_interrupted_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "report.html"
     path.write_text("old")
 
-    def half(self: Path, text: str, **options: str) -> int:
-        with open(self, "w") as file:
-            file.write(text[:100])
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BadInput, match="No space left"):
         write_report(path, **content())
     monkeypatch.undo()

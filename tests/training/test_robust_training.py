@@ -86,7 +86,7 @@ def test_a_batch_holds_center_crops_and_the_tokens_of_its_images(stage2: Path) -
     batches = {}
     for form in ("direct", "reencoded"):
         data = PairedDataModule(**{**arguments, "form": form, "augment": True})
-        data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, training=True)
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, num_devices=1, global_step=0, training=True)
         data.setup("fit")
         batches[form] = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
         plain = data.splits["train"].source[int(batches[form]["index"][0])][0]
