@@ -205,6 +205,7 @@ class Data(L.LightningDataModule):
         super().__init__()
         self.global_batch, self.micro_batch = batch, arguments.get("micro_batch")
         self.token_cache = None
+        self.splits = {}
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader(Batches(), batch_size=None)

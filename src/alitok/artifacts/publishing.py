@@ -108,8 +108,7 @@ def _is_dry_run(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    weights = {name for name in names if name.endswith((".yaml", ".safetensors"))}
-    return not names or (names >= {README, CARD} and names <= {README, CARD, GRID, *weights})
+    return not names or (names >= {README, CARD} and names <= {README, CARD, GRID, *filter(_is_part, names)})
 
 
 def upload(
@@ -147,6 +146,7 @@ def upload(
 
 
 def _is_part(path: str) -> bool:
+    """Whether a path in an artifact's folder is a module's configuration or weights."""
     return "/" not in path and path.endswith((".yaml", ".safetensors"))
 
 

@@ -155,14 +155,20 @@ class StreamedSource:
             reason = first_line(error)
             raise BadInput(f"Cannot read the row group {where}: {reason}; check the connection or the file.") from error
         value = row[self.image_column]
-        if isinstance(value, dict):
-            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        value = picture_in(value)
         if value is None:
             raise UnreadableImage(f"There is no image {where}; replace or remove the row.")
         label = row[self.label_column] if self.labels is None else int(self.labels[index])
         if label is None or not 0 <= label < len(self.classes):
             raise BadInput(f"The image {where} has the label {label}, not one of {len(self.classes)} classes.")
         return read_picture(value, where), label
+
+
+def picture_in(value: Any) -> Any:
+    """The bytes or the path of a picture in a cell of an image column; None without any."""
+    if not isinstance(value, dict):
+        return value
+    return value["bytes"] if value.get("bytes") is not None else value.get("path")
 
 
 def window_blocks(blocks: Tensor) -> int:

@@ -20,7 +20,7 @@ from alitok.data.listing import subfolders
 from alitok.data.local import load_files
 from alitok.data.pictures import UnreadableImage, read_picture
 from alitok.data.splits import beside, pick, role_of, role_of_file
-from alitok.data.streaming import ParquetRows, StreamedSource, features_of
+from alitok.data.streaming import ParquetRows, StreamedSource, features_of, picture_in
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 SAVED = ("dataset_dict.json", "state.json")  # files that `save_to_disk` writes
@@ -83,8 +83,7 @@ class TableSource:
         where = f"in row {index:,} of {self.name}"
         with _or_bad_input(f"Cannot read what is {where}"):
             value = self.rows[index][self.image_column]
-        if isinstance(value, dict):
-            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        value = picture_in(value)
         if value is None:
             raise UnreadableImage(f"There is no image {where}; replace or remove the row.")
         return read_picture(value, where), int(self.labels[index])

@@ -112,6 +112,7 @@ class Ready(L.LightningDataModule):
         super().__init__()
         self.global_batch = self.micro_batch = images
         self.token_cache = None
+        self.splits: dict[str, Any] = {}
         random = torch.Generator().manual_seed(0)
         if hasattr(model, "image_size"):
             content = {"image": torch.rand(images, 3, model.image_size, model.image_size, generator=random)}

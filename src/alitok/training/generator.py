@@ -140,10 +140,9 @@ class GeneratorTraining(TrainingModule):
             raise BadInput(
                 f"The cache's codebook has {cache.codebook_size} codes, the generator's {self.generator.codebook_size}."
             )
-        splits = getattr(self.trainer.datamodule, "splits", {}).values()  # type: ignore[attr-defined]
-        for part in (cache, *(split.cache for split in splits)):
-            if part.codebook_size is None:
-                part.codebook_size = self.generator.codebook_size  # so that an id beyond it is refused
+        for split in self.trainer.datamodule.splits.values():  # type: ignore[attr-defined]
+            if split.cache.codebook_size is None:
+                split.cache.codebook_size = self.generator.codebook_size  # so that an id beyond it is refused
         classes, known = len(cache.class_names or []), self.generator.num_classes
         if classes > known:
             raise BadInput(
